@@ -1,0 +1,1 @@
+"""Reading face sets: formats, decoding, order, loading, augmentation."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics on arrays, embedding extraction, benchmark protocols, reports."""

@@ -1,0 +1,1 @@
+"""Benchmark protocols: one file each; each exports `build(**args)`."""

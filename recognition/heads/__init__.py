@@ -1,0 +1,1 @@
+"""Margin heads: one file a loss; each exports `build(**args)`."""

@@ -1,0 +1,38 @@
+"""Installs `fastface`, the learning-rate schedulers, and declares what the rest of the checkout needs.
+
+Only `fastface` goes to site-packages: a top-level `data` or `eval` there would collide with the user's own.
+"""
+
+from setuptools import setup
+
+TRAIN = [
+    "torchvision",
+    "numpy>=1.24",
+    "opencv-python-headless>=4.8",
+    "scikit-learn>=1.3",
+    "tensorboard>=2.14",
+    "pyyaml>=6",
+    "rich>=13",
+    "matplotlib>=3.8",
+    "lmdb>=1.4",
+]
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]
+DEV = ["pytest>=8", "hypothesis>=6.100", "ruff", "mypy", "types-PyYAML"]
+
+setup(
+    name="fastface",
+    version="0.1.0",
+    description="Learning-rate schedulers that read the loss: FastFace and Moving Haar (arXiv 2404.11118)",
+    long_description="See the project's README.",
+    license="MIT",
+    packages=["fastface"],
+    python_requires=">=3.10",
+    install_requires=["torch>=2.4"],
+    extras_require={"train": TRAIN, "export": EXPORT, "dev": TRAIN + DEV},
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+)
