@@ -1,1 +1,1 @@
-"""Classifiers: one file each; each exports `build(**args) -> nn.Module` mapping (backbone, images, labels) to a loss."""
+"""Classifiers: one file each; each exports `build(**args)`, an nn.Module (backbone, images, labels) -> scalar loss."""
