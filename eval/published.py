@@ -1,0 +1,27 @@
+"""The published figures of a named row, for printing beside ours."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TABLE = Path(__file__).with_name("published.yaml")
+
+
+def published_row(name: str) -> dict[str, Any]:
+    """`source`, and for each benchmark its figures in percent. ValueError names the nearest rows that exist."""
+    table: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=3, cutoff=0.3)
+        raise ValueError(f"no published row {name!r}; there are: {', '.join(near or table)}")
+    return table[name]
+
+
+def published_figure(row: dict[str, Any], benchmark: str, metric: str) -> float | None:
+    """One figure, None if not published; `CFP-FP`, `cfp_fp` and `cfp fp` are one benchmark."""
+    key = benchmark.lower().replace("-", "_").replace(" ", "_")
+    figures = row.get(key)
+    return figures.get(metric) if isinstance(figures, dict) else None
