@@ -1,0 +1,100 @@
+"""iResNet, the improved residual network of face recognition (ArcFace, arXiv 1801.07698; blocks: arXiv 2004.04989).
+
+At width 64 the parameter names and shapes are insightface's (arcface_torch): its published state dicts load strictly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from recognition.recompute import recompute
+
+LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 200: (6, 26, 60, 6)}
+
+
+class Block(nn.Module):
+    """BN, 3x3, BN, PReLU, 3x3 (strided), BN, added to the input (or its strided 1x1 projection)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.prelu = nn.PReLU(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
+        out = self.bn3(self.conv2(out))
+        return out + (x if self.downsample is None else self.downsample(x))
+
+
+class IResNet(nn.Module):
+    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalised."""
+
+    def __init__(
+        self, layers: tuple[int, ...], *, width: int, size: int, embedding: int, dropout: float, checkpoint: bool
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.size = size
+        self.checkpoint = checkpoint
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.prelu = nn.PReLU(width)
+        self.layer1 = _stage(width, width, layers[0])
+        self.layer2 = _stage(width, 2 * width, layers[1])
+        self.layer3 = _stage(2 * width, 4 * width, layers[2])
+        self.layer4 = _stage(4 * width, 8 * width, layers[3])
+        self.bn2 = nn.BatchNorm2d(8 * width)
+        self.dropout = nn.Dropout(dropout)
+        side = -(-size // 16)  # four strides of two, each rounding up
+        self.fc = nn.Linear(8 * width * side * side, embedding)
+        self.features = nn.BatchNorm1d(embedding)
+        self.features.weight.requires_grad = False  # fixed at one, as published: the margin loss sets the scale
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, 0.1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.prelu(self.bn1(self.conv1(images)))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = recompute(block, x) if self.checkpoint and self.training else block(x)
+        x = self.dropout(torch.flatten(self.bn2(x), 1))
+        with torch.autocast(x.device.type, enabled=False):  # the embedding layer keeps full precision, as published
+            return self.features(self.fc(x.to(self.fc.weight.dtype)))
+
+
+def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(Block(inputs, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def build(
+    *,
+    depth: int = 50,
+    width: int = 64,
+    size: int = 112,
+    embedding: int = 512,
+    dropout: float = 0.0,
+    checkpoint: bool = False,
+) -> IResNet:
+    """An iResNet. `width`: channels of the first stage (64 published). `size`: side of the square input, pixels.
+
+    `dropout` in [0, 1) before the embedding layer; `checkpoint` recomputes each block in the backward pass.
+    """
+    if depth not in LAYERS:
+        raise ValueError(f"iresnet depth {depth}: expected one of {', '.join(map(str, LAYERS))}")
+    if width < 1 or size < 16 or embedding < 1:
+        found = f"width {width}, size {size}, embedding {embedding}"
+        raise ValueError(f"iresnet {found}: expected width and embedding of at least 1, size of at least 16")
+    return IResNet(
+        LAYERS[depth], width=width, size=size, embedding=embedding, dropout=dropout, checkpoint=checkpoint
+    )

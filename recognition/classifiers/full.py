@@ -1,0 +1,116 @@
+"""The full classifier: one centre (or a few) for every identity, all of them in every step's softmax."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from recognition.centres import check_choice, embedding_of, initial_centres, shard
+from recognition.chunked import FusedSGD, Options, auto_chunk, gather_batch, margin_loss
+from recognition.distributed import Ranks
+from recognition.margin import MarginHead
+
+
+class Full(nn.Module):
+    """(backbone, images, labels) -> mean loss of the global batch. `weight`: this rank's centres (C_local * K, D).
+
+    Without `sgd`, `weight` is a parameter and the run's optimizer trains it. With it (momentum, weight decay, dtype of
+    the velocity), `weight` and `velocity` are buffers and the backward pass takes their SGD step.
+    """
+
+    weight: torch.Tensor
+    velocity: torch.Tensor
+
+    def __init__(
+        self,
+        centres: torch.Tensor,
+        *,
+        rows: range,
+        options: Options,
+        ranks: Ranks,
+        sgd: tuple[float, float, torch.dtype] | None,
+    ) -> None:
+        super().__init__()
+        self.head = options.head
+        self.rows, self.options, self.ranks, self.sgd = rows, options, ranks, sgd
+        self.lr = 0.0
+        if sgd is None:
+            self.weight = nn.Parameter(centres)
+        else:
+            self.register_buffer("weight", centres)
+            self.register_buffer("velocity", torch.zeros_like(centres, dtype=sgd[2]))
+
+    def prepare(self, lr: float) -> None:
+        """Before the forward pass of each optimizer step: the rate of a fused update."""
+        self.lr = lr
+
+    def update(self) -> None:
+        """After a successful optimizer step. Nothing to do: the optimizer or the backward pass moved the centres."""
+
+    def forward(self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        embeddings = backbone(images)
+        with torch.autocast(images.device.type, enabled=False):
+            embeddings, labels = gather_batch(embeddings, labels, self.ranks)
+            places = torch.where((labels >= self.rows.start) & (labels < self.rows.stop), labels - self.rows.start, -1)
+            fused = None
+            if self.sgd is not None and self.training:
+                fused = FusedSGD(self.velocity, momentum=self.sgd[0], weight_decay=self.sgd[1], lr=self.lr)
+            return margin_loss(
+                embeddings,
+                self.weight,
+                places,
+                options=self.options,
+                ranks=self.ranks,
+                training=self.training,
+                fused=fused,
+            )
+
+
+def build(
+    *,
+    backbone: nn.Module,
+    classes: int,
+    head: MarginHead,
+    ranks: Ranks,
+    seed: int,
+    chunk: int | Literal["auto"] = "auto",
+    matmul: str = "float32",
+    sub_centres: int = 1,
+    filter_above: float = 0.0,
+    fused: bool = False,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    momentum_dtype: str = "float32",
+    accumulation: int = 1,
+    loss_scaling: bool = False,
+) -> Full:
+    """A full classifier for `classes` identities on embeddings of `backbone.embedding` numbers.
+
+    chunk: classes computed at a time. matmul: float32 or bfloat16 products. fused: take the centres' SGD step in the
+    backward pass, with `momentum`, `weight_decay` and the velocity kept in `momentum_dtype`. accumulation,
+    loss_scaling: what the run does (micro-batches a step; a GradScaler). Both forbid the fused update, which can
+    neither wait nor be taken back.
+    """
+    check_choice("classifier.matmul", matmul, ("float32", "bfloat16"))
+    check_choice("classifier.momentum_dtype", momentum_dtype, ("float32", "bfloat16"))
+    if fused and (accumulation > 1 or loss_scaling):
+        reason = f"accumulation {accumulation}" if accumulation > 1 else "fp16 loss scaling"
+        raise ValueError(f"classifier.fused: true with {reason}: the backward pass cannot update then; turn one off")
+    if sub_centres < 1 or (chunk != "auto" and chunk < 1):
+        raise ValueError(f"classifier.sub_centres {sub_centres}, classifier.chunk {chunk}: expected at least 1")
+    rows = shard(classes, ranks)
+    embedding = embedding_of(backbone)
+    scaled = range(rows.start * sub_centres, rows.stop * sub_centres)
+    centres = initial_centres(scaled, embedding, seed=seed)
+    device = next(backbone.parameters()).device
+    options = Options(
+        head=head,
+        chunk=auto_chunk(embedding * sub_centres, device) if chunk == "auto" else chunk,
+        half_matmul=matmul == "bfloat16",
+        sub_centres=sub_centres,
+        filter_above=filter_above,
+    )
+    sgd = (momentum, weight_decay, getattr(torch, momentum_dtype)) if fused else None
+    return Full(centres, rows=rows, options=options, ranks=ranks, sgd=sgd)

@@ -1,0 +1,21 @@
+"""ArcFace (arXiv 1801.07698, eq. 3): cos(theta + m) for the sample's own class."""
+
+from __future__ import annotations
+
+import torch
+
+from recognition.margin import MarginHead, add_angle, check_gradient, with_gradient
+
+
+class ArcFace(MarginHead):
+    def __init__(self, *, margin: float, scale: float, gradient: str, guard: bool) -> None:
+        super().__init__()
+        self.margin, self.scale, self.gradient, self.guard = margin, scale, check_gradient(gradient), guard
+
+    def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        return with_gradient(add_angle(cos_t, self.margin, guard=self.guard), cos_t, self.gradient)
+
+
+def build(*, margin: float = 0.5, scale: float = 64.0, gradient: str = "exact", guard: bool = True) -> ArcFace:
+    """margin in radians. The published rows use gradient "straight_through" and no guard."""
+    return ArcFace(margin=margin, scale=scale, gradient=gradient, guard=guard)
