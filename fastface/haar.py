@@ -1,0 +1,105 @@
+"""How fast the loss falls: the Haar responses of the FastFace paper (arXiv 2404.11118), in plain Python.
+
+A detector takes one finite loss a step and answers with its signal: positive while the loss falls, near zero when it
+has stopped falling, None while it has seen too few losses. `state()` is all it remembers, in numbers and lists.
+"""
+
+from typing import Any
+
+State = dict[str, Any]
+
+# Losses are summed as whole multiples of 2^-80 (8e-25), so sums of any length are exact and leave nothing behind.
+FIXED_POINT = 2.0**80
+
+
+class FastFaceDetector:
+    """D_t of FastFace (v2 of the paper), in constant time and memory.
+
+        E_0 = L_0           E_t = α L_t + (1 - α) E_{t-1}     exponential moving average of the loss
+                            H_t = E_{t-1} - E_t               Haar kernel [1, -1] on it
+        D_1 = H_1           D_t = β H_t + (1 - β) D_{t-1}     the same smoothing again; unit: loss per step
+
+    Eliminating E gives the paper's recurrence D_t = (2-α-β) D_{t-1} - (1-α)(1-β) D_{t-2} + αβ (L_{t-1} - L_t), exact
+    only if started with D_0 = D_1 = α (L_0 - L_1): from D_0 = 0 its near-double root lets one noisy first difference
+    grow for 1/α steps. The two stages kept here start exactly.
+
+    Args:
+        alpha: rate of the first average, in (0, 1].
+        beta: rate of the second average, in (0, 1].
+    """
+
+    def __init__(self, alpha: float = 1e-3, beta: float = 1e-3) -> None:
+        for name, rate in (("alpha", alpha), ("beta", beta)):
+            if not 0.0 < rate <= 1.0:
+                raise ValueError(f"{name} is {rate}: expected a rate above 0 and at most 1, such as 0.001")
+        self.alpha, self.beta = alpha, beta
+        self.average: float | None = None
+        self.rest = 0.0  # the part of the average below its last bit (Kahan), so that a slow fall is not rounded away
+        self.signal: float | None = None
+
+    def update(self, loss: float) -> float | None:
+        """Takes L_t (finite) and returns D_t; None at t = 0."""
+        average = self.average
+        if average is None:
+            self.average = loss
+            return None
+        fall = self.alpha * (average - loss + self.rest)
+        change = self.rest - fall
+        self.average = moved = average + change
+        self.rest = change - (moved - average)
+        signal = self.signal
+        self.signal = signal = fall if signal is None else signal + self.beta * (fall - signal)
+        return signal
+
+    def state(self) -> State:
+        return dict(vars(self))
+
+    def load(self, state: State) -> None:
+        vars(self).update(state)
+
+
+class MovingHaarDetector:
+    """H_t of Moving Haar (v1 of the paper): two moving windows of m losses, in constant time.
+
+        A_t = mean of L_{t-m+1} … L_t
+        H_t = (sum of A over the older ⌊m/2⌋ of A_{t-m} … A_{t-1} - sum of A over the newer ⌈m/2⌉) / m
+
+    The windows end one step before t, so the first response is at t = 2m - 1; its unit is that of the loss. An odd m is
+    unbalanced, as published: a constant loss c answers -c/m, not 0.
+    With Q_t the sum of all sums L_0 + … + L_{i-1} for i ≤ t, every sum of A is made of differences of Q, and
+    m² H_t = -Q_t + 2 Q_{t-⌈m/2⌉} - 2 Q_{t-m-⌈m/2⌉} + Q_{t-2m}. Q is a whole number, therefore exact: no drift, however
+    long the run. Memory: the last 2m + 1 values of Q.
+
+    Args:
+        window: m, in steps, at least 2.
+    """
+
+    def __init__(self, window: int) -> None:
+        if window < 2:
+            raise ValueError(f"window is {window}: expected at least 2 steps, such as the 4000 of the published run")
+        self.window = window
+        self.seen = 0
+        self.total = 0
+        self.sums = [0] * (2 * window + 1)  # a ring: Q_t lies at t modulo its length
+        self.signal: float | None = None
+
+    def update(self, loss: float) -> float | None:
+        """Takes L_t (finite, |L_t| < 1e284) and returns H_t; None while t < 2m - 1."""
+        sums, window, seen = self.sums, self.window, self.seen
+        head = seen % len(sums)
+        newest = sums[head]
+        if seen >= 2 * window - 1:
+            middle = head - (window + 1) // 2  # negative indices count from the ring's end, as a ring should
+            response = 2 * (sums[middle] - sums[middle - window]) - newest + sums[head - 2 * window]
+            self.signal = response / (window * window) / FIXED_POINT
+        self.total += int(loss * FIXED_POINT)
+        self.seen = seen = seen + 1
+        sums[seen % len(sums)] = newest + self.total
+        return self.signal
+
+    def state(self) -> State:
+        return {**vars(self), "sums": list(self.sums)}
+
+    def load(self, state: State) -> None:
+        vars(self).update(state)
+        self.sums = list(self.sums)

@@ -1,0 +1,27 @@
+"""Reading a loss off a GPU without making the CPU wait for the step that has just been queued."""
+
+import torch
+from torch import Tensor
+
+
+class PinnedCopy:
+    """One scalar on its way from a CUDA device to pinned memory.
+
+    `start` queues the copy and returns at once. `value` is called a step later: as a rule the GPU has passed the copy
+    by then. If it has not, `value` waits for it while the GPU still has the whole following step in its queue, so the
+    GPU does not idle; what is read never depends on timing, so that all ranks and resumed runs decide alike.
+    """
+
+    def __init__(self) -> None:
+        self.buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
+        self.copied = torch.cuda.Event()
+
+    def start(self, loss: Tensor) -> None:
+        """Queues the copy of a 0-d CUDA tensor on the current stream."""
+        self.buffer.copy_(loss.detach().double(), non_blocking=True)
+        self.copied.record(torch.cuda.current_stream(loss.device))
+
+    def value(self) -> float:
+        """The last scalar given to `start`."""
+        self.copied.synchronize()
+        return self.buffer.item()

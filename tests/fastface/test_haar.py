@@ -1,0 +1,148 @@
+"""The detectors against direct evaluations of their definitions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastface.haar import FastFaceDetector, MovingHaarDetector
+
+LONG = np.longdouble
+rates = st.sampled_from([1e-3, 5e-3, 0.02, 0.3, 1.0])
+losses = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=200)
+
+
+def fastface_definition(losses: Sequence[float], alpha: float, beta: float) -> np.ndarray:
+    """D_1 … D_n of the two-stage definition, in long double. Losses are taken relative to the first one (D is unchanged
+    by it), so that a constant loss gives exactly 0 and no rounding of its level."""
+    a, b = LONG(alpha), LONG(beta)
+    shifted = np.asarray(losses, dtype=LONG) - LONG(losses[0])
+    average, signals = LONG(0), []
+    for loss in shifted[1:]:
+        before, average = average, a * loss + (1 - a) * average
+        fall = before - average
+        signals.append(fall if not signals else b * fall + (1 - b) * signals[-1])
+    return np.array(signals)
+
+
+def fastface_recurrence(losses: Sequence[float], alpha: float, beta: float) -> np.ndarray:
+    """D_1 … D_n by the paper's three-term recurrence, from D_0 = D_1 = α (L_0 - L_1), in long double."""
+    a, b = LONG(alpha), LONG(beta)
+    values = np.asarray(losses, dtype=LONG)
+    signals = [a * (values[0] - values[1])] * 2
+    for t in range(2, len(values)):
+        fall = a * b * (values[t - 1] - values[t])
+        signals.append((2 - a - b) * signals[-1] - (1 - a) * (1 - b) * signals[-2] + fall)
+    return np.array(signals[1:])
+
+
+def run_fastface(losses: Sequence[float], alpha: float, beta: float) -> np.ndarray:
+    detector = FastFaceDetector(alpha, beta)
+    signals = [detector.update(loss) for loss in losses]
+    assert signals[0] is None
+    return np.array(signals[1:], dtype=LONG)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, relative: float) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
+
+
+def long_sequences() -> dict[str, list[float]]:
+    generator = np.random.default_rng(0)
+    steps = np.arange(50_000)
+    falling = 3 + 43 * np.exp(-steps / 9e3) + generator.normal(0, 0.8, steps.size)
+    spiky = np.where(generator.random(steps.size) < 1e-3, 1e6, falling)
+    return {
+        "random": generator.normal(0, 1, steps.size).tolist(),
+        "falling": falling.tolist(),
+        "spiky": spiky.tolist(),
+        "high": (1e9 + falling).tolist(),
+    }
+
+
+@given(losses, rates, rates)
+def test_fastface_equals_its_definition(losses: list[float], alpha: float, beta: float) -> None:
+    assert_close(run_fastface(losses, alpha, beta), fastface_definition(losses, alpha, beta), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["random", "falling", "spiky", "high"])
+def test_fastface_equals_its_definition_on_long_sequences(name: str) -> None:
+    values = long_sequences()[name]
+    assert_close(run_fastface(values, 1e-3, 1e-3), fastface_definition(values, 1e-3, 1e-3), 1e-10)
+
+
+@given(st.floats(-1e6, 1e6), rates, rates)
+def test_fastface_of_a_constant_is_zero(loss: float, alpha: float, beta: float) -> None:
+    assert not run_fastface([loss] * 50, alpha, beta).any()
+
+
+@given(losses, rates, rates)
+def test_three_term_recurrence_equals_the_two_stages(losses: list[float], alpha: float, beta: float) -> None:
+    assert_close(run_fastface(losses, alpha, beta), fastface_recurrence(losses, alpha, beta), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["random", "falling", "spiky"])
+def test_three_term_recurrence_equals_the_two_stages_on_long_sequences(name: str) -> None:
+    values = long_sequences()[name]
+    assert_close(run_fastface(values, 1e-3, 1e-3), fastface_recurrence(values, 1e-3, 1e-3), 1e-9)
+
+
+def moving_haar_definition(losses: Sequence[float], window: int) -> np.ndarray:
+    """H_t from t = 2m - 1 on: a moving mean, then the step kernel, each by np.convolve."""
+    means = np.convolve(np.asarray(losses), np.full(window, 1 / window), mode="valid")
+    newer = (window + 1) // 2
+    kernel = np.concatenate([-np.ones(newer), np.ones(window - newer)]) / window
+    return np.convolve(means, kernel, mode="valid")[:-1]
+
+
+def run_moving_haar(losses: Sequence[float], window: int) -> np.ndarray:
+    detector = MovingHaarDetector(window)
+    signals = [detector.update(loss) for loss in losses]
+    assert signals[: 2 * window - 1] == [None] * min(len(losses), 2 * window - 1)
+    return np.array(signals[2 * window - 1 :], dtype=float)
+
+
+@given(st.integers(2, 20), st.data())
+def test_moving_haar_equals_convolution(window: int, data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.floats(-1e3, 1e3), min_size=2 * window, max_size=6 * window + 3))
+    expected = moving_haar_definition(values, window)
+    np.testing.assert_allclose(
+        run_moving_haar(values, window), expected, rtol=0, atol=1e-11 * (1 + np.max(np.abs(values)))
+    )
+
+
+@pytest.mark.parametrize("window", [1000, 1001])
+def test_moving_haar_equals_convolution_on_long_sequences(window: int) -> None:
+    values = long_sequences()["falling"]
+    np.testing.assert_allclose(
+        run_moving_haar(values, window), moving_haar_definition(values, window), rtol=0, atol=1e-10
+    )
+
+
+def test_moving_haar_forgets_a_spike_completely() -> None:
+    values = [*long_sequences()["random"][:500], 1e30, *long_sequences()["random"][500:1000]]
+    fresh = run_moving_haar(values[501:], 50)
+    np.testing.assert_array_equal(run_moving_haar(values, 50)[-fresh.size :], fresh)
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 30))
+def test_moving_haar_of_a_constant(window: int) -> None:
+    expected = -3.0 / window if window % 2 else 0.0
+    assert run_moving_haar([3.0] * (3 * window), window) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "name"), [(0.0, 0.1, "alpha"), (0.1, 1.5, "beta"), (float("nan"), 0.1, "alpha")]
+)
+def test_rates_outside_their_range_are_refused(alpha: float, beta: float, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is"):
+        FastFaceDetector(alpha, beta)
+
+
+def test_a_window_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="window is 1"):
+        MovingHaarDetector(1)
