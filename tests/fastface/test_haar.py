@@ -47,7 +47,8 @@ def run_fastface(losses: Sequence[float], alpha: float, beta: float) -> np.ndarr
 
 def assert_close(found: np.ndarray, expected: np.ndarray, relative: float) -> None:
     assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
+    smallest = 1e-300  # below it double precision has fewer digits
+    assert np.abs(found - expected).max() <= relative * np.abs(expected).max() + smallest
 
 
 def long_sequences() -> dict[str, list[float]]:
@@ -63,6 +64,7 @@ def long_sequences() -> dict[str, list[float]]:
     }
 
 
+@settings(deadline=None)
 @given(losses, rates, rates)
 def test_fastface_equals_its_definition(losses: list[float], alpha: float, beta: float) -> None:
     assert_close(run_fastface(losses, alpha, beta), fastface_definition(losses, alpha, beta), 1e-10)
@@ -74,11 +76,13 @@ def test_fastface_equals_its_definition_on_long_sequences(name: str) -> None:
     assert_close(run_fastface(values, 1e-3, 1e-3), fastface_definition(values, 1e-3, 1e-3), 1e-10)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), rates, rates)
 def test_fastface_of_a_constant_is_zero(loss: float, alpha: float, beta: float) -> None:
     assert not run_fastface([loss] * 50, alpha, beta).any()
 
 
+@settings(deadline=None)
 @given(losses, rates, rates)
 def test_three_term_recurrence_equals_the_two_stages(losses: list[float], alpha: float, beta: float) -> None:
     assert_close(run_fastface(losses, alpha, beta), fastface_recurrence(losses, alpha, beta), 1e-9)
@@ -105,6 +109,7 @@ def run_moving_haar(losses: Sequence[float], window: int) -> np.ndarray:
     return np.array(signals[2 * window - 1 :], dtype=float)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 20), st.data())
 def test_moving_haar_equals_convolution(window: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.floats(-1e3, 1e3), min_size=2 * window, max_size=6 * window + 3))
@@ -128,7 +133,7 @@ def test_moving_haar_forgets_a_spike_completely() -> None:
     np.testing.assert_array_equal(run_moving_haar(values, 50)[-fresh.size :], fresh)
 
 
-@settings(max_examples=20)
+@settings(deadline=None)
 @given(st.integers(2, 30))
 def test_moving_haar_of_a_constant(window: int) -> None:
     expected = -3.0 / window if window % 2 else 0.0
