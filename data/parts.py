@@ -1,0 +1,27 @@
+"""Finding a part by its file name: the folder of parts is the registry.
+
+`heads/arcface.py` is the head `arcface`. Files whose names begin with an underscore are helpers, not parts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def part_names(package: str) -> list[str]:
+    """Names of all parts in a package, e.g. part_names("recognition.heads") -> ["adaface", "arcface", ...]."""
+    paths = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(paths) if not module.name.startswith("_"))
+
+
+def find_part(package: str, name: str) -> ModuleType:
+    """The module `package.name`. ValueError names the nearest parts that exist."""
+    names = part_names(package)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
+        raise ValueError(f"no {package.rpartition('.')[2]} part named {name!r}; {hint}")
+    return importlib.import_module(f"{package}.{name}")
