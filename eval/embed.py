@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+
 from data.decode import DecodeError, decode
 
 Embed = Callable[[torch.Tensor], torch.Tensor]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from data.faces import open_faces
 
+from data.faces import open_faces
 from data.types import FaceSet
 from eval.bin_file import read_bin
 from eval.embed import Images
