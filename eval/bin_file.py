@@ -117,7 +117,11 @@ def _interpret(source: Any, *, max_steps: int) -> Any:
     memo: dict[int, Any] = {}
 
     def to_mark() -> list[Any]:
-        at = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is _Mark)
+        at = len(stack) - 1
+        while at >= 0 and stack[at] is not _Mark:
+            at -= 1
+        if at < 0:
+            raise ValueError("items without a mark")
         items = stack[at + 1 :]
         del stack[at:]
         return items

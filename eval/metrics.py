@@ -6,6 +6,7 @@ squared distances (the ten-fold protocol) where the distance is below it, as pub
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +17,33 @@ GRID.setflags(write=False)
 
 @dataclass(frozen=True)
 class Roc:
-    """Every operating point, strictest first. far, tar: float64 (K,), non-decreasing, from (0, 0) to (1, 1).
+    """Every operating point, strictest first, as counts: the 15.7 M pairs of IJB-C would be 375 MB as rates.
 
-    thresholds: float64 (K,), decreasing, the first one inf: scores at or above it are accepted.
-    genuine, impostors: number of pairs behind tar and far.
+    false_accepts, true_accepts: integers (K,), non-decreasing, from 0 to the number of impostor and genuine pairs.
+    thresholds: (K,), decreasing, the first one inf: scores at or above it are accepted.
     """
 
-    far: np.ndarray
-    tar: np.ndarray
+    false_accepts: np.ndarray
+    true_accepts: np.ndarray
     thresholds: np.ndarray
-    genuine: int
-    impostors: int
+
+    @property
+    def impostors(self) -> int:
+        return int(self.false_accepts[-1])
+
+    @property
+    def genuine(self) -> int:
+        return int(self.true_accepts[-1])
+
+    @property
+    def far(self) -> np.ndarray:
+        """False accept rate float64 (K,)."""
+        return self.false_accepts / self.impostors
+
+    @property
+    def tar(self) -> np.ndarray:
+        """True accept rate float64 (K,)."""
+        return self.true_accepts / self.genuine
 
 
 @dataclass(frozen=True)
@@ -127,16 +144,16 @@ def fold_tar(distances: np.ndarray, same: np.ndarray, far: float, *, folds: int 
     tar, got = np.full(folds, np.nan), np.full(folds, np.nan)
     for k in range(folds):
         test = fold == k
-        threshold = _strict_threshold(-distances[~test & ~same], far)
+        threshold = strict_threshold(-distances[~test & ~same], far)
         for rates, kind in ((tar, same), (got, ~same)):
             if (test & kind).any():
                 rates[k] = np.mean(-distances[test & kind] > threshold)
     return tar, got
 
 
-def _strict_threshold(impostors: np.ndarray, far: float) -> float:
+def strict_threshold(impostors: np.ndarray, far: float) -> float:
     """Score that must be exceeded so that at most a share `far` of the impostors is accepted."""
-    allowed = int(np.floor(far * len(impostors) + 1e-9))  # 1e-3 * 3000 is 3, whatever the rounding
+    allowed = _allowed(far, len(impostors))
     if allowed >= len(impostors):
         return -np.inf
     return float(np.partition(impostors, len(impostors) - 1 - allowed)[len(impostors) - 1 - allowed])
@@ -155,50 +172,62 @@ def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
         raise ValueError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN: an embedding is not finite")
     order = np.argsort(scores)[::-1]
     values, accepted = scores[order], np.cumsum(same[order], dtype=np.int32)
-    ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))
-    tps = np.append(0, accepted[ends])
-    fps = np.append(0, ends + 1 - accepted[ends])
-    impostors = len(same) - genuine
-    return Roc(fps / impostors, tps / genuine, np.append(np.inf, values[ends].astype(np.float64)), genuine, impostors)
+    del order
+    ends = np.flatnonzero(np.append(values[1:] != values[:-1], True)).astype(np.int32)
+    infinity = np.array([np.inf], values.dtype if values.dtype.kind == "f" else np.float64)
+    true_accepts = np.append(np.int32(0), accepted[ends])
+    false_accepts = np.append(np.int32(0), ends + 1) - true_accepts
+    return Roc(false_accepts, true_accepts, np.append(infinity, values[ends]))
 
 
 def auc(curve: Roc) -> float:
     """Area under the ROC: the chance that a genuine pair scores above an impostor, ties counting half."""
-    return float(np.sum(np.diff(curve.far) * (curve.tar[1:] + curve.tar[:-1]) / 2))
+    true_accepts = curve.true_accepts.astype(np.int64)
+    twice = np.sum(np.diff(curve.false_accepts) * (true_accepts[1:] + true_accepts[:-1]))
+    return float(twice / 2 / curve.genuine / curve.impostors)
 
 
 def eer(curve: Roc) -> float:
     """Equal error rate: where the ROC's straight segments cross FAR = 1 - TAR."""
-    gap = curve.far - (1 - curve.tar)  # rises from -1 to 1
+    gap = curve.far + curve.tar - 1  # rises from -1 to 1
     k = int(np.argmax(gap >= 0))
-    share = -gap[k - 1] / (gap[k] - gap[k - 1])
-    return float(curve.far[k - 1] + share * (curve.far[k] - curve.far[k - 1]))
+    before, after = curve.false_accepts[k - 1], curve.false_accepts[k]
+    return float((before - gap[k - 1] / (gap[k] - gap[k - 1]) * (after - before)) / curve.impostors)
 
 
 def tar_at_far(curve: Roc, far: float) -> float:
     """Strict: the highest TAR at a threshold whose FAR does not exceed `far`."""
-    allowed = (np.floor(far * curve.impostors + 1e-9) + 0.5) / curve.impostors
-    return float(curve.tar[np.searchsorted(curve.far, allowed, side="right") - 1])
+    k = np.searchsorted(curve.false_accepts, _allowed(far, curve.impostors), side="right") - 1
+    return float(curve.true_accepts[k] / curve.genuine)
+
+
+def _allowed(rate: float, count: int) -> int:
+    """How many of `count` a rate allows; 1e-3 of 3000 is 3, whatever the rounding of their product."""
+    return int(np.floor(rate * count + 1e-9))
 
 
 def corners(curve: Roc) -> tuple[np.ndarray, np.ndarray]:
     """(far, tar) without the points inside straight runs: scikit-learn's `drop_intermediate`, for the published rule.
 
-    A point goes where the counts before and after it change alike, compared as counts and not as rounded rates.
+    Dropped is a point where the counts grow alike before and after it; never the first above the origin.
     """
-    fps = np.rint(curve.far * curve.impostors).astype(np.int64)
-    tps = np.rint(curve.tar * curve.genuine).astype(np.int64)
-    keep = np.ones(len(fps), bool)
-    # scikit-learn drops before it puts the origin in front, so the first real point always stays.
-    keep[2:-1] = (np.diff(fps[1:], 2) != 0) | (np.diff(tps[1:], 2) != 0)
-    return curve.far[keep], curve.tar[keep]
+    keep = np.ones(len(curve.true_accepts), bool)
+    keep[2:-1] = np.diff(curve.false_accepts[1:], 2) != 0
+    keep[2:-1] |= np.diff(curve.true_accepts[1:], 2) != 0
+    return curve.false_accepts[keep] / curve.impostors, curve.true_accepts[keep] / curve.genuine
 
 
-def nearest_tar(curve: Roc, far: float) -> float:
-    """As IJB figures are published: TAR of the ROC corner nearest to `far`, which may lie above it.
+def nearest_tar(curve: Roc, fars: Sequence[float]) -> list[float]:
+    """As IJB figures are published: for each FAR, TAR of the ROC corner nearest to it, which may lie above it.
 
     Of corners equally near the one with the higher FAR counts, of those at one FAR the one with the highest TAR.
     """
-    fars, tars = corners(curve)
-    gaps = np.abs(fars - far)
-    return float(tars[len(gaps) - 1 - int(np.argmin(gaps[::-1]))])
+    corner_fars, corner_tars = corners(curve)
+    found = []
+    for far in fars:
+        at = np.searchsorted(corner_fars, far)
+        near = corner_fars[max(at - 1, 0) : at + 1]
+        gaps = np.abs(near - far)
+        best = near[len(gaps) - 1 - int(np.argmin(gaps[::-1]))]
+        found.append(float(corner_tars[np.searchsorted(corner_fars, best, side="right") - 1]))
+    return found

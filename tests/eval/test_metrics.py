@@ -82,7 +82,7 @@ def test_tar_at_far_strict_and_nearest(case: str, far: float) -> None:
     fars, tars, _ = roc_curve(same, -distances)
     fars, tars = np.flipud(fars), np.flipud(tars)  # as published: the largest TAR of one FAR comes first
     nearest = min(zip(abs(fars - far), range(len(fars)), strict=True))[1]
-    assert metrics.nearest_tar(curve, far) == tars[nearest]
+    assert metrics.nearest_tar(curve, [far]) == [tars[nearest]]
 
 
 @pytest.mark.parametrize("case", cases())

@@ -1,0 +1,194 @@
+"""The pair benchmark end to end on drawn images, from each of its sources."""
+
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from eval.benchmarks.pairs import PairBenchmark, build
+from eval.bin_file import write_bin
+from eval.pair_lists import from_faces, from_list, read_pair_list
+
+SHARED = Path(__file__).parents[2] / "../shared/data/faces"
+
+
+def embed(images: torch.Tensor) -> torch.Tensor:
+    """Mean colours of the four quarters, not symmetric under mirroring."""
+    return torch.nn.functional.adaptive_avg_pool2d(images.float() - 110, 2).flatten(1)
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """24 people of 3 drawn images, and pairs.txt with 12 + 12 pairs in each of ten folds."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "images"
+    for person in range(24):
+        base = rng.integers(0, 256, (2, 2, 3))
+        for number in range(1, 4):
+            noisy = np.clip(base + rng.normal(0, 25, (2, 2, 3)), 0, 255).astype(np.uint8)
+            path = root / f"P_{person}" / f"P_{person}_{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), cv2.resize(noisy, (32, 32), interpolation=cv2.INTER_NEAREST))
+    lines = ["10\t12"]
+    for _ in range(10):
+        for _ in range(12):
+            number = rng.integers(1, 4)
+            lines.append(f"P_{rng.integers(0, 24)}\t{number}\t{number % 3 + 1}")
+        for _ in range(12):
+            p, q = rng.choice(24, 2, replace=False)
+            lines.append(f"P_{p}\t{rng.integers(1, 4)}\tP_{q}\t{rng.integers(1, 4)}")
+    (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def literal_accuracy(folder: Path, mirror: bool) -> tuple[float, float]:
+    """The published protocol with plain loops: every image of every pair read, embedded and compared by itself."""
+    names, same = read_pair_list(folder / "pairs.txt")
+    distances = []
+    for pair in names:
+        sides = []
+        for name in pair:
+            bgr = cv2.resize(cv2.imread(f"{folder}/images/{name}.png"), (16, 16), interpolation=cv2.INTER_AREA)
+            pixels = torch.from_numpy(bgr[:, :, ::-1].transpose(2, 0, 1).copy())[None]
+            vector = embed(pixels)[0] + (embed(pixels.flip(3))[0] if mirror else 0)
+            sides.append(vector.double().numpy() / np.linalg.norm(vector.double().numpy()))
+        distances.append(np.sum((sides[0] - sides[1]) ** 2))
+    d, folds = np.array(distances), np.arange(len(same)) * 10 // len(same)
+    accuracy = []
+    for k in range(10):
+        train = folds != k
+        right = [np.mean((d[train] < t) == same[train]) for t in np.arange(0, 4, 0.01)]
+        best = np.arange(0, 4, 0.01)[int(np.argmax(right))]
+        accuracy.append(np.mean((d[~train] < best) == same[~train]))
+    return 100 * float(np.mean(accuracy)), 100 * float(np.std(accuracy))
+
+
+def pack(folder: Path, compression: int) -> Path:
+    path = folder / "images.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted((folder / "images").rglob("*.png")):
+            archive.write(file, f"deep/down/{file.parent.name}/{file.name}")
+    return path
+
+
+def test_every_source_gives_the_literal_figures(people: Path) -> None:
+    pairs = from_list(people / "pairs.txt", people / "images")
+    order = np.stack([pairs.first, pairs.second], 1).ravel()
+    encoded = [pairs.images.read(int(i)) for i in order]
+    write_bin(people / "set.bin", encoded, pairs.same)
+    (people / "imgs").mkdir()
+    for i, content in enumerate(encoded):
+        (people / "imgs" / f"{i}.png").write_bytes(content)
+    np.save(people / "pair_label.npy", pairs.same)
+    names = [pairs.images.describe(int(i)).split("images/")[1] for i in order]
+    lines = [f"{names[2 * i]} {names[2 * i + 1]} {int(same)}\n" for i, same in enumerate(pairs.same)]
+    (people / "plain.txt").write_text("".join(lines))
+
+    mirrored, plain = literal_accuracy(people, mirror=True), literal_accuracy(people, mirror=False)
+    assert 75 < mirrored[0] < 100
+    assert mirrored != plain
+    for source in (
+        {"pairs": f"{people}/pairs.txt", "images": f"{people}/images"},
+        {"pairs": f"{people}/pairs.txt", "images": str(pack(people, zipfile.ZIP_STORED))},
+        {"pairs": f"{people}/plain.txt", "images": f"{people}/images"},
+        {"bin": f"{people}/set.bin"},
+        {"folder": str(people)},
+    ):
+        result = build(name="drawn", **source).run(embed, 16)
+        for key, expected in (("accuracy", mirrored), ("accuracy_without_mirror", plain)):
+            found = result.metrics[key], result.metrics[f"{key}_std"]
+            assert found == pytest.approx(expected, abs=1e-9)
+        unmirrored = build(name="drawn", mirror=False, **source).run(embed, 16)
+        assert unmirrored.metrics["accuracy"] == pytest.approx(plain[0], abs=1e-9)
+        assert result.notes == ()
+
+
+def test_worst_pairs_are_wrong_decisions_in_order(people: Path) -> None:
+    result = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images").run(embed, 16)
+    accepts = [pair.score for pair in result.worst if not pair.same]
+    rejects = [pair.score for pair in result.worst if pair.same]
+    assert accepts == sorted(accepts, reverse=True)
+    assert rejects == sorted(rejects)
+    assert accepts
+    limit = 1 - result.metrics["threshold"] / 2
+    assert min(accepts) > limit >= max(rejects, default=-1)
+    for pair in result.worst:
+        assert (Path(pair.names[0]).parent == Path(pair.names[1]).parent) == pair.same
+        assert pair.images[0] == Path(pair.names[0]).read_bytes()
+
+
+def test_drawn_pairs_are_balanced_disjoint_and_repeatable(people: Path) -> None:
+    pairs = from_faces(people / "images", count=60, seed=1)
+    faces = pairs.images
+    labels = faces.labels  # type: ignore[attr-defined]
+    again = from_faces(people / "images", count=60, seed=1)
+    assert (pairs.first.tolist(), pairs.second.tolist()) == (again.first.tolist(), again.second.tolist())
+    assert pairs.first.tolist() != from_faces(people / "images", count=60, seed=2).first.tolist()
+    assert ((labels[pairs.first] == labels[pairs.second]) == pairs.same).all()
+    assert (pairs.first != pairs.second).all()
+    assert len({(a, b) for a, b in zip(pairs.first, pairs.second, strict=True)}) == 60
+    folds = [slice(6 * k, 6 * k + 6) for k in range(10)]
+    assert all(pairs.same[fold].sum() == 3 for fold in folds)
+    seen = [set(labels[pairs.first[fold]]) | set(labels[pairs.second[fold]]) for fold in folds]
+    assert all(not (a & b) for i, a in enumerate(seen) for b in seen[:i])
+    assert pairs.notes == ()
+    with pytest.raises(ValueError, match="count=2000"):
+        from_faces(people / "images", count=2000)
+    with pytest.raises(ValueError, match="multiple of 20"):
+        from_faces(people / "images", count=50)
+
+
+def test_unfair_order_is_told(people: Path) -> None:
+    lines = (people / "pairs.txt").read_text().splitlines()
+    (people / "sorted.txt").write_text("\n".join(sorted(lines[1:], key=lambda line: line.count("\t"))))
+    result = build(name="drawn", pairs=f"{people}/sorted.txt", images=f"{people}/images").run(embed, 16)
+    assert "unfair" in result.notes[0]
+
+
+def test_missing_and_wrong_files(people: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"lfw: /nowhere.bin: no such file.*optional"):
+        build(name="lfw", bin="/nowhere.bin")
+    skipped = build(name="lfw", bin="/nowhere.bin", optional=True).run(embed, 16)
+    assert skipped.metrics == {}
+    assert "/nowhere.bin" in str(skipped.skipped)
+    with pytest.raises(ValueError, match="one source"):
+        build(name="lfw", pairs="x.txt")
+    with pytest.raises(ValueError, match="compressed"):
+        from_list(people / "pairs.txt", pack(people, zipfile.ZIP_DEFLATED))
+    (people / "bad.txt").write_text("P_1 1 2\nP_1 one 2\n")
+    with pytest.raises(ValueError, match=r"bad.txt, line 2"):
+        read_pair_list(people / "bad.txt")
+    victim = next((people / "images").rglob("*_0001.png"))
+    victim.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=victim.name):
+        run_all(build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images"))
+    victim.unlink()
+    with pytest.raises(FileNotFoundError, match=victim.stem):
+        run_all(build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images"))
+
+
+def run_all(benchmark: PairBenchmark) -> None:
+    benchmark.run(embed, 16)
+
+
+def test_diverged_model_is_told(people: Path) -> None:
+    benchmark = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images")
+    with pytest.raises(ValueError, match="diverged"):
+        benchmark.run(lambda images: torch.full((len(images), 4), float("nan")), 16)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+def test_published_protocol_on_a_published_model(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    from eval.__main__ import main
+
+    stem = SHARED / "lfw_embeddings_mobilefacenet"
+    sources = ["--embeddings", f"{stem}.npy", "--names", f"{stem}.txt", "--pairs", f"{SHARED}/protocol/pairs.txt"]
+    assert main(["pairs", *sources, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (round(figures["accuracy"], 3), round(figures["accuracy_std"], 3)) == (99.283, 0.435)
+    assert (round(figures["exact_accuracy"], 3), round(figures["exact_accuracy_std"], 3)) == (99.317, 0.411)
