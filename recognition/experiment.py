@@ -1,0 +1,232 @@
+"""The one place where the parts meet: from a config to a trained, evaluated run folder, and from a run folder to a model."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.augment import normalise
+from data.faces import open_faces
+from data.loader import Loader
+from data.parts import find_part
+from data.types import FaceSet
+from eval import report
+from recognition.checkpoint import load_tensors
+from recognition.config import Config, ConfigError, build_part, parse_config
+from recognition.distributed import Ranks, ranks_of_this_run
+from recognition.run_folder import open_run_folder, plot_training
+from recognition.trainer import Parts, autocast, steps_per_epoch, train
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A trained backbone as a function: uint8 (B,3,S,S) RGB -> float32 (B,D) embeddings, not normalised.
+
+    size: S, the side of the input in pixels. precision: as `run.precision`.
+    """
+
+    backbone: nn.Module
+    size: int
+    device: torch.device
+    precision: str = "fp32"
+    channels_last: bool = False
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with torch.inference_mode(), autocast(self.device, self.precision):
+                batch = normalise(images.to(self.device, non_blocking=True))
+                if self.channels_last:
+                    batch = batch.contiguous(memory_format=torch.channels_last)
+                return self.backbone(batch).float()
+        finally:
+            self.backbone.train(training)
+
+
+def run(config: Config, source: str, *, resume: bool = False) -> Path:
+    """Train and evaluate as `config` says and return the run folder; `source` names the config file in errors.
+
+    Raises ConfigError for what the config asks and this machine or these files can't give, before training begins.
+    """
+    device = choose_device(config, source)
+    with ranks_of_this_run(device) as ranks:
+        faces = _open_training_faces(config, source)
+        benchmarks = _build_benchmarks(config, source)
+        if ranks.rank == 0:
+            folder = open_run_folder(config, resume)
+        ranks.barrier()
+        folder = Path(config.run.output)
+        parts = build_parts(config, faces, device, ranks, source)
+        embed = Embedder(parts.backbone, config.data.size, device, config.run.precision, config.run.channels_last)
+
+        def evaluate(step: int) -> dict[str, float]:
+            results = [(b.name, b.run(embed, embed.size)) for b in benchmarks]
+            report.write(folder, results)
+            return {f"{name}/{metric}": value for name, result in results for metric, value in result.metrics.items()}
+
+        train(config, parts, folder, evaluate, resume=resume)
+        if ranks.rank == 0:
+            plot_training(folder)
+    return folder
+
+
+def choose_device(config: Config, source: str) -> torch.device:
+    """The device of `run.device`; auto takes cuda, then mps, then cpu. Raises ConfigError for one that is not here."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = config.run.device
+    if name == "auto":
+        name = next(kind for kind, found in here.items() if found)  # type: ignore[assignment]
+    if not here[name]:
+        have = ", ".join(kind for kind, found in here.items() if found)
+        raise ConfigError(f"{source}: run.device: found {name!r}, but this machine has only {have}; use auto")
+    return torch.device(name)
+
+
+def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks, source: str) -> Parts:
+    """Everything that `train` needs, on `device`, seeded by `run.seed`."""
+    optim, run_ = config.optim, config.run
+    torch.manual_seed(run_.seed)
+    loader = Loader(
+        faces,
+        batch_size=optim.batch_size,
+        size=config.data.size,
+        seed=run_.seed,
+        threads=config.data.threads,
+        rank=ranks.rank,
+        world=ranks.world,
+    )
+    per_epoch = steps_per_epoch(config, loader)
+    if per_epoch < 1:
+        raise ConfigError(
+            f"{source}: optim.batch_size: {optim.batch_size} × accumulation {optim.accumulation} × {ranks.world} processes "
+            f"is more than the {len(faces)} images of {config.data.train}"
+        )
+    backbone = build_backbone(config).to(device)
+    if run_.channels_last:
+        backbone = backbone.to(memory_format=torch.channels_last)
+    classifier = build_part(
+        "recognition.classifiers",
+        config.classifier,
+        backbone=backbone,
+        classes=faces.num_classes,
+        head=build_part("recognition.heads", config.head, seed=run_.seed),
+        ranks=ranks,
+        seed=run_.seed,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        accumulation=optim.accumulation,
+        loss_scaling=run_.precision == "fp16",
+    ).to(device)
+    optimizer = _build_optimizer(config, backbone, classifier)
+    scheduler = build_part(
+        "recognition.schedulers",
+        config.scheduler,
+        optimizer=optimizer,
+        total_steps=per_epoch * optim.epochs,
+        steps_per_epoch=per_epoch,
+    )
+    forward: Callable[..., torch.Tensor] = backbone
+    if ranks.world > 1:
+        forward = DistributedDataParallel(backbone, device_ids=[device] if device.type == "cuda" else None)
+    if run_.compile:
+        forward = torch.compile(forward)
+    # arcface_torch's growth interval: fp16 runs of a few thousand steps find their scale in time
+    scaler = torch.amp.GradScaler(device.type, enabled=run_.precision == "fp16", growth_interval=100)
+    return Parts(backbone, forward, classifier, optimizer, scheduler, scaler, loader, device, ranks)
+
+
+def build_backbone(config: Config) -> nn.Module:
+    """The backbone of a config, for its input size, on the default device."""
+    return build_part("recognition.backbones", config.backbone, size=config.data.size)
+
+
+def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int]:
+    """The model of a run folder (or of a model.pt that lies beside its config.yaml) and its input size in pixels.
+
+    Raises FileNotFoundError or ValueError naming the file that is missing or not what it should be.
+    """
+    path = Path(path)
+    folder, weights = (path, path / "model.pt") if path.is_dir() else (path.parent, path)
+    for needed in (weights, folder / "config.yaml"):
+        if not needed.exists():
+            raise FileNotFoundError(f"{needed}: not found; --model takes a run folder with config.yaml and model.pt")
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree["run"]["device"] = device
+    config = parse_config(tree, str(folder / "config.yaml"))
+    on = choose_device(config, str(folder / "config.yaml"))
+    backbone = build_backbone(config)
+    try:
+        backbone.load_state_dict(load_tensors(weights))
+    except RuntimeError as error:
+        raise ValueError(f"{weights}: not the weights of {config.backbone.name} in config.yaml: {error}") from None
+    embedder = Embedder(backbone.to(on), config.data.size, on, config.run.precision, config.run.channels_last)
+    return embedder, config.data.size
+
+
+def _build_optimizer(config: Config, backbone: nn.Module, classifier: nn.Module) -> torch.optim.Optimizer:
+    """Backbone parameters first, so that a checkpoint can tell them from the rows of the centres by position."""
+    optim = config.optim
+    parameters = list(backbone.parameters())
+    centres = list(classifier.parameters())
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if optim.no_decay_1d:
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    if centres:
+        groups.append({"params": centres})
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
+    )
+
+
+def _open_training_faces(config: Config, source: str) -> FaceSet:
+    data = config.data
+    path = _resolve(data.train, data.root)
+    try:
+        return open_faces(path, data.format)
+    except FileNotFoundError as error:
+        hint = "" if data.root else " (data.root is not set: relative paths start from the working directory)"
+        raise ConfigError(f"{source}: data.train: {error}{hint}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source}: data.train: {error}") from None
+
+
+def _build_benchmarks(config: Config, source: str) -> list[Any]:
+    benchmarks = []
+    for item in config.evaluate.sets:
+        build = find_part("eval.benchmarks", item["protocol"]).build
+        hints = typing.get_type_hints(build)
+        options = {key: value for key, value in item.items() if key != "protocol"}
+        for key, value in options.items():
+            if value is not None and _is_path(hints.get(key)):
+                options[key] = _resolve(str(value), config.data.root)
+        try:
+            benchmarks.append(build(**options))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{source}: evaluate.sets: {item['name']}: {error}") from None
+    return benchmarks
+
+
+def _is_path(hint: Any) -> bool:
+    return hint is Path or Path in typing.get_args(hint)
+
+
+def _resolve(path: str, root: str | None) -> str:
+    """`path` below `root`; generator names such as `synthetic:identities=200` and absolute paths stay as they are."""
+    head, colon, _ = path.partition(":")
+    if root is None or (colon and "/" not in head) or Path(path).is_absolute():
+        return path
+    return str(Path(root) / path)
