@@ -1,0 +1,79 @@
+"""Rules that the source keeps: who may import whom, and that untrusted bytes are never executed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("fastface", "recognition", "data", "eval", "scripts", "tools")
+ALLOWED = {
+    "fastface": {"fastface"},
+    "data": {"data"},
+    "eval": {"eval", "data"},
+    "recognition": {"recognition", "fastface", "data"},
+}
+SOURCES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py")) + [ROOT / "train.py"]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+
+
+def _violations(path: Path, source: str) -> list[str]:
+    relative = path.relative_to(ROOT)
+    folder = relative.parts[0]
+    tree = ast.parse(source)
+    found = []
+    for module in _imported(tree):
+        top = module.split(".")[0]
+        joins = relative.as_posix() in ("recognition/experiment.py", "eval/__main__.py")
+        if top in OURS and folder in ALLOWED and top not in ALLOWED[folder] and not joins:
+            found.append(f"{relative} imports {module}")
+        if top == "mxnet":
+            found.append(f"{relative} imports mxnet")
+        if folder == "fastface" and top not in {"fastface", "torch", "matplotlib", "__future__"} | _standard_library():
+            found.append(f"{relative} imports {module}, but fastface needs torch alone")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called, keywords = ast.unparse(node.func), {k.arg for k in node.keywords}
+        if called in ("pickle.load", "pickle.loads", "yaml.load", "eval", "exec"):
+            found.append(f"{relative}:{node.lineno} calls {called}")
+        if called == "torch.load" and "weights_only" not in keywords:
+            found.append(f"{relative}:{node.lineno} calls torch.load without weights_only")
+        if called in ("np.load", "numpy.load") and "allow_pickle" in keywords:
+            found.append(f"{relative}:{node.lineno} unpickles through numpy")
+    return found
+
+
+def _standard_library() -> set[str]:
+    import sys
+
+    return set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_source_keeps_the_rules(path: Path) -> None:
+    assert _violations(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import mxnet", "from recognition import config", "import pickle\npickle.loads(b'')", "torch.load('x')", "eval('1')"],
+)
+def test_the_rules_find_what_breaks_them(source: str) -> None:
+    assert _violations(ROOT / "data" / "invented.py", source)
+
+
+def test_tests_are_no_packages() -> None:
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+    assert TESTS
