@@ -1,0 +1,200 @@
+"""Whole runs of the smallest size: kill and resume, precision, accumulation, bad input, what the run folder holds."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from recognition import checkpoint, experiment
+from recognition.config import ConfigError, load_config, parse_config
+from recognition.distributed import Ranks
+from recognition.trainer import TrainingError, train
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+data: {train: "synthetic:identities=6,images=10", size: 32, threads: 2}
+backbone: {name: iresnet, depth: 18, width: 4, embedding: 16, dropout: 0.2}
+head: {name: arcface, margin: 0.3, scale: 16}
+optim: {lr: 0.05, batch_size: 8, epochs: 3}
+scheduler: {name: polynomial, warmup_steps: 2}
+run: {output: OUTPUT, log_steps: 1, checkpoint_steps: 4, device: cpu}
+"""
+
+
+def _config_file(folder: Path, output: str = "run", **sections: dict[str, object]) -> Path:
+    tree = yaml.safe_load(TINY)
+    tree["run"]["output"] = str(folder / output)
+    for section, values in sections.items():
+        tree.setdefault(section, {}).update(values)
+    path = folder / f"{output}.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def _run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "train.py", "--config", str(path), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    shared, local = checkpoint.load(newest)
+    return {**checkpoint.load_tensors(folder / "model.pt"), **shared["backbone"], **local[0]["classifier"]}
+
+
+def _deterministic(folder: Path) -> list[tuple[int, float, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["learning_rate"]) for line in lines if "loss" in line]
+
+
+def test_resume_after_kill_9_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole = _run(_config_file(tmp_path, "whole"))
+    assert whole.returncode == 0, whole.stderr
+    path = _config_file(tmp_path, "killed")
+    command = [sys.executable, "-u", "train.py", "--config", str(path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if re.search(r"step 10/", line):  # in mid-epoch (7 steps each), two steps after a checkpoint
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    refused = _run(path)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    resumed = _run(path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    left, right = _weights(tmp_path / "whole"), _weights(tmp_path / "killed")
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert _deterministic(tmp_path / "whole") == _deterministic(tmp_path / "killed")
+
+
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "train.py", "--config", str(_config_file(tmp_path))]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "step 2/" in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 130
+    assert "--resume" in lines[-1]
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
+    sets = [{"name": "drawn", "faces": "synthetic:identities=12,images=4,first=1000", "count": 40}]
+    done = _run(_config_file(tmp_path, optim={"epochs": 1}, evaluate={"sets": sets}))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run"
+    expected = ["config.yaml", "environment.json", "metrics.jsonl", "model.pt", "results.json", "results.md", "training.png"]
+    assert {name for name in expected if not (folder / name).exists()} == set()
+    assert list(folder.glob("tensorboard/events*"))
+    assert list(folder.glob("*roc*.png"))
+    assert not list(folder.rglob("*.partial"))
+    assert "drawn" in done.stdout
+    assert str(folder) in done.stdout.splitlines()[-1]
+    embed, size = experiment.load_embedder(folder, "cpu")
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    assert embed(images).shape == (2, 16)
+
+
+def _parts(path: Path, *overrides: str) -> tuple[object, ...]:
+    config = load_config(path, overrides)
+    faces = experiment.open_faces(config.data.train, "auto")
+    folder = Path(config.run.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cpu")
+    return config, experiment.build_parts(config, faces, device, Ranks(), str(path)), folder
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
+    path = _config_file(tmp_path, run={"precision": precision}, optim={"epochs": 12}, scheduler={"name": "constant"})
+    config, parts, folder = _parts(path, "scheduler={name: constant}")
+    train(config, parts, folder, lambda step: {})  # type: ignore[arg-type]
+    losses = [loss for _, loss, _ in _deterministic(folder)]
+    assert sum(losses[-5:]) / 5 < 0.8 * sum(losses[:5]) / 5
+
+
+def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None:
+    """Against plain SGD on the mean of the two gradients, with batch norm frozen out of the comparison by eval mode."""
+    path = _config_file(tmp_path, backbone={"dropout": 0.0})
+    overrides = ("optim.accumulation=2", "optim.epochs=1", "optim.clip_norm=null", "data.augment.flip=0", "optim.momentum=0")
+    config, parts, folder = _parts(path, *overrides, "optim.weight_decay=0", "scheduler={name: constant}")
+    _, literal, _ = _parts(path, *overrides)
+    batches = [(b.images.clone(), b.labels.clone()) for b in literal.loader]  # type: ignore[attr-defined]
+    backbone, classifier = literal.backbone, literal.classifier  # type: ignore[attr-defined]
+    for first in range(0, len(batches) - 1, 2):
+        parameters = [*backbone.parameters(), *classifier.parameters()]
+        gradients = [torch.zeros_like(p) for p in parameters]
+        for images, labels in batches[first : first + 2]:
+            loss = classifier(backbone, images.float() / 127.5 - 1, labels)
+            for total, part in zip(gradients, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+                if part is not None:
+                    total += part / 2
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= 0.05 * gradient * parameter.requires_grad
+    train(config, parts, folder, lambda step: {})  # type: ignore[arg-type]
+    for name, value in parts.backbone.state_dict().items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(value, backbone.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
+    path = _config_file(tmp_path, optim={"lr": 1e30, "epochs": 30, "clip_norm": None})
+    config, parts, folder = _parts(path, "scheduler={name: constant}")
+    with pytest.raises(TrainingError, match=r"optim\.lr"):
+        train(config, parts, folder, lambda step: {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.train=nowhere.rec", ["data.train", "nowhere.rec"]),
+        ("optim.batch_size=4000", ["optim.batch_size", "60 images"]),
+        ("evaluate.sets=[{name: lfw, bin: nowhere.bin}]", ["evaluate.sets", "lfw", "nowhere.bin"]),
+        ("data.train='synthetic:identities=1,images=10'", ["data.train", "identit"]),
+    ],
+)
+def test_bad_input_is_told_before_training(tmp_path: Path, override: str, told: list[str]) -> None:
+    config = load_config(_config_file(tmp_path), [override])
+    with pytest.raises(ConfigError) as caught:
+        experiment.run(config, "tiny.yaml")
+    assert all(part in str(caught.value) for part in told), str(caught.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_device_that_is_not_here(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    config = load_config(_config_file(tmp_path), ["run.device=cuda"])
+    with pytest.raises(ConfigError, match=r"run\.device.*cuda"):
+        experiment.run(config, "tiny.yaml")
+
+
+def test_an_output_that_is_a_file_and_another_config_on_resume(tmp_path: Path) -> None:
+    path = _config_file(tmp_path, optim={"epochs": 1})
+    (tmp_path / "file").write_text("something of the user's")
+    with pytest.raises(ConfigError, match=r"run\.output"):
+        experiment.run(load_config(path, [f"run.output={tmp_path / 'file'}"]), "tiny.yaml")
+    experiment.run(load_config(path), "tiny.yaml")
+    with pytest.raises(ConfigError, match=r"optim\.lr=0\.05.*0\.01"):
+        experiment.run(load_config(path, ["optim.lr=0.01"]), "tiny.yaml", resume=True)
+
+
+def test_resolved_config_of_a_run_reads_back(tmp_path: Path) -> None:
+    config = load_config(_config_file(tmp_path, optim={"epochs": 1}))
+    folder = experiment.run(config, "tiny.yaml")
+    assert parse_config(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml") == config
