@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
+
+PathText = Annotated[str, "path"]
+"""A path as a config writes it: a relative one starts at `data.root`."""
 
 
 class FaceSet(Protocol):

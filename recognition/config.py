@@ -168,8 +168,6 @@ def to_tree(config: Any) -> Any:
         return {"name": config.name, **{key: to_tree(value) for key, value in config.options.items()}}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Path):
-        return str(config)
     if isinstance(config, Mapping):
         return {key: to_tree(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
@@ -331,12 +329,9 @@ def _parse_scalar(hint: Any, value: Any, source: str, where: str) -> Any:
     elif hint in (bool, str):
         if isinstance(value, hint):
             return value
-    elif hint is Path:
-        if isinstance(value, str):
-            return Path(value)
     else:
         return value
-    kind = {float: "a number", int: "a whole number", bool: "true or false", str: "text", Path: "a path"}[hint]
+    kind = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[hint]
     raise ConfigError(f"{source}: {where}: expected {kind}, found {value!r}")
 
 

@@ -17,8 +17,8 @@ from data.augment import normalise
 from data.faces import open_faces
 from data.loader import Loader
 from data.parts import find_part
-from data.types import FaceSet
-from eval import report
+from data.types import FaceSet, PathText
+from eval.report import write_report
 from recognition.checkpoint import load_tensors
 from recognition.config import Config, ConfigError, build_part, parse_config
 from recognition.distributed import Ranks, ranks_of_this_run
@@ -69,9 +69,9 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         embed = Embedder(parts.backbone, config.data.size, device, config.run.precision, config.run.channels_last)
 
         def evaluate(step: int) -> dict[str, float]:
-            results = [(b.name, b.run(embed, embed.size)) for b in benchmarks]
-            report.write(folder, results)
-            return {f"{name}/{metric}": value for name, result in results for metric, value in result.metrics.items()}
+            results = [benchmark.run(embed, embed.size) for benchmark in benchmarks]
+            write_report(results, folder)
+            return {f"{result.name}/{metric}": value for result in results for metric, value in result.metrics.items()}
 
         train(config, parts, folder, evaluate, resume=resume)
         if ranks.rank == 0:
@@ -208,7 +208,7 @@ def _build_benchmarks(config: Config, source: str) -> list[Any]:
     benchmarks = []
     for item in config.evaluate.sets:
         build = find_part("eval.benchmarks", item["protocol"]).build
-        hints = typing.get_type_hints(build)
+        hints = typing.get_type_hints(build, include_extras=True)
         options = {key: value for key, value in item.items() if key != "protocol"}
         for key, value in options.items():
             if value is not None and _is_path(hints.get(key)):
@@ -221,7 +221,7 @@ def _build_benchmarks(config: Config, source: str) -> list[Any]:
 
 
 def _is_path(hint: Any) -> bool:
-    return hint is Path or Path in typing.get_args(hint)
+    return hint is PathText or PathText in typing.get_args(hint)
 
 
 def _resolve(path: str, root: str | None) -> str:

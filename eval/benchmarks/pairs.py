@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.types import PathText
 from eval import metrics
 from eval.embed import Embed, embed_views
 from eval.pair_lists import Pairs, from_bin, from_faces, from_list, from_numbered
@@ -120,11 +121,11 @@ def _worst(pairs: Pairs, scores: np.ndarray, accepted: np.ndarray) -> tuple[Wors
 def build(
     *,
     name: str,
-    pairs: str | None = None,
-    images: str | None = None,
-    bin: str | None = None,
-    folder: str | None = None,
-    faces: str | None = None,
+    pairs: PathText | None = None,
+    images: PathText | None = None,
+    bin: PathText | None = None,
+    folder: PathText | None = None,
+    faces: PathText | None = None,
     count: int = 6000,
     seed: int = 0,
     mirror: bool = True,
