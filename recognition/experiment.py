@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,9 +101,11 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         batch_size=optim.batch_size,
         size=config.data.size,
         seed=run_.seed,
-        threads=config.data.threads,
+        threads=config.data.threads or os.cpu_count() or 1,
         rank=ranks.rank,
         world=ranks.world,
+        channels_last=run_.channels_last,
+        device=device,
     )
     per_epoch = steps_per_epoch(config, loader)
     if per_epoch < 1:

@@ -120,8 +120,6 @@ def train(
                 every = config.run.checkpoint_steps
                 if into_epoch == 0 or (every and progress.step % every == 0):
                     _save(config, parts, folder, progress, clock)
-                if into_epoch == 0:
-                    break
         if metrics:
             metrics.close()
     return progress
