@@ -22,7 +22,7 @@ from recognition.distributed import Ranks
 _STEP = re.compile(r"step_(\d{8})")
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Have `write` fill a file beside `path`, flush it to the disk, then rename it: `path` is whole or absent."""
     beside = path.with_name(path.name + ".partial")
     with open(beside, "wb") as file:

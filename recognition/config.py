@@ -44,7 +44,8 @@ class DataConfig:
     """Where the training faces are and how they are read.
 
     root: folder that relative paths of `data` and `evaluate` start from; the working directory if null.
-    train: record file, folder or other form that `data.faces.open_faces` knows. format: `auto` or a file of `data/formats`.
+    train: record file, folder or other form that `data.faces.open_faces` knows. format: `auto` or a file of
+    `data/formats`.
     size: side of the square input in pixels. threads: decode threads; null takes one a core.
     """
 
@@ -92,8 +93,8 @@ class EvaluateConfig:
 class RunConfig:
     """output: the run folder. precision: dtype of the backbone's matmuls; fp16 brings a GradScaler.
 
-    log_steps: optimizer steps between lines of metrics.jsonl. checkpoint_steps: steps between checkpoints beside those at
-    every epoch's end (0: none). keep: newest checkpoints kept.
+    log_steps: optimizer steps between lines of metrics.jsonl. checkpoint_steps: steps between checkpoints beside those
+    at every epoch's end (0: none). keep: newest checkpoints kept.
     """
 
     output: str
@@ -226,17 +227,21 @@ def _parse_dataclass(cls: type, tree: Any, source: str, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for name, spec in fields.items():
+        key, package = dot + name, spec.metadata.get("package")
         if name in tree:
-            package = spec.metadata.get("package")
-            if package == "eval.benchmarks" and isinstance(tree[name], list):
-                sets = enumerate(tree[name])
-                values[name] = [_parse_benchmark(item, source, f"{dot}{name}[{i}]") for i, item in sets]
-            elif package and package != "eval.benchmarks":
-                values[name] = _parse_part(package, tree[name], source, dot + name)
-            else:
-                values[name] = _parse_value(hints[name], tree[name], source, dot + name)
+            value = tree[name]
+        elif package and spec.default_factory is not dataclasses.MISSING:
+            value = to_tree(spec.default_factory())  # parsed all the same, which writes the part's own defaults out
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{source}: {dot}{name}: missing, and it has no default")
+            raise ConfigError(f"{source}: {key}: missing, and it has no default")
+        else:
+            continue
+        if package == "eval.benchmarks":
+            values[name] = _parse_benchmarks(value, source, key)
+        elif package:
+            values[name] = _parse_part(package, value, source, key)
+        else:
+            values[name] = _parse_value(hints[name], value, source, key)
     try:
         return cls(**values)
     except ValueError as error:
@@ -261,7 +266,9 @@ def _parse_options(package: str, name: str, tree: Mapping[str, Any], source: str
     parameters = {k: p for k, p in inspect.signature(build).parameters.items() if k not in CONTEXT[package]}
     for key in tree:
         if key not in parameters:
-            raise ConfigError(f"{source}: {where}.{key}: {name} has no such option{_nearest(str(key), list(parameters))}")
+            raise ConfigError(
+                f"{source}: {where}.{key}: {name} has no such option{_nearest(str(key), list(parameters))}"
+            )
     options: dict[str, Any] = {}
     for key, parameter in parameters.items():
         if key in tree:
@@ -273,12 +280,16 @@ def _parse_options(package: str, name: str, tree: Mapping[str, Any], source: str
     return options
 
 
-def _parse_benchmark(tree: Any, source: str, where: str) -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{source}: {where}: expected {{name: …, its sources}}, found {tree!r}")
-    protocol = str(tree.get("protocol", "pairs"))
-    options = {key: value for key, value in tree.items() if key != "protocol"}
-    return {"protocol": protocol, **_parse_options("eval.benchmarks", protocol, options, source, where)}
+def _parse_benchmarks(tree: Any, source: str, where: str) -> list[dict[str, Any]]:
+    if not isinstance(tree, list) or not all(isinstance(item, Mapping) for item in tree):
+        raise ConfigError(f"{source}: {where}: expected a list of {{name: …, its sources}}, found {tree!r}")
+    sets = []
+    for i, item in enumerate(tree):
+        protocol = str(item.get("protocol", "pairs"))
+        options = {key: value for key, value in item.items() if key != "protocol"}
+        options = _parse_options("eval.benchmarks", protocol, options, source, f"{where}[{i}]")
+        sets.append({"protocol": protocol, **options})
+    return sets
 
 
 def _parse_value(hint: Any, value: Any, source: str, where: str) -> Any:
@@ -303,7 +314,9 @@ def _parse_value(hint: Any, value: Any, source: str, where: str) -> Any:
     if origin in (list, tuple, Sequence) or hint in (list, tuple):
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{source}: {where}: expected a list, found {value!r}")
-        items = [_parse_value(arguments[0] if arguments else Any, v, source, f"{where}[{i}]") for i, v in enumerate(value)]
+        items = [
+            _parse_value(arguments[0] if arguments else Any, v, source, f"{where}[{i}]") for i, v in enumerate(value)
+        ]
         if origin is tuple and arguments and arguments[-1] is not Ellipsis and len(items) != len(arguments):
             raise ConfigError(f"{source}: {where}: expected {len(arguments)} values, found {len(items)}")
         return tuple(items) if tuple in (origin, hint) else items

@@ -11,7 +11,7 @@ _WAIT_SHARE = 0.10  # above this share of time spent waiting for data, say what 
 
 
 class Console:
-    """Prints the log lines of a run of `total` steps that starts at step `first`. quiet: print nothing (other ranks)."""
+    """Prints the log lines of a run of `total` steps that starts at step `first`. quiet: print nothing."""
 
     def __init__(self, total: int, per_epoch: int, first: int, *, quiet: bool) -> None:
         self._total, self._per_epoch, self._first, self._quiet = total, per_epoch, first, quiet
@@ -54,7 +54,9 @@ class Console:
         else:
             left = (self._total - step) * (time.perf_counter() - self._began) / max(step - self._first, 1)
             minutes, seconds = divmod(int(left), 60)
-            print(f"epoch {line['epoch']:.2f}  step {step}/{self._total}  {text}  ETA {minutes}:{seconds:02d}", flush=True)
+            print(
+                f"epoch {line['epoch']:.2f}  step {step}/{self._total}  {text}  ETA {minutes}:{seconds:02d}", flush=True
+            )
         epoch = step // self._per_epoch
         if line["data_wait"] > _WAIT_SHARE and epoch != self._advised_epoch:
             self._advised_epoch = epoch

@@ -1,4 +1,4 @@
-"""The one place where the parts meet: from a config to a trained, evaluated run folder, and from a run folder to a model."""
+"""The one place where the parts meet: from a config to a trained run folder, and from a run folder to a model."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
             folder = open_run_folder(config, resume)
         ranks.barrier()
         folder = Path(config.run.output)
-        parts = build_parts(config, faces, device, ranks, source)
+        try:
+            parts = build_parts(config, faces, device, ranks)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from None
         embed = Embedder(parts.backbone, config.data.size, device, config.run.precision, config.run.channels_last)
 
         def evaluate(step: int) -> dict[str, float]:
@@ -83,17 +86,16 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
 def choose_device(config: Config, source: str) -> torch.device:
     """The device of `run.device`; auto takes cuda, then mps, then cpu. Raises ConfigError for one that is not here."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = config.run.device
-    if name == "auto":
-        name = next(kind for kind, found in here.items() if found)  # type: ignore[assignment]
+    asked: str = config.run.device
+    name = next(kind for kind, found in here.items() if found) if asked == "auto" else asked
     if not here[name]:
         have = ", ".join(kind for kind, found in here.items() if found)
         raise ConfigError(f"{source}: run.device: found {name!r}, but this machine has only {have}; use auto")
     return torch.device(name)
 
 
-def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks, source: str) -> Parts:
-    """Everything that `train` needs, on `device`, seeded by `run.seed`."""
+def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks) -> Parts:
+    """Everything that `train` needs, on `device`, seeded by `run.seed`. ValueError for what can't go together."""
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
     loader = Loader(
@@ -109,10 +111,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     )
     per_epoch = steps_per_epoch(config, loader)
     if per_epoch < 1:
-        raise ConfigError(
-            f"{source}: optim.batch_size: {optim.batch_size} × accumulation {optim.accumulation} × {ranks.world} processes "
-            f"is more than the {len(faces)} images of {config.data.train}"
-        )
+        raise ValueError(f"optim.accumulation: {optim.accumulation} of {loader.steps_per_epoch} batches an epoch")
     backbone = build_backbone(config).to(device)
     if run_.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)

@@ -17,9 +17,17 @@ from recognition.checkpoint import write_atomically
 from recognition.config import Config, ConfigError, to_tree, to_yaml
 
 # May differ between the run and its continuation: they change where and how fast it runs, not what it computes.
-_FREE_ON_RESUME = (
-    "data.root data.train data.threads evaluate run.output run.device run.log_steps run.checkpoint_steps run.keep"
-).split()
+_FREE_ON_RESUME = [
+    "data.root",
+    "data.train",
+    "data.threads",
+    "evaluate",
+    "run.output",
+    "run.device",
+    "run.log_steps",
+    "run.checkpoint_steps",
+    "run.keep",
+]
 
 
 def open_run_folder(config: Config, resume: bool) -> Path:
@@ -59,7 +67,9 @@ def _check_same(written: Path, config: Config) -> None:
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {key: value for name, node in tree.items() for key, value in _flat(node, f"{prefix}.{name}".strip(".")).items()}
+    return {
+        key: value for name, node in tree.items() for key, value in _flat(node, f"{prefix}.{name}".strip(".")).items()
+    }
 
 
 def _environment() -> dict[str, Any]:
@@ -77,7 +87,7 @@ def _environment() -> dict[str, Any]:
 
 
 class Metrics:
-    """metrics.jsonl and TensorBoard of one run. On a resume, lines after `resumed_step` are dropped: they come again."""
+    """metrics.jsonl and TensorBoard of a run. On a resume, lines after `resumed_step` are dropped: they come again."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -126,7 +136,11 @@ def plot_training(folder: Path) -> Path:
     axes[1].plot(steps, [line["learning_rate"] for line in lines], drawstyle="steps-post")
     axes[1].set_ylabel("learning rate")
     if has_signal:
-        signal = [(s, line["schedule/signal"]) for s, line in zip(steps, lines, strict=True) if line.get("schedule/signal") is not None]
+        signal = [
+            (s, line["schedule/signal"])
+            for s, line in zip(steps, lines, strict=True)
+            if line.get("schedule/signal") is not None
+        ]
         threshold = [line.get("schedule/threshold") for line in lines]
         axes[2].plot(*zip(*signal, strict=True), linewidth=0.8, label="signal")
         axes[2].plot(steps, threshold, linestyle="--", linewidth=0.8, label="threshold λ")

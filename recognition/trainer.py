@@ -1,6 +1,6 @@
 """The training loop: reads top to bottom, holds no knowledge of which parts it was given.
 
-State of a run, all of it in a checkpoint: weights, optimizer, schedule, loss scale, position in the data, and `Progress`.
+State of a run, all of it in a checkpoint: weights, optimizer, schedule, loss scale, position in the data, `Progress`.
 Random numbers are drawn from seeds made of (run seed, step, micro-batch, rank), so nothing else needs saving and a
 resumed run computes the same numbers.
 """
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,13 +45,32 @@ class Stopped(RuntimeError):
     """A signal asked the run to stop; its checkpoint is written."""
 
 
+class Classifier(Protocol):
+    """What the loop asks of a classifier, an nn.Module; see recognition/classifiers."""
+
+    def __call__(
+        self, backbone: Callable[..., torch.Tensor], images: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean loss of the global batch, a scalar."""
+
+    def prepare(self, lr: float) -> None:
+        """Called before the forward passes of each optimizer step, with its rate."""
+
+    def update(self) -> None:
+        """Called after each successful optimizer step."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object: ...
+
+
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of. `forward` is `backbone` behind DistributedDataParallel and compilation, where asked for."""
+    """What a run is made of. `forward` is `backbone` behind DistributedDataParallel and compilation, where asked."""
 
     backbone: nn.Module
     forward: Callable[..., torch.Tensor]
-    classifier: nn.Module
+    classifier: Classifier
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
@@ -62,7 +81,7 @@ class Parts:
 
 @dataclass
 class Progress:
-    """Where the run stands. loss_sum, loss_count: losses since the last line of metrics.jsonl. seconds: time trained."""
+    """Where the run stands. loss_sum, loss_count: losses since the last log line. seconds: time spent training."""
 
     step: int = 0
     loss_sum: float | torch.Tensor = 0.0
@@ -222,8 +241,8 @@ def _check_loss(config: Config, progress: Progress, loss: float) -> None:
     if progress.bad_windows >= _BAD_WINDOWS:
         advice = "lower optim.lr" if config.run.precision == "fp32" else "lower optim.lr or take run.precision=bf16"
         raise TrainingError(
-            f"the loss is {loss} since {_BAD_WINDOWS * config.run.log_steps} steps (now step {progress.step}): {advice}; "
-            f"the checkpoints are in {config.run.output}"
+            f"the loss is {loss} since {_BAD_WINDOWS * config.run.log_steps} steps (now step {progress.step}): "
+            f"{advice}; the checkpoints are in {config.run.output}"
         )
 
 

@@ -68,7 +68,13 @@ def test_source_keeps_the_rules(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["import mxnet", "from recognition import config", "import pickle\npickle.loads(b'')", "torch.load('x')", "eval('1')"],
+    [
+        "import mxnet",
+        "from recognition import config",
+        "import pickle\npickle.loads(b'')",
+        "torch.load('x')",
+        "eval('1')",
+    ],
 )
 def test_the_rules_find_what_breaks_them(source: str) -> None:
     assert _violations(ROOT / "data" / "invented.py", source)

@@ -34,11 +34,11 @@ def _rates(name: str, **options: object) -> list[float]:
         ("constant", {}, lambda t: 1.0),
         ("constant", {"warmup_steps": 5}, lambda t: min((t + 1) / 5, 1.0)),
         ("cosine", {}, lambda t: (1 + math.cos(math.pi * t / 60)) / 2),
-        ("cosine", {"warmup_steps": 10, "final": 0.1}, lambda t: (t + 1) / 10 if t < 10 else 0.1 + 0.45 * (1 + math.cos(math.pi * (t - 10) / 50))),
+        ("cosine", {"final": 0.1}, lambda t: 0.1 + 0.45 * (1 + math.cos(math.pi * t / 60))),
         ("polynomial", {}, lambda t: (1 - t / 60) ** 2),
         ("polynomial", {"warmup_steps": 20, "power": 1.0}, lambda t: (t + 1) / 20 if t < 20 else 1 - (t - 20) / 40),
         ("multi_step", {"milestones": [1, 3.5]}, lambda t: 1.0 if t < 10 else 0.1 if t < 35 else 0.01),
-        ("multi_step", {"milestones": [1], "factor": 0.5, "warmup_steps": 4}, lambda t: (t + 1) / 4 if t < 4 else 1.0 if t < 10 else 0.5),
+        ("multi_step", {"milestones": [1], "warmup_steps": 4}, lambda t: min((t + 1) / 4, 1.0) if t < 10 else 0.1),
     ],
 )  # fmt: skip
 def test_rates_follow_the_formula(name: str, options: dict[str, object], formula: Callable[[int], float]) -> None:
@@ -60,7 +60,9 @@ def test_loss_readers_are_given_the_loss() -> None:
     for slope, decays in ((0.0, True), (-1.0, False)):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
         part = Part("fastface", {"alpha": 0.2, "beta": 0.2, "threshold": 1e-3, "patience_fraction": 0.1})
-        scheduler = build_part("recognition.schedulers", part, optimizer=optimizer, total_steps=TOTAL, steps_per_epoch=1)
+        scheduler = build_part(
+            "recognition.schedulers", part, optimizer=optimizer, total_steps=TOTAL, steps_per_epoch=1
+        )
         for step in range(TOTAL):
             optimizer.step()
             advance(scheduler, torch.tensor(100.0 + slope * step))

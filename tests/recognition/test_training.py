@@ -98,7 +98,15 @@ def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
     done = _run(_config_file(tmp_path, optim={"epochs": 1}, evaluate={"sets": sets}))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
-    expected = ["config.yaml", "environment.json", "metrics.jsonl", "model.pt", "results.json", "results.md", "training.png"]
+    expected = [
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "model.pt",
+        "results.json",
+        "results.md",
+        "training.png",
+    ]
     assert {name for name in expected if not (folder / name).exists()} == set()
     assert list(folder.glob("tensorboard/events*"))
     assert list(folder.glob("*roc*.png"))
@@ -116,37 +124,42 @@ def _parts(path: Path, *overrides: str) -> tuple[object, ...]:
     folder = Path(config.run.output)
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu")
-    return config, experiment.build_parts(config, faces, device, Ranks(), str(path)), folder
+    return config, experiment.build_parts(config, faces, device, Ranks()), folder
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
-    path = _config_file(tmp_path, run={"precision": precision}, optim={"epochs": 12}, scheduler={"name": "constant"})
+    path = _config_file(tmp_path, run={"precision": precision}, optim={"epochs": 5})
     config, parts, folder = _parts(path, "scheduler={name: constant}")
     train(config, parts, folder, lambda step: {})  # type: ignore[arg-type]
     losses = [loss for _, loss, _ in _deterministic(folder)]
-    assert sum(losses[-5:]) / 5 < 0.8 * sum(losses[:5]) / 5
+    assert sum(losses[-7:]) / 7 < 0.8 * sum(losses[:7]) / 7
 
 
 def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None:
-    """Against plain SGD on the mean of the two gradients, with batch norm frozen out of the comparison by eval mode."""
+    """Against SGD written out on the mean of the two gradients."""
     path = _config_file(tmp_path, backbone={"dropout": 0.0})
-    overrides = ("optim.accumulation=2", "optim.epochs=1", "optim.clip_norm=null", "data.augment.flip=0", "optim.momentum=0")
+    overrides = (
+        "optim.accumulation=2",
+        "optim.epochs=1",
+        "optim.clip_norm=null",
+        "data.augment.flip=0",
+        "optim.momentum=0",
+    )
     config, parts, folder = _parts(path, *overrides, "optim.weight_decay=0", "scheduler={name: constant}")
     _, literal, _ = _parts(path, *overrides)
     batches = [(b.images.clone(), b.labels.clone()) for b in literal.loader]  # type: ignore[attr-defined]
     backbone, classifier = literal.backbone, literal.classifier  # type: ignore[attr-defined]
     for first in range(0, len(batches) - 1, 2):
-        parameters = [*backbone.parameters(), *classifier.parameters()]
+        parameters = [p for p in (*backbone.parameters(), *classifier.parameters()) if p.requires_grad]
         gradients = [torch.zeros_like(p) for p in parameters]
         for images, labels in batches[first : first + 2]:
             loss = classifier(backbone, images.float() / 127.5 - 1, labels)
-            for total, part in zip(gradients, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-                if part is not None:
-                    total += part / 2
+            for total, part in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
+                total += part / 2
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= 0.05 * gradient * parameter.requires_grad
+                parameter -= 0.05 * gradient
     train(config, parts, folder, lambda step: {})  # type: ignore[arg-type]
     for name, value in parts.backbone.state_dict().items():  # type: ignore[attr-defined]
         torch.testing.assert_close(value, backbone.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name)
@@ -163,7 +176,7 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
     ("override", "told"),
     [
         ("data.train=nowhere.rec", ["data.train", "nowhere.rec"]),
-        ("optim.batch_size=4000", ["optim.batch_size", "60 images"]),
+        ("optim.batch_size=4000", ["60 images", "4000"]),
         ("evaluate.sets=[{name: lfw, bin: nowhere.bin}]", ["evaluate.sets", "lfw", "nowhere.bin"]),
         ("data.train='synthetic:identities=1,images=10'", ["data.train", "identit"]),
     ],
