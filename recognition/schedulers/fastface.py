@@ -1,4 +1,4 @@
-"""The FastFace schedule of the paper (arXiv 2404.11118 v2), or its form for short runs."""
+"""The FastFace schedule of the paper (arXiv 2404.11118 v2)."""
 
 from torch.optim import Optimizer
 
@@ -9,7 +9,6 @@ def build(
     *,
     optimizer: Optimizer,
     total_steps: int,
-    for_horizon: bool = False,
     alpha: float = 1e-3,
     beta: float = 1e-3,
     threshold: float = 5e-5,
@@ -18,10 +17,7 @@ def build(
     max_decays: int = 8,
     warmup_steps: int = 0,
 ) -> FastFaceLR:
-    """for_horizon: constants and a stationarity test that fit `total_steps` (`FastFaceLR.for_horizon`) instead of the
-    published ones, which are made for runs of 200,000 steps; alpha, beta and threshold are then not used."""
-    if for_horizon:
-        return FastFaceLR.for_horizon(optimizer, total_steps, warmup_steps=warmup_steps)
+    """Defaults are the published values, made for runs of 200,000 steps; see `fastface.FastFaceLR`."""
     return FastFaceLR(
         optimizer,
         total_steps,
