@@ -51,6 +51,8 @@ class Loader:
         world: int = 1,
         drop_last: bool = True,
         order: Order | None = None,
+        length: int | None = None,
+        group: int = 1,
         prefetch: int = 3,
         channels_last: bool = False,
         device: torch.device | str = "cpu",
@@ -59,6 +61,10 @@ class Loader:
             raise ValueError(f"rank {rank} of {world} ranks: expected 0…{world - 1}")
         if batch_size < 1 or size < 1 or threads < 0 or prefetch < 1:
             raise ValueError(f"{batch_size=} {size=} {threads=} {prefetch=}: all but threads must be 1 or more")
+        if (order is None) != (length is None):
+            raise ValueError("order and length (images in one epoch of that order) come together")
+        if batch_size % group:
+            raise ValueError(f"batch_size {batch_size} does not divide into the groups of {group} images of its order")
         if world > 1 and not drop_last:
             raise ValueError("drop_last=False works on one rank only: the last batch may not divide among ranks")
         self.faces, self.size, self.threads, self.seed = faces, size, threads, seed
@@ -67,7 +73,8 @@ class Loader:
         self.order = order or (lambda epoch: shuffled(len(faces), seed=seed, epoch=epoch))
         self.epoch = 0
         self.consumed = 0  # images of this epoch handed out, all ranks together
-        self.length = len(faces) if order is None else len(order(0))
+        self.length = len(faces) if length is None else length
+        self.group = group
         self.wait_seconds = 0.0
         self.skipped = 0
         self.seen = 0
@@ -106,6 +113,8 @@ class Loader:
         for key, found in (("seed", self.seed), ("length", self.length)):
             if state[key] != found:
                 raise ValueError(f"loader state has {key} {state[key]}, this run {found}: not the same order of images")
+        if state["consumed"] % self.group:
+            raise ValueError(f"loader state lies within a group of {self.group} images; batches were made up otherwise")
         self.epoch, self.consumed = int(state["epoch"]), int(state["consumed"])
 
     def __iter__(self) -> Iterator[Batch]:
@@ -224,3 +233,16 @@ def _to_cuda(
     images.record_stream(current)
     labels.record_stream(current)
     return Batch(images=images, labels=labels)
+
+
+def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
+    """One sentence on what to change when the share (0…1) of a run's time spent waiting for data is above a tenth."""
+    if share <= 0.10:
+        return None
+    waited = f"{share:.0%} of the time went on waiting for data: "
+    if threads < cores:
+        return waited + f"raise data.threads from {threads} towards the {cores} cores of this machine"
+    return waited + (
+        "all cores decode already; store images at the size that is trained on (python -m tools.convert), or, "
+        "if the cores are idle, move the set to a faster disk or take data.order=block"
+    )

@@ -7,6 +7,8 @@ together.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -43,42 +45,61 @@ def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int 
 
 
 def balanced(labels: np.ndarray, *, seed: int, epoch: int, images: int) -> np.ndarray:
-    """P×K sampling: a list of groups of `images` (K) images of one identity, every identity in turn, N // K groups.
+    """P×K sampling: N // K groups of K = `images` images of one identity, flat. P·K images in a row hold P identities.
 
-    Identities come in shuffled rounds. Within an identity images are dealt without repeating one before all were seen;
-    an identity with fewer than K images repeats its own. Batches of P·K images hold P identities (fewer only where a
-    round ends within a batch).
+    Identities come in shuffled rounds (a batch over the seam of two rounds may meet one twice). An identity deals its
+    images in an order shuffled for the epoch and goes on where it stopped the round before; one that has fewer than K
+    repeats them.
     """
     rng = np.random.default_rng([seed, epoch])
-    by_identity = ByIdentity(labels)
-    groups = len(labels) // images
-    rounds = -(-groups // len(by_identity.counts))
-    picked = np.concatenate([rng.permutation(len(by_identity.counts)) for _ in range(rounds)])[:groups]
-    visit = np.repeat(np.arange(rounds), len(by_identity.counts))[:groups]
-    start = rng.integers(0, by_identity.counts)[picked] + visit * images
-    within = (start[:, None] + np.arange(images)) % by_identity.counts[picked][:, None]
-    return by_identity.images(picked[:, None], within, rng).reshape(-1)
+    table = ByIdentity(labels)
+    groups, identities = len(labels) // images, len(table.counts)
+    rounds = -(-groups // identities)
+    picked = np.concatenate([rng.permutation(identities) for _ in range(rounds)])[:groups]
+    visit = np.repeat(np.arange(rounds), identities)[:groups]
+    within = (visit[:, None] * images + np.arange(images)) % table.counts[picked][:, None]
+    dealt = table.order[np.lexsort((rng.random(len(labels), np.float32), labels[table.order]))]
+    return dealt[table.starts[picked][:, None] + within].reshape(-1)
 
 
 class ByIdentity:
-    """Images grouped by identity as two flat arrays; identities without an image do not appear.
+    """Images grouped by identity: images of the i-th are order[starts[i] : starts[i] + counts[i]].
 
-    identities (I,): the labels; counts (I,): images of each.
+    Identities without an image do not appear.
     """
 
     def __init__(self, labels: np.ndarray) -> None:
         self.order = np.argsort(labels, kind="stable").astype(index_dtype(len(labels)))
-        self.identities, self.starts, self.counts = np.unique(
-            labels[self.order], return_index=True, return_counts=True
-        )
+        _, self.starts, self.counts = np.unique(labels[self.order], return_index=True, return_counts=True)
 
-    def images(self, which: np.ndarray, within: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Index of the within-th image of identity which (rows of this table), in an order of images fixed by rng."""
-        shuffled_order = self.order[np.lexsort((rng.random(len(self.order), np.float32), self._groups()))]
-        return shuffled_order[self.starts[which] + within]
 
-    def _groups(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.counts)), self.counts)
+def named_order(
+    labels: np.ndarray, name: str, *, seed: int, batch_size: int, block: int = 256, images: int = 4
+) -> dict[str, Any]:
+    """Loader's order, length and group for a name in a YAML file: shuffled, block or balanced.
+
+    block: images that a slow disk reads at once. images: K of P×K; batch_size (a rank) must be a multiple of it.
+    """
+    count = len(labels)
+    if name == "shuffled":
+        return {"order": lambda epoch: shuffled(count, seed=seed, epoch=epoch), "length": count, "group": 1}
+    if name == "block":
+        if block < 1:
+            raise ValueError(f"block={block}: expected 1 image or more")
+        return {
+            "order": lambda epoch: block_shuffled(count, seed=seed, epoch=epoch, block=block),
+            "length": count,
+            "group": 1,
+        }
+    if name == "balanced":
+        if images < 1 or batch_size % images:
+            raise ValueError(f"images={images}: a balanced batch of {batch_size} must be a multiple of it")
+        return {
+            "order": lambda epoch: balanced(labels, seed=seed, epoch=epoch, images=images),
+            "length": count // images * images,
+            "group": images,
+        }
+    raise ValueError(f"order {name!r}: expected shuffled, block or balanced")
 
 
 def share(batch: np.ndarray, *, rank: int, world: int) -> np.ndarray:
