@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from eval.metrics import Roc
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -13,6 +15,13 @@ class Curve:
 
     far: np.ndarray
     tar: np.ndarray
+
+    @classmethod
+    def thinned(cls, curve: Roc, points: int = 2000) -> Curve:
+        """At most that many points, evenly spread over the logarithm of the FAR: all that a plot shows."""
+        fars = np.append(0, np.geomspace(1 / curve.impostors, 1, points - 1) * curve.impostors + 0.5)
+        at = np.unique(np.searchsorted(curve.false_accepts, fars, side="right") - 1)
+        return cls(curve.false_accepts[at] / curve.impostors, curve.true_accepts[at] / curve.genuine)
 
 
 @dataclass(frozen=True)
@@ -56,5 +65,5 @@ class Result:
 def histogram(scores: np.ndarray, same: np.ndarray, *, bins: int = 80) -> Histogram:
     """Counts of cosine scores (P,) in equal bins over [-1, 1] for genuine and impostor pairs."""
     edges = np.linspace(-1, 1, bins + 1)
-    clipped = np.clip(scores, -1, 1)
-    return Histogram(edges, np.histogram(clipped[same], edges)[0], np.histogram(clipped[~same], edges)[0])
+    counts = [np.histogram(np.clip(part, -1, 1), bins, (-1, 1))[0] for part in (scores[same], scores[~same])]
+    return Histogram(edges, *counts)

@@ -97,7 +97,7 @@ def score_pairs(
             "fold_accuracy": [round(100 * float(x), 6) for x in grid.accuracy],
             "fold_threshold": [round(float(x), 6) for x in grid.thresholds],
         },
-        curves={name: Curve(curve.far, curve.tar)},
+        curves={name: Curve.thinned(curve)},
         histogram=histogram(scores, same),
         worst=() if worst_of is None else _worst(worst_of, scores, distances < chosen),
         notes=notes,

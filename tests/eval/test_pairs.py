@@ -17,7 +17,8 @@ SHARED = Path(__file__).parents[2] / "../shared/data/faces"
 
 def embed(images: torch.Tensor) -> torch.Tensor:
     """Mean colours of the four quarters, not symmetric under mirroring."""
-    return torch.nn.functional.adaptive_avg_pool2d(images.float() - 110, 2).flatten(1)
+    half = images.shape[-1] // 2
+    return (images.float() - 110).reshape(-1, 3, 2, half, 2, half).mean((3, 5)).flatten(1)
 
 
 @pytest.fixture
@@ -45,17 +46,16 @@ def people(tmp_path: Path) -> Path:
 
 
 def literal_accuracy(folder: Path, mirror: bool) -> tuple[float, float]:
-    """The published protocol with plain loops: every image of every pair read, embedded and compared by itself."""
+    """The published protocol with plain loops: images embedded one by one."""
     names, same = read_pair_list(folder / "pairs.txt")
-    distances = []
+    distances, seen = [], {}
     for pair in names:
-        sides = []
-        for name in pair:
+        for name in set(pair) - seen.keys():
             bgr = cv2.resize(cv2.imread(f"{folder}/images/{name}.png"), (16, 16), interpolation=cv2.INTER_AREA)
             pixels = torch.from_numpy(bgr[:, :, ::-1].transpose(2, 0, 1).copy())[None]
             vector = embed(pixels)[0] + (embed(pixels.flip(3))[0] if mirror else 0)
-            sides.append(vector.double().numpy() / np.linalg.norm(vector.double().numpy()))
-        distances.append(np.sum((sides[0] - sides[1]) ** 2))
+            seen[name] = vector.double().numpy() / np.linalg.norm(vector.double().numpy())
+        distances.append(np.sum((seen[pair[0]] - seen[pair[1]]) ** 2))
     d, folds = np.array(distances), np.arange(len(same)) * 10 // len(same)
     accuracy = []
     for k in range(10):
