@@ -32,4 +32,5 @@ def similarity(landmarks: np.ndarray, size: int = 112) -> np.ndarray:
 
 def align(image: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.ndarray:
     """uint8 (size,size,3) crop of an image uint8 (H,W,3), bilinear, black outside the photo, as published."""
-    return cv2.warpAffine(image, similarity(landmarks, size), (size, size), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0))
+    matrix = similarity(landmarks, size)
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0))

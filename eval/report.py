@@ -42,7 +42,7 @@ def write_report(results: Sequence[Result], folder: str | Path, *, published: st
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """Name, metrics, settings, notes and skip reason of a result as plain JSON values; what is not finite becomes null."""
+    """Name, metrics, settings, notes and skip reason of a result as JSON values; what is not finite becomes null."""
     metrics = {key: round(value, 6) if math.isfinite(value) else None for key, value in result.metrics.items()}
     return {
         "name": result.name,

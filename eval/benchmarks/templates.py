@@ -1,8 +1,8 @@
 """IJB-B and IJB-C as published: 1:1 verification of templates and, if wanted, 1:N search in galleries G1 and G2.
 
 Folder: `meta/ijbc_face_tid_mid.txt` (image, template, media), `meta/ijbc_name_5pts_score.txt` (image, landmarks,
-detector score), `meta/ijbc_template_pair_label.txt` (template, template, 0|1), `loose_crop/` with the images, and for 1:N
-`meta/ijbc_1N_gallery_G1.csv`, `..._G2.csv`, `meta/ijbc_1N_probe_mixed.csv` (template, subject; S1 and S2 in IJB-B).
+detector score), `meta/ijbc_template_pair_label.txt` (template, template, 0|1), `loose_crop/` with the images, and for
+1:N `meta/ijbc_1N_gallery_G1.csv`, `..._G2.csv`, `meta/ijbc_1N_probe_mixed.csv` (template, subject; S1, S2 in IJB-B).
 """
 
 from __future__ import annotations
