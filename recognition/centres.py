@@ -41,6 +41,12 @@ def embedding_of(backbone: nn.Module) -> int:
     return embedding
 
 
+def number_type(key: str, name: str) -> torch.dtype:
+    """torch.float32 or torch.bfloat16 by name; ValueError names the key."""
+    check_choice(key, name, ("float32", "bfloat16"))
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     """ValueError that names the key unless `value` is one of `choices`."""
     if value not in choices:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from recognition.centres import embedding_of, number_type
 from recognition.distributed import Ranks
 from recognition.margin import MarginHead
 
@@ -50,21 +52,36 @@ class FusedSGD:
     lr: float
 
 
-def auto_chunk(embedding: int, device: torch.device) -> int:
-    """Classes a chunk: as many float32 centres as the device likes to work on at a time."""
-    return max(256, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * embedding))
+def make_options(
+    head: MarginHead,
+    backbone: nn.Module,
+    *,
+    chunk: int | Literal["auto"],
+    matmul: str,
+    sub_centres: int,
+    filter_above: float,
+) -> Options:
+    """Options from a configuration's values, checked; "auto" takes a chunk of centres that the device works well on."""
+    half = number_type("classifier.matmul", matmul) == torch.bfloat16
+    if sub_centres < 1 or (isinstance(chunk, int) and chunk < 1):
+        raise ValueError(f"classifier.sub_centres {sub_centres}, classifier.chunk {chunk}: expected at least 1")
+    if not 0 <= filter_above <= 1:
+        raise ValueError(f"classifier.filter_above {filter_above}: expected a cosine in [0, 1], 0 for none")
+    kind = next(backbone.parameters()).device.type
+    fitting = max(256, CHUNK_BYTES.get(kind, CHUNK_BYTES["cuda"]) // (4 * embedding_of(backbone) * sub_centres))
+    size = chunk if isinstance(chunk, int) else fitting
+    return Options(head, size, half_matmul=half, sub_centres=sub_centres, filter_above=filter_above)
 
 
 def gather_batch(
-    embeddings: torch.Tensor, labels: torch.Tensor, ranks: Ranks
+    embeddings: torch.Tensor, labels: torch.Tensor, ranks: Ranks, *, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (b,D) and labels (b,) of every rank -> (B,D) in at least float32, differentiable, and (B,).
+    """Embeddings (b,D) and labels (b,) of every rank -> (B,D) in the centres' dtype, differentiable, and (B,).
 
     The gradient that returns to a rank's embeddings carries a factor `world`, so that DistributedDataParallel's mean
     over ranks gives the gradient of the global mean loss.
     """
-    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    return _Gather.apply(embeddings, ranks), ranks.all_gather(labels)
+    return _Gather.apply(embeddings.to(dtype), ranks), ranks.all_gather(labels)
 
 
 def margin_loss(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -45,25 +46,32 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def sine(cos: torch.Tensor) -> torch.Tensor:
-    """sin of the angle in [0, pi] whose cosine is given; slope 0, not infinity, where the sine is not resolved."""
-    square = (1 - cos) * (1 + cos)
-    resolved = square > torch.finfo(cos.dtype).eps
-    return torch.where(resolved, torch.where(resolved, square, 1.0).sqrt(), square.clamp(min=0).detach().sqrt())
+def of_angle(cos: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """function(theta), theta = arccos(cos) in [0, pi], differentiable everywhere.
 
-
-def add_angle(cos: torch.Tensor, angle: torch.Tensor | float, *, guard: bool) -> torch.Tensor:
-    """cos(theta + angle), theta = arccos(cos), without the arccos, whose slope has no bound.
-
-    guard: beyond theta + angle = pi the cosine would rise again; use cos - angle * sin(angle) there (ArcFace's
-    released code), which falls with theta.
+    The slope of arccos has no bound at cos = -1 and 1: there the slope is taken just inside, two roundings from the
+    end.
     """
-    cos = at_least_float32(cos).clamp(-1, 1)
-    shift = torch.as_tensor(angle, dtype=cos.dtype, device=cos.device)
-    shifted = cos * shift.cos() - sine(cos) * shift.sin()
-    if guard:
-        shifted = torch.where(cos > torch.cos(math.pi - shift), shifted, cos - shift * shift.sin())
-    return shifted
+    cos = at_least_float32(cos)
+    end = 1 - 2 * torch.finfo(cos.dtype).eps
+    inside = cos + (cos.clamp(-end, end) - cos).detach()
+    sloped = function(inside.acos())
+    with torch.no_grad():
+        value = function(cos.clamp(-1, 1).acos())
+    return sloped + (value - sloped).detach()
+
+
+def cos_of_sum(theta: torch.Tensor, angle: torch.Tensor | float, *, guard: bool) -> torch.Tensor:
+    """cos(theta + angle), angle in [0, pi].
+
+    guard: beyond theta + angle = pi the cosine would rise again; use cos(theta) - angle * sin(angle) there (ArcFace's
+    released code), which goes on falling.
+    """
+    total = theta + angle
+    if not guard:
+        return total.cos()
+    shift = torch.as_tensor(angle, dtype=theta.dtype, device=theta.device)
+    return torch.where(total < math.pi, total.cos(), theta.cos() - shift * shift.sin())
 
 
 def with_gradient(value: torch.Tensor, cos: torch.Tensor, gradient: str) -> torch.Tensor:

@@ -26,9 +26,7 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
@@ -95,6 +93,4 @@ def build(
     if width < 1 or size < 16 or embedding < 1:
         found = f"width {width}, size {size}, embedding {embedding}"
         raise ValueError(f"iresnet {found}: expected width and embedding of at least 1, size of at least 16")
-    return IResNet(
-        LAYERS[depth], width=width, size=size, embedding=embedding, dropout=dropout, checkpoint=checkpoint
-    )
+    return IResNet(LAYERS[depth], width=width, size=size, embedding=embedding, dropout=dropout, checkpoint=checkpoint)

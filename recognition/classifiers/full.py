@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from recognition.centres import check_choice, embedding_of, initial_centres, shard
-from recognition.chunked import FusedSGD, Options, auto_chunk, gather_batch, margin_loss
+from recognition.centres import embedding_of, initial_centres, number_type, shard
+from recognition.chunked import FusedSGD, Options, gather_batch, make_options, margin_loss
 from recognition.distributed import Ranks
 from recognition.margin import MarginHead
 
@@ -52,7 +52,7 @@ class Full(nn.Module):
     def forward(self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         embeddings = backbone(images)
         with torch.autocast(images.device.type, enabled=False):
-            embeddings, labels = gather_batch(embeddings, labels, self.ranks)
+            embeddings, labels = gather_batch(embeddings, labels, self.ranks, dtype=self.weight.dtype)
             places = torch.where((labels >= self.rows.start) & (labels < self.rows.stop), labels - self.rows.start, -1)
             fused = None
             if self.sgd is not None and self.training:
@@ -93,24 +93,14 @@ def build(
     loss_scaling: what the run does (micro-batches a step; a GradScaler). Both forbid the fused update, which can
     neither wait nor be taken back.
     """
-    check_choice("classifier.matmul", matmul, ("float32", "bfloat16"))
-    check_choice("classifier.momentum_dtype", momentum_dtype, ("float32", "bfloat16"))
     if fused and (accumulation > 1 or loss_scaling):
         reason = f"accumulation {accumulation}" if accumulation > 1 else "fp16 loss scaling"
         raise ValueError(f"classifier.fused: true with {reason}: the backward pass cannot update then; turn one off")
-    if sub_centres < 1 or (chunk != "auto" and chunk < 1):
-        raise ValueError(f"classifier.sub_centres {sub_centres}, classifier.chunk {chunk}: expected at least 1")
     rows = shard(classes, ranks)
-    embedding = embedding_of(backbone)
-    scaled = range(rows.start * sub_centres, rows.stop * sub_centres)
-    centres = initial_centres(scaled, embedding, seed=seed)
-    device = next(backbone.parameters()).device
-    options = Options(
-        head=head,
-        chunk=auto_chunk(embedding * sub_centres, device) if chunk == "auto" else chunk,
-        half_matmul=matmul == "bfloat16",
-        sub_centres=sub_centres,
-        filter_above=filter_above,
+    held = range(rows.start * sub_centres, rows.stop * sub_centres)
+    sgd = (momentum, weight_decay, number_type("classifier.momentum_dtype", momentum_dtype)) if fused else None
+    options = make_options(
+        head, backbone, chunk=chunk, matmul=matmul, sub_centres=sub_centres, filter_above=filter_above
     )
-    sgd = (momentum, weight_decay, getattr(torch, momentum_dtype)) if fused else None
+    centres = initial_centres(held, embedding_of(backbone), seed=seed)
     return Full(centres, rows=rows, options=options, ranks=ranks, sgd=sgd)

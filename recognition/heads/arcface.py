@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from recognition.margin import MarginHead, add_angle, check_gradient, with_gradient
+from recognition.margin import MarginHead, check_gradient, cos_of_sum, of_angle, with_gradient
 
 
 class ArcFace(MarginHead):
@@ -13,7 +13,8 @@ class ArcFace(MarginHead):
         self.margin, self.scale, self.gradient, self.guard = margin, scale, check_gradient(gradient), guard
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-        return with_gradient(add_angle(cos_t, self.margin, guard=self.guard), cos_t, self.gradient)
+        value = of_angle(cos_t, lambda theta: cos_of_sum(theta, self.margin, guard=self.guard))
+        return with_gradient(value, cos_t, self.gradient)
 
 
 def build(*, margin: float = 0.5, scale: float = 64.0, gradient: str = "exact", guard: bool = True) -> ArcFace:

@@ -1,0 +1,201 @@
+"""Partial FC (arXiv 2203.15565): each step's softmax runs over the batch's own classes and a random subset of the rest.
+
+Only the sampled centres receive gradient, momentum and weight decay (the released code's dense gradient lets the
+others decay and drift as well). At rate 1 this is the full classifier trained by torch.optim.SGD. The sample does not
+depend on the number of ranks: every rank draws the same one and keeps the centres that it holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from recognition.centres import embedding_of, generator, initial_centres, number_type, shard
+from recognition.chunked import Options, gather_batch, make_options, margin_loss
+from recognition.distributed import Ranks
+from recognition.margin import MarginHead
+
+
+@dataclass
+class Sample:
+    """One forward pass's centres: their rows in the weight, the copy that takes the gradient, what backward began with.
+
+    start is loss scale / accumulation when the trainer scales its loss so; dividing by it undoes a GradScaler.
+    """
+
+    index: torch.Tensor
+    centres: torch.Tensor
+    start: torch.Tensor | None = None
+
+    def gradient(self, accumulation: int) -> torch.Tensor:
+        """The centres' part in the gradient of the step's mean loss, unscaled."""
+        if self.centres.grad is None or self.start is None:
+            raise RuntimeError("partial classifier: update without a backward pass")
+        return self.centres.grad / (self.start * accumulation)
+
+
+class Partial(nn.Module):
+    """(backbone, images, labels) -> mean loss of the global batch. `weight`, `velocity`: buffers (C_local * K, D).
+
+    `update` takes the sampled centres' SGD step; the run's optimizer does not know them. With accumulation every
+    micro-batch samples anew and `update` joins their gradients.
+    """
+
+    weight: torch.Tensor
+    velocity: torch.Tensor
+    draws: torch.Tensor
+
+    def __init__(
+        self,
+        centres: torch.Tensor,
+        *,
+        classes: int,
+        rows: range,
+        rate: float,
+        options: Options,
+        ranks: Ranks,
+        seed: int,
+        momentum: float,
+        weight_decay: float,
+        momentum_dtype: torch.dtype,
+        accumulation: int,
+    ) -> None:
+        super().__init__()
+        self.head = options.head
+        self.classes, self.rows, self.rate, self.seed = classes, rows, rate, seed
+        self.options, self.ranks = options, ranks
+        self.momentum, self.weight_decay, self.accumulation = momentum, weight_decay, accumulation
+        self.lr = 0.0
+        self.register_buffer("weight", centres)
+        self.register_buffer("velocity", torch.zeros_like(centres, dtype=momentum_dtype))
+        self.register_buffer("draws", torch.tensor(0))
+        self._samples: list[Sample] = []
+
+    def prepare(self, lr: float) -> None:
+        """Before the forward pass of each optimizer step: the rate; what a skipped step left behind is dropped."""
+        self.lr = lr
+        self._samples.clear()
+
+    def forward(self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        embeddings = backbone(images)
+        with torch.autocast(images.device.type, enabled=False):
+            embeddings, labels = gather_batch(embeddings, labels, self.ranks, dtype=self.weight.dtype)
+            mine = self._sample(labels)
+            places = torch.searchsorted(mine, labels)
+            held = (labels >= self.rows.start) & (labels < self.rows.stop)
+            index = sub_rows(mine - self.rows.start, self.options.sub_centres)
+            sample = Sample(index, self.weight[index].requires_grad_(self.training))
+            loss = margin_loss(
+                embeddings,
+                sample.centres,
+                torch.where(held, places, -1),
+                options=self.options,
+                ranks=self.ranks,
+                training=self.training,
+            )
+        if self.training:
+            self._samples.append(sample)
+            loss.register_hook(lambda start: setattr(sample, "start", start.detach()))
+        return loss
+
+    def _sample(self, labels: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the step's classes, as sorted global class numbers; it holds every label of its own."""
+        sampled = sample_classes(self.classes, self.rate, labels, generator(self.seed, int(self.draws)))
+        if self.training:
+            self.draws += 1
+        return sampled[(sampled >= self.rows.start) & (sampled < self.rows.stop)]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a successful optimizer step: SGD with momentum and weight decay on the sampled centres alone."""
+        samples = [sample for sample in self._samples if sample.centres.grad is not None]
+        self._samples.clear()
+        if not samples:
+            return
+        index, slots = torch.cat([sample.index for sample in samples]).unique(return_inverse=True)
+        gradient = self.weight.new_zeros(len(index), self.weight.shape[1])
+        for sample, own in zip(samples, slots.split([len(sample.index) for sample in samples]), strict=True):
+            gradient.index_add_(0, own, sample.gradient(self.accumulation))
+        for chunk in torch.arange(len(index), device=index.device).split(self.options.chunk):
+            rows = index[chunk[0] : chunk[-1] + 1]
+            centres = self.weight[rows]
+            step = self.velocity[rows].to(centres.dtype).mul_(self.momentum).add_(gradient[chunk[0] : chunk[-1] + 1])
+            step.add_(centres, alpha=self.weight_decay)
+            self.velocity[rows] = step.to(self.velocity.dtype)
+            self.weight[rows] = centres.add_(step, alpha=-self.lr)
+
+
+def sample_classes(classes: int, rate: float, labels: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    """Sorted class numbers: all of `labels`, and uniformly drawn others up to rate * classes in all.
+
+    Costs O(sampled): where the rate is small, draws with replacement are made distinct; two draws for each class wanted
+    are enough, as the rate is at most a half there.
+    """
+    positives = labels.unique()
+    count = max(round(rate * classes), len(positives))
+    if count >= classes:
+        return torch.arange(classes, device=labels.device)
+    if 2 * count > classes:
+        drawn = torch.randperm(classes, generator=draw)[:count]
+    else:
+        distinct = torch.randint(classes, (2 * count + 64,), generator=draw).unique()
+        drawn = distinct[torch.randperm(len(distinct), generator=draw)[:count]]
+    drawn = drawn.to(labels.device)
+    others = drawn[~torch.isin(drawn, positives)][: count - len(positives)]
+    return torch.cat([positives, others]).sort().values
+
+
+def sub_rows(classes: torch.Tensor, sub_centres: int) -> torch.Tensor:
+    """Rows of the weight that hold the sub-centres of the given local classes, in order."""
+    if sub_centres == 1:
+        return classes
+    return (classes[:, None] * sub_centres + torch.arange(sub_centres, device=classes.device)).flatten()
+
+
+def build(
+    *,
+    backbone: nn.Module,
+    classes: int,
+    head: MarginHead,
+    ranks: Ranks,
+    seed: int,
+    rate: float = 0.1,
+    chunk: int | Literal["auto"] = "auto",
+    matmul: str = "float32",
+    sub_centres: int = 1,
+    filter_above: float = 0.0,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    momentum_dtype: str = "float32",
+    accumulation: int = 1,
+    loss_scaling: bool = False,
+) -> Partial:
+    """Partial FC over `classes` identities. rate in (0, 1]: share of the classes in each step.
+
+    The batch's own classes count towards it. Other options as the full classifier's. accumulation: micro-batches an
+    optimizer step. loss_scaling is admitted: the centres' gradient is divided by whatever the trainer multiplied the
+    loss with, times accumulation.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"classifier.rate {rate}: expected more than 0 and at most 1")
+    rows = shard(classes, ranks)
+    embedding = embedding_of(backbone)
+    held = range(rows.start * sub_centres, rows.stop * sub_centres)
+    return Partial(
+        initial_centres(held, embedding, seed=seed),
+        classes=classes,
+        rows=rows,
+        rate=rate,
+        options=make_options(
+            head, backbone, chunk=chunk, matmul=matmul, sub_centres=sub_centres, filter_above=filter_above
+        ),
+        ranks=ranks,
+        seed=seed,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        momentum_dtype=number_type("classifier.momentum_dtype", momentum_dtype),
+        accumulation=accumulation,
+    )

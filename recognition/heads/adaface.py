@@ -1,0 +1,44 @@
+"""AdaFace (arXiv 2204.00964, eq. 7-12): the margin follows the embedding's length, a sign of image quality.
+
+z = clip((|e| - mean) / (std / h), -1, 1) with running mean and std of |e|; cos(theta - m z) - (m + m z). The paper
+leaves the range of theta - m z open and the released code clips it to [0.001, pi - 0.001]; here it is clipped to [0,
+pi].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from recognition.margin import MarginHead, at_least_float32, of_angle
+
+SHORTEST, LONGEST = 0.001, 100.0  # lengths beyond are taken as these
+
+
+class AdaFace(MarginHead):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, *, margin: float, scale: float, h: float, rate: float) -> None:
+        super().__init__()
+        self.margin, self.scale, self.h, self.rate = margin, scale, h, rate
+        self.register_buffer("mean", torch.tensor(20.0))  # as the released code starts
+        self.register_buffer("std", torch.tensor(100.0))
+
+    def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
+        norms = norms.clamp(SHORTEST, LONGEST).to(self.mean.dtype)
+        if norms.isfinite().all() and len(norms) > 1:
+            self.mean.lerp_(norms.mean(), self.rate)
+            self.std.lerp_(norms.std(), self.rate)
+
+    def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        norms = at_least_float32(norms.detach()).clamp(SHORTEST, LONGEST)
+        z = ((norms - self.mean) / (self.std + 1e-3) * self.h).clamp(-1, 1)
+        turned = of_angle(cos_t, lambda theta: (theta - self.margin * z).clamp(0, math.pi).cos())
+        return turned - (self.margin + self.margin * z)
+
+
+def build(*, margin: float = 0.4, scale: float = 64.0, h: float = 0.333, rate: float = 0.01) -> AdaFace:
+    """h: share of the standard deviation that fills [-1, 1]; rate: weight of the newest batch in mean and std."""
+    return AdaFace(margin=margin, scale=scale, h=h, rate=rate)

@@ -1,0 +1,37 @@
+"""CurricularFace (arXiv 2004.00288, eq. 5-7): ArcFace whose hard negatives gain weight as training goes on.
+
+A negative with cos > cos(theta_y + m) enters as cos (t + cos); t is the running mean of the targets' cosines. The
+guard past pi on the target is the released code's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from recognition.margin import MarginHead, cos_of_sum, of_angle
+
+
+class CurricularFace(MarginHead):
+    changes_negatives = True
+    t: torch.Tensor
+
+    def __init__(self, *, margin: float, scale: float, rate: float) -> None:
+        super().__init__()
+        self.margin, self.scale, self.rate = margin, scale, rate
+        self.register_buffer("t", torch.tensor(0.0))
+
+    def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
+        if cos_t.isfinite().all():
+            self.t.lerp_(cos_t.mean().to(self.t.dtype), self.rate)
+
+    def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        return of_angle(cos_t, lambda theta: cos_of_sum(theta, self.margin, guard=True))
+
+    def negatives(self, cos: torch.Tensor, cos_t: torch.Tensor) -> torch.Tensor:
+        bound = of_angle(cos_t.detach(), lambda theta: cos_of_sum(theta, self.margin, guard=False))
+        return torch.where(cos > bound, cos * (self.t + cos), cos)
+
+
+def build(*, margin: float = 0.5, scale: float = 64.0, rate: float = 0.01) -> CurricularFace:
+    """margin in radians; rate: weight of the newest batch in t."""
+    return CurricularFace(margin=margin, scale=scale, rate=rate)

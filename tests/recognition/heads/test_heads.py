@@ -1,0 +1,198 @@
+"""Every head against its paper's formula on the angle, in float64: value, and gradient by differences."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import recognition.heads
+from recognition.margin import MarginHead
+
+NAMES = [module.name for module in pkgutil.iter_modules(recognition.heads.__path__)]
+NORM = 23.0
+
+
+def build(name: str, **options: object) -> MarginHead:
+    return importlib.import_module(f"recognition.heads.{name}").build(**options)
+
+
+def guarded(theta: float, m: float) -> float:
+    return math.cos(theta + m) if theta + m < math.pi else math.cos(theta) - m * math.sin(m)
+
+
+def sphereface(theta: float, m: float = 1.7) -> float:
+    k = math.floor(m * theta / math.pi)
+    return (-1) ** k * math.cos(m * theta) - 2 * k
+
+
+def adaface(theta: float) -> float:
+    z = min(max((NORM - 20) / (100 + 1e-3) * 0.333, -1), 1)
+    return math.cos(min(max(theta - 0.4 * z, 0), math.pi)) - 0.4 - 0.4 * z
+
+
+CASES: dict[str, tuple[dict[str, object], Callable[[float], float]]] = {
+    "arcface": ({}, lambda theta: guarded(theta, 0.5)),
+    "arcface unguarded": ({"guard": False}, lambda theta: math.cos(theta + 0.5)),
+    "cosface": ({"margin": 0.35}, lambda theta: math.cos(theta) - 0.35),
+    "sphereface": ({}, sphereface),
+    "sphereface 4": ({"margin": 4.0}, lambda theta: sphereface(theta, 4.0)),
+    "combined": ({"m1": 1.1, "m2": 0.3, "m3": 0.2}, lambda theta: math.cos(1.1 * theta + 0.3) - 0.2),
+    "combined normface": ({}, math.cos),
+    "adaface": ({}, adaface),
+    "magface": ({}, lambda theta: guarded(theta, 0.45 + 0.35 * (NORM - 10) / 100)),
+    "curricularface": ({}, lambda theta: guarded(theta, 0.5)),
+    "elasticface": ({"std": 0.0}, lambda theta: math.cos(theta + 0.5)),
+    "elasticface cos": ({"std": 0.0, "kind": "cos"}, lambda theta: math.cos(theta) - 0.35),
+}
+
+
+def test_every_head_is_tested() -> None:
+    assert {case.split()[0] for case in CASES} == set(NAMES)
+
+
+@pytest.mark.parametrize("case", CASES)
+@settings(max_examples=60, deadline=None)
+@given(theta=st.floats(0.01, math.pi - 0.01))
+def test_value_and_slope(case: str, theta: float) -> None:
+    options, formula = CASES[case]
+    head = build(case.split()[0], **options)
+    cos = torch.tensor([math.cos(theta)], dtype=torch.float64, requires_grad=True)
+    value = head.target(cos, torch.tensor([NORM], dtype=torch.float64))
+    (slope,) = torch.autograd.grad(value.sum(), cos)
+    assert value.item() == pytest.approx(formula(theta), abs=1e-9)
+    step = 1e-6
+    one_sided = [(formula(theta + sign * step) - formula(theta)) / (sign * step) for sign in (1, -1)]
+    got = slope.item() * -math.sin(theta)
+    assert min(abs(got - side) for side in one_sided) < 1e-4 * max(1, abs(got))  # two sides: the formulas have corners
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_ends_and_small_types(case: str, dtype: torch.dtype) -> None:
+    options, formula = CASES[case]
+    head = build(case.split()[0], **options)
+    cos = torch.tensor([-1.0, -0.5, 0.0, 0.25, 0.75, 1.0], dtype=dtype, requires_grad=True)
+    value = head.target(cos, torch.full((6,), NORM, dtype=dtype))
+    (slope,) = torch.autograd.grad(value.sum(), cos)
+    expected = [formula(math.acos(c)) for c in cos.tolist()]
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-6
+    np.testing.assert_allclose(value.detach().double().numpy(), expected, atol=tolerance)
+    assert value.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    assert slope.isfinite().all()
+    assert (slope > -1e-3).all() or case in ("arcface unguarded", "combined", "elasticface")
+
+
+@pytest.mark.parametrize(("case", "at_one"), [("cosface", 1.0), ("sphereface", 1.7**2), ("combined normface", 1.0)])
+def test_slope_at_one_is_the_limit(case: str, at_one: float) -> None:
+    cos = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    head = build(case.split()[0], **CASES[case][0])
+    (slope,) = torch.autograd.grad(head.target(cos, torch.ones(1)).sum(), cos)
+    assert slope.item() == pytest.approx(at_one, rel=1e-6)
+
+
+def test_cosines_that_rounding_left_outside_their_range() -> None:
+    for name in NAMES:
+        cos = torch.tensor([1.0000002, -1.0000002], requires_grad=True)
+        value = build(name).target(cos, torch.full((2,), NORM))
+        (slope,) = torch.autograd.grad(value.sum(), cos)
+        assert value.isfinite().all(), name
+        assert slope.isfinite().all(), name
+
+
+@pytest.mark.parametrize("name", ["arcface", "combined"])
+def test_straight_through_is_insightface_s_gradient(name: str) -> None:
+    options = {} if name == "arcface" else {"m2": 0.5}
+    cos = torch.tensor([-0.99, 0.0, 0.3, 0.9], dtype=torch.float64, requires_grad=True)
+    exact = build(name, gradient="exact", **options).target(cos, cos)
+    value = build(name, gradient="straight_through", **options).target(cos, cos)
+    assert torch.equal(value, exact)
+    assert torch.autograd.grad(value.sum(), cos)[0].tolist() == [1, 1, 1, 1]
+    (slope,) = torch.autograd.grad(exact[2], cos)
+    assert 64 * slope[2].item() == pytest.approx(64 * math.sin(math.acos(0.3) + 0.5) / math.sin(math.acos(0.3)))
+
+
+def test_adaface_follows_lengths_and_keeps_its_averages_finite() -> None:
+    head = build("adaface")
+    norms = torch.tensor([5.0, 10.0, 40.0, 400.0])
+    seen = np.array([5.0, 10.0, 40.0, 100.0])
+    head.observe(torch.zeros(4), norms)
+    mean, std = 0.99 * 20 + 0.01 * seen.mean(), 0.99 * 100 + 0.01 * seen.std(ddof=1)
+    z = np.clip((seen - mean) / (std + 1e-3) * 0.333, -1, 1)
+    theta = math.acos(0.4)
+    expected = np.cos(theta - 0.4 * z) - 0.4 - 0.4 * z
+    norms.requires_grad_()
+    value = head.target(torch.full((4,), 0.4), norms)
+    np.testing.assert_allclose(value.detach().numpy(), expected, atol=1e-6)
+    assert not value.requires_grad
+    head.observe(torch.zeros(4), torch.tensor([1.0, 2.0, math.inf, math.nan]))
+    assert torch.tensor([head.state_dict()["mean"], head.state_dict()["std"]]).isfinite().all()
+
+
+def test_magface_gradient_reaches_the_length() -> None:
+    head = build("magface")
+    norms = torch.tensor([3.0, 23.0, 60.0, 200.0], dtype=torch.float64, requires_grad=True)
+    cos = torch.full((4,), 0.3, dtype=torch.float64)
+    penalty = head.penalty(norms)
+    assert penalty is not None
+    clipped = np.array([10.0, 23.0, 60.0, 110.0])
+    np.testing.assert_allclose(penalty.detach().numpy(), 35 * (1 / clipped + clipped / 110**2), rtol=1e-12)
+    theta, margin = math.acos(0.3), 0.45 + 0.35 * (clipped - 10) / 100
+    inside = np.array([0.0, 1.0, 1.0, 0.0])
+    slope = -np.sin(theta + margin) * 0.35 / 100 * inside
+    np.testing.assert_allclose(torch.autograd.grad(head.target(cos, norms).sum(), norms)[0].numpy(), slope, rtol=1e-6)
+    slope = 35 * (1 / 110**2 - 1 / clipped**2) * inside
+    np.testing.assert_allclose(torch.autograd.grad(penalty.sum(), norms)[0].numpy(), slope, rtol=1e-9, atol=1e-15)
+
+
+def test_curricularface_negatives() -> None:
+    head = build("curricularface")
+    for _ in range(3):
+        head.observe(torch.tensor([0.2, 0.6]), torch.ones(2))
+    t = 0.4 * (1 - 0.99**3)
+    cos = torch.tensor([[-0.9, 0.1, 0.2, 0.95]], dtype=torch.float64, requires_grad=True)
+    bound = math.cos(math.acos(0.6) + 0.5)
+    expected = [c * (t + c) if c > bound else c for c in cos[0].tolist()]
+    value = head.negatives(cos, torch.tensor([[0.6]], dtype=torch.float64))
+    np.testing.assert_allclose(value[0].detach().numpy(), expected, rtol=1e-6)
+    slopes = [t + 2 * c if c > bound else 1 for c in cos[0].tolist()]
+    np.testing.assert_allclose(torch.autograd.grad(value.sum(), cos)[0][0].numpy(), slopes, rtol=1e-6)
+
+
+def test_elasticface_draws_by_seed_and_step() -> None:
+    one, two, other = build("elasticface", seed=1), build("elasticface", seed=1), build("elasticface", seed=2)
+    cos = torch.zeros(20000, dtype=torch.float64)
+    for head in (one, two, other):
+        head.observe(cos, cos)
+    first = one.target(cos, cos)
+    assert torch.equal(first, two.target(cos, cos))
+    assert not torch.equal(first, other.target(cos, cos))
+    margins = -first.asin()  # cos(pi/2 + m) = -sin m
+    assert margins.mean().item() == pytest.approx(0.5, abs=5e-4)
+    assert margins.std().item() == pytest.approx(0.0125, rel=0.03)
+    one.observe(cos, cos)
+    assert not torch.equal(first, one.target(cos, cos))
+    resumed = build("elasticface", seed=1)
+    resumed.load_state_dict(one.state_dict())
+    assert torch.equal(one.target(cos, cos), resumed.target(cos, cos))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("arcface", {"gradient": "exakt"}),
+        ("sphereface", {"margin": 0.5}),
+        ("elasticface", {"kind": "sin"}),
+        ("magface", {"shortest": 200.0}),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+        build(name, **options)
