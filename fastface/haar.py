@@ -4,12 +4,16 @@ A detector takes one finite loss a step and answers with its signal: positive wh
 has stopped falling, None while it has seen too few losses. `state()` is all it remembers, in numbers and lists.
 """
 
+import math
 from typing import Any
 
 State = dict[str, Any]
 
 # Losses are summed as whole multiples of 2^-80 (8e-25), so sums of any length are exact and leave nothing behind.
 FIXED_POINT = 2.0**80
+
+PUBLISHED_STEPS = 202_325  # the run that FastFace's constants were published with: MS1MV3, 5 epochs at batch 128
+SHORTEST_HORIZON = 1000
 
 
 class FastFaceDetector:
@@ -27,6 +31,8 @@ class FastFaceDetector:
         alpha: rate of the first average, in (0, 1].
         beta: rate of the second average, in (0, 1].
     """
+
+    head_start = 0
 
     def __init__(self, alpha: float = 1e-3, beta: float = 1e-3) -> None:
         for name, rate in (("alpha", alpha), ("beta", beta)):
@@ -58,6 +64,73 @@ class FastFaceDetector:
         vars(self).update(state)
 
 
+class HorizonDetector:
+    """D_t for runs of any length T: FastFaceDetector, averaging as long as the noise of the loss demands.
+
+    The published constants belong to T = 202,325. Scaled to T they are λ = 10.11625 / T and α = β = 202.325 / T. White
+    noise of standard deviation σ in the loss makes noise of σ α^1.5 / 2 in D, which grows beside λ as 142 σ / √T: in a
+    short run it alone carries D over λ again and again, and nothing ever looks stationary. So α follows the noise:
+
+        n_t = running mean of |L_t - L_{t-1}|       σ_t = (√π / 2) n_t       (for normal white noise)
+        α_t = β_t = (2 λ / (5 σ_t))^(2/3), kept within 50 / T and 202.325 / T
+
+    which holds the noise of D at λ / 5 or, where that would take averages longer than T / 50, as near to it as these
+    come. Longer averages answer later, by 2 / α_t - T / 101.1625 steps: that is `head_start`, the stationary steps that
+    already lie behind when D falls below λ. Until t α_t = 4 the noise of the first losses has not worn off, and the
+    signal is None. Constant time and memory.
+
+    Args:
+        total_steps: T, at least 1000.
+        threshold: λ, loss per step, if the scaled one does not suit the loss. It is all the same to a scheduler whether
+            a loss stands still or falls by less than λ T, 10.1 as published, over the whole run.
+    """
+
+    def __init__(self, total_steps: int, threshold: float | None = None) -> None:
+        if total_steps < SHORTEST_HORIZON:
+            raise ValueError(
+                f"total_steps is {total_steps}: expected at least {SHORTEST_HORIZON}, as in a shorter run the noise of "
+                "the loss hides its fall; use a schedule that does not read the loss, such as OneCycleLR"
+            )
+        if threshold is not None and not 0.0 < threshold < math.inf:
+            raise ValueError(f"threshold is {threshold}: expected a loss per step above 0, or None")
+        self.threshold = 5e-5 * PUBLISHED_STEPS / total_steps if threshold is None else threshold
+        self.fastest = 1e-3 * PUBLISHED_STEPS / total_steps
+        self.slowest = 50 / total_steps
+        self.seen = 0
+        self.last = 0.0
+        self.noise = 0.0  # n_t
+        self.signal: float | None = None
+        self.stages = FastFaceDetector(self.fastest, self.fastest)
+
+    @property
+    def head_start(self) -> int:
+        return round(2 / self.stages.alpha - 2 / self.fastest)
+
+    def update(self, loss: float) -> float | None:
+        """Takes L_t (finite) and returns D_t; None until the averages have settled."""
+        seen = self.seen
+        if seen:
+            self.noise += max(self.slowest, 1 / seen) * (abs(loss - self.last) - self.noise)
+        self.last = loss
+        self.seen = seen + 1
+        noise = 0.8862269254527580 * self.noise
+        wanted = (0.4 * self.threshold / noise) ** (2 / 3) if noise > 0.0 else self.fastest
+        stages = self.stages
+        stages.alpha = stages.beta = alpha = min(max(wanted, self.slowest), self.fastest)
+        signal = stages.update(loss)
+        self.signal = signal if seen * alpha >= 4.0 else None
+        return self.signal
+
+    def state(self) -> State:
+        return {**vars(self), "stages": self.stages.state()}
+
+    def load(self, state: State) -> None:
+        stages = self.stages
+        vars(self).update(state)
+        self.stages = stages
+        stages.load(state["stages"])
+
+
 class MovingHaarDetector:
     """H_t of Moving Haar (v1 of the paper): two moving windows of m losses, in constant time.
 
@@ -73,6 +146,8 @@ class MovingHaarDetector:
     Args:
         window: m, in steps, at least 2.
     """
+
+    head_start = 0
 
     def __init__(self, window: int) -> None:
         if window < 2:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fastface.haar import FastFaceDetector, MovingHaarDetector
+from fastface.haar import FastFaceDetector, HorizonDetector, MovingHaarDetector
 from fastface.lag import PinnedCopy
 
 
@@ -15,6 +15,11 @@ class Detector(Protocol):
     """How fast the loss falls; see `fastface.haar`."""
 
     signal: float | None
+
+    @property
+    def head_start(self) -> int:
+        """Steps that the loss has been stationary for when the signal says so; 0 unless they are to be counted."""
+        ...
 
     def update(self, loss: float) -> float | None: ...
 
@@ -155,7 +160,7 @@ class LossScheduler(LRScheduler):
         if signal is None or self._losses_read <= self.warmup_steps:
             return
         if signal >= self.threshold:
-            self.stationary_steps = 0
+            self.stationary_steps = self._detector.head_start
             self._falling()
             return
         self.stationary_steps += 1
@@ -196,7 +201,7 @@ class FastFaceLR(LossScheduler):
         D_t < λ for more than τ T steps in a row:  rate ← rate × factor, and the count starts again
 
     Constant time and memory. The defaults are the published values, which were used with T from 202,325 to 496,875
-    steps and a base rate of 0.02 at batch 128.
+    steps and a base rate of 0.02 at batch 128; for runs much shorter than that see `for_horizon`.
 
     Args:
         optimizer: the optimizer whose rates are set, all its parameter groups.
@@ -236,6 +241,36 @@ class FastFaceLR(LossScheduler):
             patience_steps=patience_fraction * total_steps,
             warmup_steps=warmup_steps,
         )
+
+    @classmethod
+    def for_horizon(
+        cls,
+        optimizer: Optimizer,
+        total_steps: int,
+        *,
+        threshold: float | None = None,
+        factor: float = 0.5,
+        max_decays: int = 8,
+        warmup_steps: int = 0,
+    ) -> "FastFaceLR":
+        """FastFace for a run of any length from 1000 steps: an extension of the paper, not a part of it.
+
+        The threshold is λ = 10.11625 / T if none is given, so that the same curve drawn over T steps decays at the same
+        fractions of the run; τ = 0.05; averages are as long as the noise of the loss demands (equations in
+        `fastface.haar.HorizonDetector`). The noise is taken to be independent from step to step: where neighbouring
+        losses are correlated by 0.5 or more, decays are missed. ValueError if total_steps is below 1000.
+        """
+        detector = HorizonDetector(total_steps, threshold)
+        scheduler = cls(
+            optimizer,
+            total_steps,
+            threshold=detector.threshold,
+            factor=factor,
+            max_decays=max_decays,
+            warmup_steps=warmup_steps,
+        )
+        scheduler._detector = detector
+        return scheduler
 
     def _next_factor(self) -> float | None:
         return self.factor if self.decays < self.max_decays else None

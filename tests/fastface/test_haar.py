@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastface.haar import FastFaceDetector, MovingHaarDetector
+from fastface.haar import FastFaceDetector, HorizonDetector, MovingHaarDetector
 
 LONG = np.longdouble
 rates = st.sampled_from([1e-3, 5e-3, 0.02, 0.3, 1.0])
@@ -151,3 +151,63 @@ def test_rates_outside_their_range_are_refused(alpha: float, beta: float, name: 
 def test_a_window_too_small_is_refused() -> None:
     with pytest.raises(ValueError, match="window is 1"):
         MovingHaarDetector(1)
+
+
+def horizon_definition(losses: Sequence[float], total_steps: int) -> list[float | None]:
+    """The equations of HorizonDetector, in long double and one array after the other."""
+    values = np.asarray(losses, dtype=LONG)
+    threshold = LONG(10.11625) / total_steps
+    moves, noise, alphas = np.abs(np.diff(values)), LONG(0), [LONG(202.325) / total_steps]
+    for count, move in enumerate(moves, 1):
+        rate = max(LONG(50) / total_steps, LONG(1) / count)
+        noise = (1 - rate) * noise + rate * move
+        sigma = noise * np.sqrt(LONG(np.pi)) / 2
+        wanted = (2 * threshold / (5 * sigma)) ** (LONG(2) / 3) if sigma else np.inf
+        alphas.append(min(max(wanted, LONG(50) / total_steps), LONG(202.325) / total_steps))
+    signals: list[float | None] = [None]
+    average, smoothed = values[0], LONG(0)
+    for step in range(1, len(values)):
+        alpha = alphas[step]
+        before, average = average, alpha * values[step] + (1 - alpha) * average
+        smoothed = before - average if step == 1 else alpha * (before - average) + (1 - alpha) * smoothed
+        signals.append(smoothed if step * alpha >= 4 else None)
+    return signals
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.2, 2.0])
+def test_horizon_detector_equals_its_equations(noise: float) -> None:
+    generator = np.random.default_rng(1)
+    values = (3 + 20 * np.exp(-np.arange(3000) / 400) + noise * generator.normal(0, 1, 3000)).tolist()
+    detector = HorizonDetector(3000)
+    found, expected = [detector.update(loss) for loss in values], horizon_definition(values, 3000)
+    settled = [step for step, signal in enumerate(expected) if signal is not None]
+    assert [step for step, signal in enumerate(found) if signal is not None] == settled
+    assert len(settled) > 2500
+    assert_close(np.array([found[step] for step in settled]), np.array([expected[step] for step in settled]), 1e-9)
+
+
+def test_horizon_detector_is_the_published_one_where_noise_allows() -> None:
+    values = (10 - 1e-3 * np.arange(30_000)).tolist()
+    published, ours = FastFaceDetector(1e-3, 1e-3), HorizonDetector(202_325)
+    for loss in values:
+        expected, signal = published.update(loss), ours.update(loss)
+    assert ours.threshold == pytest.approx(5e-5, rel=1e-12)
+    assert signal == pytest.approx(expected, rel=1e-9)
+    assert ours.head_start == 0
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3, 0.8])
+def test_horizon_detector_holds_its_noise_at_a_fifth_of_the_threshold(noise: float) -> None:
+    generator = np.random.default_rng(2)
+    detector = HorizonDetector(20_000)
+    signals = [detector.update(loss) for loss in generator.normal(5, noise, 400_000).tolist()]
+    spread = np.std([signal for signal in signals if signal is not None]) / detector.threshold
+    unhindered = noise * (202.325 / 20_000) ** 1.5 / 2 / detector.threshold
+    assert spread == pytest.approx(min(0.2, unhindered), rel=0.15)
+
+
+def test_horizons_too_short_are_refused() -> None:
+    with pytest.raises(ValueError, match="total_steps is 999: expected at least 1000"):
+        HorizonDetector(999)
+    with pytest.raises(ValueError, match="threshold is -1"):
+        HorizonDetector(5000, threshold=-1.0)

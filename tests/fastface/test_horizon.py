@@ -1,0 +1,45 @@
+"""for_horizon on the reduced curve of the real run; `scripts/soak_horizon.py` is the same with 20 seeds."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from fastface import FastFaceLR
+from scripts.soak_horizon import FIXTURE, PUBLISHED_DECAYS, compress, decays, found, judge, plain_scaling
+
+
+@pytest.mark.parametrize(("horizon", "noise"), [(20_232, 0.8), (5_000, 0.8), (1_000, 0.8)])
+def test_short_noisy_runs_decay_where_the_long_run_does(horizon: int, noise: float) -> None:
+    verdict = judge(compress(FIXTURE, horizon), noise, seeds=2)
+    assert verdict.passed, verdict
+
+
+def test_plain_scaling_would_not_do() -> None:
+    assert found(decays(compress(FIXTURE, 20_232), 0.8, 0, plain_scaling)) < 4
+
+
+def test_found_pairs_each_decay_once() -> None:
+    assert found(list(PUBLISHED_DECAYS)) == 6
+    assert found([PUBLISHED_DECAYS[0] + 0.079]) == 1
+    assert found([PUBLISHED_DECAYS[0] + 0.081]) == 0
+    assert found([0.9]) == 1  # near three of them, but it is one decay
+
+
+def test_a_horizon_too_short_is_refused() -> None:
+    with pytest.raises(ValueError, match="total_steps is 500: expected at least 1000"):
+        FastFaceLR.for_horizon(SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 500)
+
+
+def test_a_threshold_of_ones_own_replaces_the_scaled_one() -> None:
+    curve = [
+        2.0 - 2.0 * step / 2000 for step in range(2000)
+    ]  # a fall of 2 over the run: nothing beside the default 10.1
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scaled, own = FastFaceLR.for_horizon(optimizer, 2000), FastFaceLR.for_horizon(optimizer, 2000, threshold=2e-4)
+    for loss in curve:
+        scaled.step(loss)
+        own.step(loss)
+    assert (scaled.threshold, own.threshold) == (pytest.approx(10.11625 / 2000), 2e-4)
+    assert scaled.decays == 8
+    assert own.decays == 0
