@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,11 @@ from data.augment import augment
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
+from recognition.classifiers import Classifier
 from recognition.config import Config
 from recognition.console import Console
 from recognition.distributed import Ranks
+from recognition.reshard import own_share
 from recognition.run_folder import Metrics
 from recognition.schedulers import advance
 
@@ -43,25 +45,6 @@ class TrainingError(RuntimeError):
 
 class Stopped(RuntimeError):
     """A signal asked the run to stop; its checkpoint is written."""
-
-
-class Classifier(Protocol):
-    """What the loop asks of a classifier, an nn.Module; see recognition/classifiers."""
-
-    def __call__(
-        self, backbone: Callable[..., torch.Tensor], images: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        """Mean loss of the global batch, a scalar."""
-
-    def prepare(self, lr: float) -> None:
-        """Called before the forward passes of each optimizer step, with its rate."""
-
-    def update(self) -> None:
-        """Called after each successful optimizer step."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -275,9 +258,8 @@ def _restore(folder: Path, parts: Parts) -> Progress:
     if path is None:
         return Progress()
     shared, locals_ = checkpoint.load(path)
-    if len(locals_) != parts.ranks.world:
-        raise TrainingError(f"{path}: written by {len(locals_)} processes, resumed by {parts.ranks.world}")
-    local = locals_[parts.ranks.rank]
+    same_world = len(locals_) == parts.ranks.world
+    local = locals_[parts.ranks.rank] if same_world else own_share(locals_, parts.classifier)
     parts.backbone.load_state_dict(shared["backbone"])
     parts.classifier.load_state_dict(local["classifier"])
     state = {**shared["optimizer"], **local["optimizer"]}
