@@ -108,18 +108,18 @@ class RunConfig:
     keep: int = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One run, whole."""
 
     data: DataConfig
-    optim: OptimConfig
-    run: RunConfig
     backbone: Part = _part("recognition.backbones")
     head: Part = _part("recognition.heads")
-    scheduler: Part = _part("recognition.schedulers")
     classifier: Part = _part("recognition.classifiers", "full")
+    optim: OptimConfig
+    scheduler: Part = _part("recognition.schedulers")
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    run: RunConfig
 
 
 # What a package's `build` functions are given by the run; nobody writes these in a YAML.

@@ -67,9 +67,10 @@ class Console:
             )
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
-        """Show the result of an evaluation."""
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        self.say(f"step {step}: {shown}")
+        """Show the accuracies of an evaluation; the other figures are in results.md."""
+        accuracies = {name: value for name, value in values.items() if name.endswith("/accuracy")}
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in (accuracies or values).items())
+        self.say(f"step {step}: {shown or 'nothing to evaluate: evaluate.sets is empty'}")
 
     def say(self, text: str) -> None:
         """Show a sentence."""
