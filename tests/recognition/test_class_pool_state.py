@@ -1,0 +1,195 @@
+"""The class pool's bookkeeping against the published one-by-one procedure, written plainly with lists and dictionaries."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recognition.distributed import Ranks
+from recognition.pool import ClassPool
+
+
+@dataclass
+class Published:
+    """F²C's pool, one sample at a time. order: identities from least to most recently used."""
+
+    size: int
+    order: list[int] = field(default_factory=list)
+    column: dict[int, int] = field(default_factory=dict)
+    cursor: dict[int, int] = field(default_factory=dict)
+    slots: dict[tuple[int, int], float] = field(default_factory=dict)
+    evicted: list[int] = field(default_factory=list)
+
+    def touch(self, identity: int) -> None:
+        self.order.remove(identity)
+        self.order.append(identity)
+
+    def add(self, identity: int, feature: float) -> bool:
+        """Returns whether the column joins R."""
+        if identity in self.column:
+            column = self.column[identity]
+            self.touch(identity)
+            self.slots[self.cursor[column], column] = feature
+            self.cursor[column] = 1 - self.cursor[column]
+            return True
+        if len(self.order) < self.size:
+            column = len(self.order)
+        else:
+            leaving = self.order.pop(0)
+            self.evicted.append(leaving)
+            column = self.column.pop(leaving)
+        self.column[identity] = column
+        self.order.append(identity)
+        self.slots[0, column] = feature
+        self.cursor[column] = 1
+        return False
+
+    def batch(self, identities: list[int], features: list[float], *, touch_first: bool) -> set[int]:
+        """Returns R, the columns whose second slot is used."""
+        if touch_first:
+            for identity in identities:
+                if identity in self.column:
+                    self.touch(identity)
+        renewed = set()
+        for identity, feature in zip(identities, features, strict=True):
+            if self.add(identity, feature):
+                renewed.add(self.column[identity])
+        return renewed
+
+
+CLASSES = 14
+BATCHES = st.lists(
+    st.tuples(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=9), st.booleans()), min_size=1, max_size=12
+)
+
+
+def snapshot(pool: ClassPool) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in pool.named_buffers()}
+
+
+def order_of(pool: ClassPool) -> list[int]:
+    """Identities from least to most recently used."""
+    by_age = pool.identities[pool.stamps.argsort()].tolist()
+    return [identity for identity in by_age if identity >= 0]
+
+
+def check_same(pool: ClassPool, reference: Published) -> None:
+    assert order_of(pool) == reference.order
+    assert {int(i): int(c) for i, c in enumerate(pool.columns) if c >= 0} == reference.column
+    owners = {int(i): c for c, i in enumerate(pool.identities) if i >= 0}
+    assert owners == reference.column
+    for column, cursor in reference.cursor.items():
+        assert pool.cursors[column] == cursor
+    for (slot, column), feature in reference.slots.items():
+        assert pool.features[slot, column, 0] == feature
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches=BATCHES, size=st.integers(9, CLASSES + 2))
+def test_columns_slots_evictions_and_order_equal_the_one_by_one_procedure(
+    batches: list[tuple[list[int], bool]], size: int
+) -> None:
+    pool, reference = ClassPool(size, CLASSES, 1), Published(size)
+    count = 0
+    for identities, commit in batches:
+        features = [float(count + i + 1) for i in range(len(identities))]
+        count += len(identities)
+        published, ours = copy.deepcopy(reference), copy.deepcopy(reference)
+        renewed_published = published.batch(identities, features, touch_first=False)
+        renewed = ours.batch(identities, features, touch_first=True)
+        if not set(published.evicted[len(reference.evicted) :]) & set(identities):
+            assert (published, renewed_published) == (ours, renewed)
+
+        before = snapshot(pool)
+        plan = pool.plan(torch.tensor(identities))
+        written = pool.written(plan, torch.tensor(features)[:, None])
+        assert all(torch.equal(before[name], buffer) for name, buffer in pool.named_buffers())  # rolled back: exact
+        assert plan.columns.tolist() == [ours.column[i] for i in identities]
+        assert {int(c) for c, r in zip(plan.columns, plan.renewed, strict=True) if r} == renewed
+        assert plan.first.tolist() == [identities.index(x) == i for i, x in enumerate(identities)]
+        for slot in (0, 1):
+            for place, column in enumerate(plan.columns.tolist()):
+                assert written[slot, place, 0] == ours.slots.get((slot, column), 0.0)
+        others = set(ours.column.values()) - set(plan.columns.tolist())
+        assert set(pool.untouched(plan).nonzero()[:, 0].tolist()) == others
+        if commit:
+            pool.commit(plan, written)
+            reference = ours
+            check_same(pool, reference)
+
+
+def test_a_batch_as_large_as_the_pool_replaces_all_of_it() -> None:
+    pool = ClassPool(4, 8, 1)
+    for identities in ([0, 1, 2, 3], [4, 5, 6, 7], [0, 0, 0, 5]):
+        plan = pool.plan(torch.tensor(identities))
+        pool.commit(plan, pool.written(plan, torch.ones(4, 1)))
+    assert order_of(pool) == [6, 7, 0, 5] if 4 not in order_of(pool) else False
+
+
+def test_no_operation_waits_for_the_device() -> None:
+    """On the meta device whatever needs a value on the host raises."""
+    pool = ClassPool(50, 100, 8).to("meta")
+    labels = torch.zeros(20, dtype=torch.int64, device="meta")
+    plan = pool.plan(labels)
+    pool.commit(plan, pool.written(plan, torch.zeros(20, 8, device="meta")))
+    assert pool.untouched(plan).shape == (50,)
+
+
+def test_state_survives_a_checkpoint() -> None:
+    torch.manual_seed(0)
+    pools = [ClassPool(30, 100, 4), ClassPool(30, 100, 4)]
+    rng = np.random.default_rng(0)
+
+    def feed(pool: ClassPool, labels: torch.Tensor) -> None:
+        plan = pool.plan(labels)
+        pool.commit(plan, pool.written(plan, labels[:, None] * torch.ones(4)))
+
+    batches = [torch.from_numpy(rng.integers(0, 100, 20)) for _ in range(10)]
+    for labels in batches[:5]:
+        feed(pools[0], labels)
+    pools[1].load_state_dict(pools[0].state_dict())
+    for labels in batches[5:]:
+        feed(pools[0], labels)
+        feed(pools[1], labels)
+    assert all(torch.equal(a, b) for a, b in zip(pools[0].buffers(), pools[1].buffers(), strict=True))
+
+
+class OtherRank(Ranks):
+    """Rank 0 of two; the other rank's tensors are `theirs`."""
+
+    def __init__(self, theirs: ClassPool) -> None:
+        super().__init__(0, 2)
+        object.__setattr__(self, "theirs", theirs)
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+        if not hasattr(self, "asking"):
+            object.__setattr__(self, "asking", True)
+            self.theirs.check_equal(_Recorder(kept))
+            return torch.cat([tensor, kept[0]])
+        return tensor
+
+
+class _Recorder(Ranks):
+    def __init__(self, kept: list[torch.Tensor]) -> None:
+        super().__init__(0, 1)
+        object.__setattr__(self, "kept", kept)
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.kept.append(tensor)
+        return tensor
+
+
+@pytest.mark.parametrize("name", ["features", "identities", "columns", "stamps", "cursors", "clock"])
+def test_pools_that_differ_in_one_entry_are_told_apart(name: str) -> None:
+    ours, theirs = ClassPool(30, 100, 4), ClassPool(30, 100, 4)
+    ours.check_equal(OtherRank(theirs))
+    getattr(theirs, name).view(-1)[-1] += 1
+    with pytest.raises(RuntimeError, match="class pools differ"):
+        ours.check_equal(OtherRank(theirs))
