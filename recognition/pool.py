@@ -38,7 +38,7 @@ class Plan:
 
 
 class ClassPool(nn.Module):
-    """`size` columns of two feature slots each, for identities 0…classes-1. The state is in buffers, S columns, C identities:
+    """`size` (S) columns of two feature slots each, for identities 0…classes-1 (C of them). The state is in buffers:
 
     features float32 (2, S, D); identities int32 (S,): who owns a column, -1 nobody; columns int32 (C,): where an
     identity is, -1 nowhere; stamps int64 (S,): time of last use, unique, negative where the column is empty;
@@ -99,7 +99,7 @@ class ClassPool(nn.Module):
         )
 
     def written(self, plan: Plan, features: torch.Tensor) -> torch.Tensor:
-        """Both slots of the plan's columns afterwards (2,G,D), from the samples' features (G,D); the pool is unchanged."""
+        """Both slots of the plan's columns afterwards (2,G,D), given features (G,D); the pool stays as it is."""
         given = features[plan.sources.clamp_min(0)]
         return torch.where(plan.sources[:, :, None] >= 0, given, self.features[:, plan.columns])
 
@@ -122,13 +122,13 @@ class ClassPool(nn.Module):
         self.clock += len(plan.labels)
 
     def check_equal(self, ranks: Ranks) -> None:
-        """RuntimeError unless every rank holds the same pool; compares checksums of all of its bits and waits for them."""
+        """RuntimeError unless every rank holds the same pool, by checksums of all its bits; waits for the device."""
         sums = [_checksum(buffer) for buffer in self.buffers()]
         everyone = ranks.all_gather(torch.stack(sums)[None])
         if not torch.equal(everyone, everyone[:1].expand_as(everyone)):
             raise RuntimeError(
-                f"class pools differ between ranks (checksums {everyone.tolist()}): the ranks did not see the same gallery"
-                " batches; resume from a checkpoint written before"
+                f"class pools differ between ranks (checksums {everyone.tolist()}): they did not see the same gallery"
+                " batches; resume from an earlier checkpoint"
             )
 
 

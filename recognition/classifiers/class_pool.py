@@ -1,0 +1,180 @@
+"""F²C (arXiv 2105.10375): a classifier whose size does not grow with the identities.
+
+The centres are features of the identities seen last, computed by a second network that follows the trained one, in a
+pool of a few columns (recognition/pool.py, recognition/pool_loss.py). Batches hold images of identities drawn uniformly
+beside images drawn uniformly, as `order` arranges them.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from recognition.centres import check_choice, embedding_of
+from recognition.chunked import auto_chunk
+from recognition.distributed import Ranks
+from recognition.margin import MarginHead
+from recognition.pool import ClassPool
+from recognition.pool_loss import Options, pool_loss
+
+CHECK_EVERY = 1000  # forward passes between comparisons of the ranks' pools, which wait for the device
+
+
+class PooledClasses(nn.Module):
+    """(backbone, images, labels) -> loss of the global batch, whose first half x and second half y face each other.
+
+    Pass(probe, gallery): the backbone's embeddings of `probe` against the pool after the gallery network's features
+    of `gallery` went in. Loss = Pass(x, y), taken back, + Pass(y, x), kept; without `swap` Pass(x, y), kept. Both
+    halves go through a network together, so batch norm sees the whole batch (the released code: a half at a time).
+    """
+
+    def __init__(
+        self, backbone: nn.Module, pool: ClassPool, *, options: Options, ranks: Ranks, average: float, swap: bool
+    ) -> None:
+        super().__init__()
+        self.head = options.head
+        self.pool = pool
+        self.gallery = copy.deepcopy(backbone).requires_grad_(False).train()
+        for module in self.gallery.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = 0.0  # its statistics are the probe's averaged, not what it sees itself
+        self.options, self.ranks, self.average, self.swap = options, ranks, average, swap
+        self._probe = (backbone,)  # in a tuple, so that it is no submodule: the run owns it
+        self._forwards = 0
+
+    @torch.no_grad()
+    def prepare(self, lr: float) -> None:
+        """Before the forward pass of each optimizer step: the gallery network follows the backbone."""
+        mine, theirs = ([*net.parameters(), *net.buffers()] for net in (self.gallery, self._probe[0]))
+        pairs = list(zip(mine, theirs, strict=True))
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], 1 - self.average)
+        for a, b in pairs:
+            if not a.is_floating_point():
+                a.copy_(b)
+
+    def update(self) -> None:
+        """After a successful optimizer step. Nothing to do: there are no centres to train."""
+
+    def forward(self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """images (2h,3,H,W), labels (2h,). The backbone is the run's wrapped one; the loss is equal on all ranks."""
+        half = len(labels) // 2
+        probes = backbone(images if self.swap else images[:half])
+        with torch.no_grad():
+            features = self.gallery(images if self.swap else images[half:])
+        with torch.autocast(images.device.type, enabled=False):
+            probes = probes.to(torch.promote_types(probes.dtype, torch.float32))
+            features = _usable(features.to(self.pool.features.dtype))
+            if self.swap:
+                kept = self._pass(probes[:half], labels[:half], features[half:], labels[half:], commit=False)
+                local = kept + self._pass(probes[half:], labels[half:], features[:half], labels[:half], commit=True)
+            else:
+                local = self._pass(probes, labels[:half], features, labels[half:], commit=True)
+            if self._forwards % CHECK_EVERY == 0 and self.ranks.world > 1:
+                self.pool.check_equal(self.ranks)
+            self._forwards += 1
+            return _sum_of_parts(local, self.ranks)
+
+    def _pass(
+        self,
+        probes: torch.Tensor,
+        probe_labels: torch.Tensor,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        commit: bool,
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            features, labels = self.ranks.all_gather(features), self.ranks.all_gather(labels)
+            plan = self.pool.plan(labels)
+            written = self.pool.written(plan, features)
+        loss = pool_loss(
+            probes,
+            probe_labels,
+            self.pool,
+            plan,
+            written,
+            options=self.options,
+            ranks=self.ranks,
+            training=self.training,
+        )
+        if commit and self.training:
+            self.pool.commit(plan, written)
+        return loss
+
+
+def _usable(features: torch.Tensor) -> torch.Tensor:
+    """Features at length 1; one that is not finite becomes 0, which pulls and pushes nothing, for it would stay."""
+    finite = features.isfinite().all(1, keepdim=True)
+    return F.normalize(torch.where(finite, features, 0.0))
+
+
+def _sum_of_parts(local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """The sum over ranks; its gradient is the own part's times world, which DistributedDataParallel's mean undoes."""
+    if ranks.world == 1:
+        return local
+    scaled = local * ranks.world
+    return ranks.all_reduce_sum(local) + (scaled - scaled.detach())
+
+
+def pool_columns(size: float, classes: int, *, needed: int) -> int:
+    """Columns of a pool of `size` (a share up to 1, else a number) to which a pass may bring `needed` identities.
+
+    Raises ValueError with the smallest size that fits, where it is too small or no number of columns.
+    """
+    columns = round(size * classes) if size <= 1 else int(size)
+    needed = min(needed, classes)
+    if size <= 0 or (size > 1 and size != columns) or columns > classes:
+        raise ValueError(
+            f"classifier.size {size:g}: expected a share of the {classes} identities in (0, 1], or a number of columns"
+            f" from {max(needed, 2)} to {classes}"
+        )
+    if columns < needed:
+        raise ValueError(
+            f"classifier.size {size:g}: a pool of {columns} columns for {classes} identities, but half a global batch"
+            f" may bring {needed} of them; the smallest size that fits is {needed} (or lower optim.batch_size)"
+        )
+    return columns
+
+
+def build(
+    *,
+    backbone: nn.Module,
+    classes: int,
+    head: MarginHead,
+    ranks: Ranks,
+    batch_size: int,
+    size: float = 0.1,
+    average: float = 0.99,
+    swap: bool = True,
+    outside: str = "hardest",
+    chunk: int | Literal["auto"] = "auto",
+    matmul: str = "float32",
+) -> PooledClasses:
+    """A class pool for `classes` identities.
+
+    batch_size: images a rank and micro-batch, three parts (one of images, two of identities). size: columns as a share
+    of the identities (up to 1) or as a number. average: share of itself that the gallery network keeps in a step.
+    swap: a second pass with the halves' roles exchanged. outside: what pushes a probe that is not in the pool: its
+    hardest columns (0.02 % of the pool, 3 to 10; the released code) or all (the paper's text). chunk: columns computed
+    at a time. matmul: float32 or bfloat16 products with the columns left alone.
+    """
+    check_choice("classifier.matmul", matmul, ("float32", "bfloat16"))
+    check_choice("classifier.outside", outside, ("hardest", "all"))
+    if not 0 <= average < 1:
+        raise ValueError(f"classifier.average {average}: expected 0 ≤ average < 1")
+    columns = pool_columns(size, classes, needed=ranks.world * batch_size // 2)
+    embedding = embedding_of(backbone)
+    options = Options(
+        head=head,
+        chunk=auto_chunk(embedding, next(backbone.parameters()).device) if chunk == "auto" else chunk,
+        half_matmul=matmul == "bfloat16",
+        hardest=min(max(int(0.0002 * columns), 3), 10) if outside == "hardest" else 0,
+    )
+    pool = ClassPool(columns, classes, embedding)
+    return PooledClasses(backbone, pool, options=options, ranks=ranks, average=average, swap=swap)
