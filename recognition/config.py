@@ -127,7 +127,8 @@ CONTEXT: Mapping[str, frozenset[str]] = {
     "recognition.backbones": frozenset({"size"}),
     "recognition.heads": frozenset({"seed"}),
     "recognition.classifiers": frozenset(
-        {"backbone", "classes", "head", "ranks", "seed", "momentum", "weight_decay", "accumulation", "loss_scaling"}
+        {"backbone", "classes", "head", "ranks", "seed", "batch_size"}
+        | {"momentum", "weight_decay", "accumulation", "loss_scaling"}
     ),
     "recognition.schedulers": frozenset({"optimizer", "total_steps", "steps_per_epoch"}),
     "eval.benchmarks": frozenset(),

@@ -98,7 +98,8 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     """Everything that `train` needs, on `device`, seeded by `run.seed`. ValueError for what can't go together."""
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
-    loader = Loader(
+    make_loader = getattr(find_part("recognition.classifiers", config.classifier.name), "make_loader", Loader)
+    loader: Loader = make_loader(
         faces,
         batch_size=optim.batch_size,
         size=config.data.size,
@@ -127,6 +128,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         weight_decay=optim.weight_decay,
         accumulation=optim.accumulation,
         loss_scaling=run_.precision == "fp16",
+        batch_size=optim.batch_size,
     ).to(device)
     optimizer = _build_optimizer(config, backbone, classifier)
     scheduler = build_part(
@@ -178,7 +180,7 @@ def _build_optimizer(config: Config, backbone: nn.Module, classifier: nn.Module)
     """Backbone parameters first, so that a checkpoint can tell them from the rows of the centres by position."""
     optim = config.optim
     parameters = list(backbone.parameters())
-    centres = list(classifier.parameters())
+    centres = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if optim.no_decay_1d:
         groups = [

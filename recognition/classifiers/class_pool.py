@@ -1,20 +1,24 @@
 """F²C (arXiv 2105.10375): a classifier whose size does not grow with the identities.
 
 The centres are features of the identities seen last, computed by a second network that follows the trained one, in a
-pool of a few columns (recognition/pool.py, recognition/pool_loss.py). Batches hold images of identities drawn uniformly
-beside images drawn uniformly, as `order` arranges them.
+pool of a few columns (recognition/pool.py, recognition/pool_loss.py). Its batches come from `make_loader`, which a run
+takes in place of Loader: images of identities drawn uniformly beside images drawn uniformly (data/dual.py).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Literal
+import logging
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from data.dual import dual_loader, single_image_identities
+from data.loader import Loader
+from data.types import FaceSet
 from recognition.centres import check_choice, embedding_of
 from recognition.chunked import auto_chunk
 from recognition.distributed import Ranks
@@ -22,6 +26,7 @@ from recognition.margin import MarginHead
 from recognition.pool import ClassPool
 from recognition.pool_loss import Options, pool_loss
 
+log = logging.getLogger(__name__)
 CHECK_EVERY = 1000  # forward passes between comparisons of the ranks' pools, which wait for the device
 
 
@@ -120,6 +125,23 @@ def _sum_of_parts(local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
         return local
     scaled = local * ranks.world
     return ranks.all_reduce_sum(local) + (scaled - scaled.detach())
+
+
+def make_loader(faces: FaceSet, *, batch_size: int, **options: Any) -> Loader:
+    """A Loader for this classifier: of `batch_size` images a third are drawn by image, two thirds by identity in pairs.
+
+    An epoch draws every image once by image, so the backbone sees three times as many. Says how many identities have
+    a single image, which makes their pair (each of the two is augmented for itself).
+    """
+    if batch_size % 6:
+        near = batch_size - batch_size % 6
+        raise ValueError(
+            f"optim.batch_size {batch_size}: a class pool takes three equal parts, each of two halves: a multiple of 6,"
+            f" such as {near or 6} or {near + 6}"
+        )
+    if single := single_image_identities(faces.labels):
+        log.info("%d of %d identities have one image: it is given twice", single, faces.num_classes)
+    return dual_loader(faces, identities=batch_size // 3, **options)
 
 
 def pool_columns(size: float, classes: int, *, needed: int) -> int:
