@@ -11,29 +11,17 @@ Nothing of size B x S exists, and the backward pass does not look at the columns
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from recognition.chunked import SMALLEST_NORM, _matmul, _put
+from recognition.chunked import SMALLEST_NORM, Options, _matmul, _put
 from recognition.distributed import Ranks
 from recognition.margin import MarginHead
 from recognition.pool import ClassPool, Plan
 
 _NO_LOGIT = -1e4  # adds nothing to a softmax, and unlike -inf has a gradient where there is nothing else
-
-@dataclass(frozen=True)
-class Options:
-    """chunk: columns at a time. half_matmul: products in bfloat16. hardest: how many columns, the nearest ones, push an
-    out-of-pool probe away (as published); 0 takes all of them (the paper's text)."""
-
-    head: MarginHead
-    chunk: int
-    half_matmul: bool
-    hardest: int
-
 
 def pool_loss(
     probes: torch.Tensor,
@@ -43,6 +31,7 @@ def pool_loss(
     written: torch.Tensor,
     *,
     options: Options,
+    hardest: int,
     ranks: Ranks,
     training: bool,
 ) -> torch.Tensor:
@@ -50,7 +39,8 @@ def pool_loss(
 
     probes (B,D) of any length and labels (B,) of this rank; plan and written: what the gallery samples of all ranks do
     to the pool. In the pool afterwards: mean over such probes of the margin softmax against W1 plus that against W2;
-    not in it: mean over such probes and their `hardest` columns of max(cos, 0), again for W1 plus W2.
+    not in it: mean over such probes and their `hardest` columns (as published; 0: all columns, the paper's text) of
+    max(cos, 0), again for W1 plus W2.
     """
     head = options.head
     norms = torch.linalg.vector_norm(probes, dim=1)
@@ -69,7 +59,7 @@ def pool_loss(
         _observe(head, cos_t[0].detach(), norms.detach(), inside, ranks)
 
     sweeps = [
-        _Swept(*_Sweep.apply(units, columns, is_open, places, cos.detach(), options))
+        _Swept(*_Sweep.apply(units, columns, is_open, places, cos.detach(), options, hardest))
         for cos in (cos_t if head.changes_negatives else cos_t[:1])
     ]
     margin = outside = probes.new_zeros(())
@@ -82,10 +72,10 @@ def pool_loss(
         penalty = head.penalty(norms)
         losses = losses if penalty is None else losses + penalty
         margin = margin + torch.where(inside, losses, 0.0).sum()
-        pushed = _pushed_away(units, columns, swept, torch.where(plan.first, cos, -torch.inf), options)
+        pushed = _pushed_away(units, columns, swept, torch.where(plan.first, cos, -torch.inf), hardest)
         outside = outside + torch.where(inside, 0.0, pushed).sum()
     filled = is_open.sum() + plan.first.sum()
-    pushing = filled.clamp(max=options.hardest) if options.hardest else filled
+    pushing = filled.clamp(max=hardest) if hardest else filled
     counts = ranks.all_reduce_sum(torch.stack([inside.sum(), (~inside).sum() * pushing])).clamp_min(1)
     return margin / counts[0] + outside / counts[1]
 
@@ -100,14 +90,14 @@ def _observe(
 
 
 def _pushed_away(
-    units: torch.Tensor, columns: torch.Tensor, swept: _Swept, touched: torch.Tensor, options: Options
+    units: torch.Tensor, columns: torch.Tensor, swept: _Swept, touched: torch.Tensor, hardest: int
 ) -> torch.Tensor:
     """Sum of max(cos, 0) over the hardest columns, or all of them (B,). touched (B,G): cosines, -inf for no column."""
-    if not options.hardest:
+    if not hardest:
         return swept.positive + touched.clamp_min(0).sum(1)
     cos = torch.einsum("bd,bkd->bk", units, columns[swept.hardest])
     cos = torch.cat([torch.where(swept.found, cos, -torch.inf), touched], 1)
-    return cos.topk(min(options.hardest, cos.shape[1]), 1).values.clamp_min(0).sum(1)
+    return cos.topk(min(hardest, cos.shape[1]), 1).values.clamp_min(0).sum(1)
 
 
 class _Swept(NamedTuple):
@@ -124,7 +114,7 @@ class _Swept(NamedTuple):
 
 
 class _Sweep(torch.autograd.Function):
-    """units (B,D), columns (S,D), is_open (S,) bool, places (B,) own column or -1, cos_t (B,), Options -> _Swept."""
+    """units (B,D), columns (S,D), is_open (S,) bool, places (B,) own column or -1, cos_t (B,) -> _Swept."""
 
     @staticmethod
     def forward(
@@ -135,8 +125,9 @@ class _Sweep(torch.autograd.Function):
         places: torch.Tensor,
         cos_t: torch.Tensor,
         options: Options,
+        hardest: int,
     ) -> tuple[torch.Tensor, ...]:
-        head, half, hardest = options.head, options.half_matmul, options.hardest
+        head, half = options.head, options.half_matmul
         bias = torch.where(is_open, 0.0, -torch.inf).to(units.dtype)
         top = units.new_full((len(units),), -head.scale)  # finite, so that closed columns alone make no NaN
         total, positive = torch.zeros_like(top), torch.zeros_like(top)
@@ -173,7 +164,7 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, lse: torch.Tensor, positive: torch.Tensor, *_: torch.Tensor) -> tuple[Any, ...]:
         mean, direction = ctx.saved_tensors
-        return (mean * lse[:, None]).addcmul_(direction, positive[:, None]), None, None, None, None, None
+        return (mean * lse[:, None]).addcmul_(direction, positive[:, None]), *[None] * 6
 
 
 def _negatives(head: MarginHead, cos: torch.Tensor, cos_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -20,11 +20,11 @@ from data.dual import dual_loader, single_image_identities
 from data.loader import Loader
 from data.types import FaceSet
 from recognition.centres import check_choice, embedding_of
-from recognition.chunked import auto_chunk
+from recognition.chunked import Options, make_options
 from recognition.distributed import Ranks
 from recognition.margin import MarginHead
 from recognition.pool import ClassPool
-from recognition.pool_loss import Options, pool_loss
+from recognition.pool_loss import pool_loss
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 1000  # forward passes between comparisons of the ranks' pools, which wait for the device
@@ -39,7 +39,15 @@ class PooledClasses(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, pool: ClassPool, *, options: Options, ranks: Ranks, average: float, swap: bool
+        self,
+        backbone: nn.Module,
+        pool: ClassPool,
+        *,
+        options: Options,
+        hardest: int,
+        ranks: Ranks,
+        average: float,
+        swap: bool,
     ) -> None:
         super().__init__()
         self.head = options.head
@@ -48,7 +56,7 @@ class PooledClasses(nn.Module):
         for module in self.gallery.modules():
             if isinstance(module, _BatchNorm):
                 module.momentum = 0.0  # its statistics are the probe's averaged, not what it sees itself
-        self.options, self.ranks, self.average, self.swap = options, ranks, average, swap
+        self.options, self.hardest, self.ranks, self.average, self.swap = options, hardest, ranks, average, swap
         self._probe = (backbone,)  # in a tuple, so that it is no submodule: the run owns it
         self._forwards = 0
 
@@ -105,6 +113,7 @@ class PooledClasses(nn.Module):
             plan,
             written,
             options=self.options,
+            hardest=self.hardest,
             ranks=self.ranks,
             training=self.training,
         )
@@ -186,17 +195,13 @@ def build(
     hardest columns (0.02 % of the pool, 3 to 10; the released code) or all (the paper's text). chunk: columns computed
     at a time. matmul: float32 or bfloat16 products with the columns left alone.
     """
-    check_choice("classifier.matmul", matmul, ("float32", "bfloat16"))
     check_choice("classifier.outside", outside, ("hardest", "all"))
     if not 0 <= average < 1:
         raise ValueError(f"classifier.average {average}: expected 0 ≤ average < 1")
     columns = pool_columns(size, classes, needed=ranks.world * batch_size // 2)
-    embedding = embedding_of(backbone)
-    options = Options(
-        head=head,
-        chunk=auto_chunk(embedding, next(backbone.parameters()).device) if chunk == "auto" else chunk,
-        half_matmul=matmul == "bfloat16",
-        hardest=min(max(int(0.0002 * columns), 3), 10) if outside == "hardest" else 0,
+    options = make_options(head, backbone, chunk=chunk, matmul=matmul, sub_centres=1, filter_above=0.0)
+    hardest = min(max(int(0.0002 * columns), 3), 10) if outside == "hardest" else 0
+    pool = ClassPool(columns, classes, embedding_of(backbone))
+    return PooledClasses(
+        backbone, pool, options=options, hardest=hardest, ranks=ranks, average=average, swap=swap
     )
-    pool = ClassPool(columns, classes, embedding)
-    return PooledClasses(backbone, pool, options=options, ranks=ranks, average=average, swap=swap)
