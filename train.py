@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 
 from recognition.config import ConfigError, load_config, to_yaml
@@ -16,6 +17,7 @@ def main() -> int:
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. optim.lr=0.05 data.root=/faces")
     arguments = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.print_config:

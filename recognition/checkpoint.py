@@ -11,30 +11,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from data.files import written_whole
 from recognition.distributed import Ranks
 
 _STEP = re.compile(r"step_(\d{8})")
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have `write` fill a file beside `path`, flush it to the disk, then rename it: `path` is whole or absent."""
-    beside = path.with_name(path.name + ".partial")
-    with open(beside, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
 def save_tensors(path: Path, state: Mapping[str, Any]) -> None:
     """torch.save of `state` (tensors and plain values), atomically."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+    with written_whole(path) as file:
+        torch.save(dict(state), file)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

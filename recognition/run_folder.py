@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from recognition.checkpoint import write_atomically
+from data.files import written_whole
 from recognition.config import Config, ConfigError, to_tree, to_yaml
 
 # May differ between the run and its continuation: they change where and how fast it runs, not what it computes.
@@ -45,11 +45,12 @@ def open_run_folder(config: Config, resume: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if written.exists():
             _check_same(written, config)
-        write_atomically(written, lambda file: file.write(to_yaml(config).encode()))
+        with written_whole(written, "w") as file:
+            file.write(to_yaml(config))
     except OSError as error:
         raise ConfigError(f"run.output: {folder} can't be written ({error.strerror})") from None
-    environment = json.dumps(_environment(), indent=1) + "\n"
-    write_atomically(folder / "environment.json", lambda file: file.write(environment.encode()))
+    with written_whole(folder / "environment.json", "w") as file:
+        json.dump(_environment(), file, indent=1)
     return folder
 
 
@@ -94,8 +95,8 @@ class Metrics:
 
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= resumed_step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self._path, lambda file: file.write(text.encode()))
+        with written_whole(self._path, "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
         self._file = open(self._path, "a")  # noqa: SIM115  closed by close()
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
 

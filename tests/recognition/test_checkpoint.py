@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO
 
 import pytest
 import torch
@@ -22,19 +21,6 @@ def test_newest_of_those_kept(tmp_path: Path) -> None:
     shared, local = checkpoint.load(path)
     assert shared["step"] == 100
     assert local[0]["rows"].tolist() == [100, 100]
-
-
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def crash(file: IO[bytes]) -> None:
-        file.write(b"half of the new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_atomically(path, crash)
-    assert path.read_bytes() == b"old"
 
 
 def test_an_unfinished_checkpoint_is_not_taken(tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""A file is whole under its name or not there at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.files import written_whole
+
+
+def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="disk full"), written_whole(path) as file:
+        file.write(b"half of the new")
+        raise OSError("disk full")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
+    with written_whole(path) as file:
+        file.write(b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"new")]
