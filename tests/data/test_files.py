@@ -12,9 +12,14 @@ from data.files import written_whole
 def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="disk full"), written_whole(path) as file:
-        file.write(b"half of the new")
-        raise OSError("disk full")
+
+    def crash() -> None:
+        with written_whole(path) as file:
+            file.write(b"half of the new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        crash()
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
     with written_whole(path) as file:
         file.write(b"new")
