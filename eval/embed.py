@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +13,7 @@ import torch
 
 from data.decode import DecodeError, decode
 
-Embed = Callable[[torch.Tensor], torch.Tensor]
-"""uint8 (B,3,S,S) RGB on the CPU -> (B,D) on any device; the model is in eval mode and normalises its own input."""
-
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Crop = Callable[[int, int], np.ndarray]
 """(image number, S) -> its face, uint8 (S,S,3) RGB."""
 
@@ -26,6 +26,68 @@ class Images(Protocol):
     def read(self, index: int) -> bytes: ...
 
     def describe(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Embeddings made elsewhere, in place of a model: (N,D) of any float type, and the row of each image's name.
+
+    An image is found by the longest end of its path that is a name, its suffix aside.
+    """
+
+    embeddings: np.ndarray
+    rows: dict[str, int]
+    source: str
+
+    def lookup(self, images: Images, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows of these images (n,D); the array itself, uncopied, where they are all of it in order."""
+        at = np.array([self.row(images.describe(int(i))) for i in indices])
+        if len(np.unique(at)) < len(at):
+            raise ValueError(f"{self.source}: two images have one name in it; store names with their folders")
+        if len(at) == len(self.embeddings) and (at == np.arange(len(at))).all():
+            return self.embeddings
+        return np.asarray(self.embeddings[at], np.float32)
+
+    def row(self, path: str) -> int:
+        parts = stem(path).split("/")
+        for start in range(len(parts)):
+            row = self.rows.get("/".join(parts[start:]))
+            if row is not None:
+                return row
+        raise ValueError(f"{self.source}: has no embedding of {path}")
+
+
+def load_stored(path: str | Path, names: str | Path) -> Stored:
+    """Embeddings from .npy (mapped, never unpickled) and names from a text file, one a line up to a tab."""
+    for file in (path, names):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file}: no such file")
+    try:
+        embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: {error}; expected a .npy file of floats (N,D)") from None
+    listed = Path(names).read_text(encoding="utf-8").splitlines()
+    if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(listed):
+        raise ValueError(
+            f"{path} holds {embeddings.dtype} {embeddings.shape}, {names} {len(listed)} names; expected floats (N,D) "
+            "and a name for each"
+        )
+    return Stored(embeddings, {stem(line.split("\t")[0].strip()): row for row, line in enumerate(listed)}, str(names))
+
+
+def stem(name: str) -> str:
+    """A path without an image suffix."""
+    head, dot, suffix = name.rpartition(".")
+    return head if dot and f".{suffix.lower()}" in SUFFIXES else name
+
+
+Embed = Callable[[torch.Tensor], torch.Tensor] | Stored
+"""uint8 (B,3,S,S) RGB on the CPU -> (B,D) on any device; the model is in eval mode and normalises its own input."""
+
+
+def mirror_setting(embed: Embed, mirror: bool) -> object:
+    """What to print: stored embeddings are with or without the mirror image as they were made."""
+    return "as stored" if isinstance(embed, Stored) else mirror
 
 
 def decoded_batches(
@@ -75,10 +137,15 @@ def embed_views(
     batch_size: int = 64,
     threads: int = 2,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Embeddings float32 (N,D) of the images and, with `mirror`, of their mirror images, as the model gives them."""
+    """Embeddings float32 (N,D) of the images and, with `mirror`, of their mirror images, as the model gives them.
+
+    Stored embeddings are handed through as they are, whatever `mirror` says.
+    """
     indices = range(len(images)) if indices is None else indices
     if len(indices) == 0:
         raise ValueError("no image to embed: the set is empty")
+    if isinstance(embed, Stored):
+        return embed.lookup(images, indices), None
     views: list[np.ndarray] = []
     done = 0
     for batch in decoded_batches(images, indices, size, crop=crop, batch_size=batch_size, threads=threads):

@@ -14,9 +14,7 @@ import numpy as np
 from data.faces import open_faces
 from data.types import FaceSet
 from eval.bin_file import read_bin
-from eval.embed import Images
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from eval.embed import SUFFIXES, Images
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class ZipImages:
             return file.read(entry.file_size)
 
     def describe(self, index: int) -> str:
-        return f"{self.path}, {self.entries[index].filename}"
+        return f"{self.path}/{self.entries[index].filename}"
 
 
 def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]:
@@ -135,22 +133,24 @@ def from_list(pairs: str | Path, images: str | Path) -> Pairs:
     """A pair list with its image folder or uncompressed zip."""
     listed, same = read_pair_list(pairs)
     names, first, second = index_names(listed)
-    root = Path(images)
-    source: Images
+    return Pairs(open_images(images, names), first, second, same, fold_notes(same))
+
+
+def open_images(root: str | Path, names: list[str]) -> Images:
+    """The named images (their suffixes may be missing) of a folder or an uncompressed zip."""
+    root = Path(root)
     if root.is_dir():
-        source = FileImages([_find_file(root, name) for name in names])
-    elif root.is_file() and zipfile.is_zipfile(root):
-        source = _open_zip(root, names)
-    else:
-        raise FileNotFoundError(f"{root}: no such folder or zip; expected the images of {pairs}")
-    return Pairs(source, first, second, same, fold_notes(same))
+        return FileImages([_find_file(root, name) for name in names])
+    if root.is_file() and zipfile.is_zipfile(root):
+        return _open_zip(root, names)
+    raise FileNotFoundError(f"{root}: no such folder or zip; expected images, the first {names[0] if names else '-'}")
 
 
 def _find_file(root: Path, name: str) -> Path:
     for suffix in ("", *SUFFIXES):
         if (root / (name + suffix)).is_file():
             return root / (name + suffix)
-    raise FileNotFoundError(f"{root / name}: no such image (tried {', '.join(SUFFIXES)}); the pair list names it")
+    raise FileNotFoundError(f"{root / name}: no such image (tried {', '.join(SUFFIXES)}); the list names it")
 
 
 def _open_zip(path: Path, names: list[str]) -> ZipImages:
@@ -163,7 +163,7 @@ def _open_zip(path: Path, names: list[str]) -> ZipImages:
                 by_name[stem] = by_name["/".join(parts[-2:])] = by_name[entry.filename] = entry
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise FileNotFoundError(f"{path}: lacks {len(missing)} images of the pair list, the first is {missing[0]}")
+        raise FileNotFoundError(f"{path}: lacks {len(missing)} of the listed images, the first is {missing[0]}")
     packed = [name for name in names if by_name[name].compress_type != zipfile.ZIP_STORED]
     if packed:
         raise ValueError(f"{path}: {packed[0]} is compressed; pack the images uncompressed (zip -0) or unpack them")

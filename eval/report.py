@@ -1,14 +1,18 @@
-"""Results as files: results.json for programs, results.md for people, and the curves as a picture."""
+"""Results as files: results.json for programs, results.md and report.html for people, roc.png of the curves."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks.rfw import GROUPS
+from eval.benchmarks.templates import FARS
+from eval.page import page, remarks
+from eval.plots import roc_png
 from eval.published import published_figure, published_row
 from eval.result import Result
 
@@ -23,11 +27,37 @@ COLUMNS = {  # protocol -> metric -> heading; those that a result has are shown
         "auc": "AUC %",
         "eer": "EER %",
     },
+    "groups": {
+        **{f"accuracy_{group}": f"{group} %" for group in GROUPS},
+        "accuracy": "mean ± std over groups %",
+        "spread": "best − worst",
+        "error_ratio": "worst / best error",
+    },
+    "templates": {
+        **{f"nearest_tar@{far:g}": f"TAR@{far:.0e}".replace("e-0", "e-") for far in FARS},
+        **{f"tar@{far:g}": f"strict TAR@{far:.0e}".replace("e-0", "e-") for far in FARS},
+        "rank1": "rank-1",
+        "rank5": "rank-5",
+        "rank10": "rank-10",
+        "tpir@0.01": "TPIR@FPIR 1e-2",
+        "tpir@0.1": "TPIR@FPIR 1e-1",
+        "concatenated_rank1": "rank-1, one gallery",
+        "concatenated_rank5": "rank-5, one gallery",
+        "concatenated_rank10": "rank-10, one gallery",
+        "concatenated_tpir@0.01": "TPIR@1e-2, one gallery",
+        "concatenated_tpir@0.1": "TPIR@1e-1, one gallery",
+    },
+    "identification": {
+        **{f"rank{rank}": f"rank-{rank}" for rank in (1, 5, 10, 20)},
+        "tpir@0.01": "TPIR@FPIR 1e-2",
+        "tpir@0.1": "TPIR@FPIR 1e-1",
+    },
 }
 
 
 def write_report(results: Sequence[Result], folder: str | Path, *, published: str | None = None) -> None:
-    """Writes results.json, results.md and roc.png into the folder (made if need be), each whole or not at all.
+    """Writes results.json, results.md, report.html and roc.png into the folder (made if need be), each whole or not at
+    all. report.html shows faces (the worst mistakes): it goes where the pictures may go.
 
     published: a row of eval/published.yaml to print beside ours.
     """
@@ -37,8 +67,10 @@ def write_report(results: Sequence[Result], folder: str | Path, *, published: st
     record = {"published": row, "results": [as_json(result) for result in results]}
     _write(folder / "results.json", (json.dumps(record, indent=1) + "\n").encode())
     _write(folder / "results.md", markdown(results, row).encode())
-    if any(result.curves for result in results):
-        _write(folder / "roc.png", roc_png(results))
+    curves = {label: curve for result in results for label, curve in result.curves.items()}
+    if curves:
+        _write(folder / "roc.png", roc_png(curves))
+    _write(folder / "report.html", page(results, tables(results, row), row).encode())
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -56,20 +88,20 @@ def as_json(result: Result) -> dict[str, Any]:
 def markdown(results: Sequence[Result], row: dict[str, Any] | None = None) -> str:
     """One table for each protocol, then the settings, the warnings and what was skipped."""
     lines = ["# Results", ""]
-    for protocol, columns in COLUMNS.items():
-        chosen = [r for r in results if r.metrics and protocol_of(r) == protocol]
-        if chosen:
-            lines += [*_table(chosen, columns, row), ""]
+    for heads, *body in tables(results, row):
+        lines += [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *body)]
+        lines.append("")
     for result in results:
-        if result.skipped:
-            lines.append(f"- **{result.name} skipped:** {result.skipped}")
-        else:
-            told = (f"{key} {value}" for key, value in result.settings.items() if not isinstance(value, list))
-            lines.append(f"- {result.name}: {', '.join(told)}")
-        lines += [f"- **{result.name}, warning:** {note}" for note in result.notes]
+        lines += [f"- {line}" for line in remarks(result)]
     if row:
         lines += ["", f"Published: {row['source']}."]
     return "\n".join(lines) + "\n"
+
+
+def tables(results: Sequence[Result], row: dict[str, Any] | None) -> list[list[list[str]]]:
+    """For each protocol that occurs: heading cells, then a line for each result; many figures stand one a line."""
+    grouped = {protocol: [r for r in results if r.metrics and protocol_of(r) == protocol] for protocol in COLUMNS}
+    return [_table(chosen, COLUMNS[protocol], row) for protocol, chosen in grouped.items() if chosen]
 
 
 def protocol_of(result: Result) -> str:
@@ -77,23 +109,21 @@ def protocol_of(result: Result) -> str:
     return str(result.settings.get("protocol", "")).split(",")[0]
 
 
-def _table(results: Sequence[Result], columns: dict[str, str], row: dict[str, Any] | None) -> Iterable[str]:
-    shown = [key for key in columns if any(key in result.metrics for result in results)]
-    heads = ["benchmark"]
-    for key in shown:
-        heads.append(columns[key])
-        if row and any(published_figure(row, result.name, key) is not None for result in results):
-            heads.append("published")
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
-    for result in results:
-        cells = [result.name]
-        for key in shown:
-            cells.append(format_metric(result.metrics, key))
-            if row and any(published_figure(row, other.name, key) is not None for other in results):
-                figure = published_figure(row, result.name, key)
-                cells.append("" if figure is None else f"{figure:.2f}")
-        yield "| " + " | ".join(cells) + " |"
+def _table(results: Sequence[Result], columns: dict[str, str], row: dict[str, Any] | None) -> list[list[str]]:
+    cells = [["benchmark"], *([result.name] for result in results)]
+    for key, heading in columns.items():
+        if not any(key in result.metrics for result in results):
+            continue
+        cells[0].append(heading)
+        figures = [published_figure(row, result.name, key) if row else None for result in results]
+        if any(figure is not None for figure in figures):
+            cells[0].append("published")
+        for line, result, figure in zip(cells[1:], results, figures, strict=True):
+            line.append(format_metric(result.metrics, key))
+            if len(line) < len(cells[0]):
+                line.append("" if figure is None else f"{figure:.2f}")
+    upright = len(cells[0]) <= 10 or len(results) > 6
+    return cells if upright else [list(column) for column in zip(*cells, strict=True)]
 
 
 def format_metric(metrics: dict[str, float], key: str) -> str:
@@ -102,31 +132,6 @@ def format_metric(metrics: dict[str, float], key: str) -> str:
         return ""
     deviation = metrics.get(f"{key}_std")
     return f"{metrics[key]:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
-
-
-def roc_png(results: Sequence[Result]) -> bytes:
-    """All curves over a logarithmic FAR axis, as PNG."""
-    from io import BytesIO
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = figure.subplots()
-    lowest = 1.0
-    for result in results:
-        for label, curve in result.curves.items():
-            axes.step(curve.far, curve.tar, where="post", label=label, linewidth=1.4)
-            lowest = min(lowest, curve.far[curve.far > 0].min(initial=1.0))
-    axes.set_xscale("log")
-    axes.set_xlim(max(lowest / 2, 1e-7), 1)
-    axes.set_ylim(None, 1.005)
-    axes.set_xlabel("FAR")
-    axes.set_ylabel("TAR")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.embed import Embed, embed_faces
-from eval.pair_lists import SUFFIXES, FileImages
+from eval.embed import SUFFIXES, Embed, embed_faces, mirror_setting
+from eval.pair_lists import FileImages
 from eval.pooling import pool_templates
 from eval.result import Result
 from eval.search import rank_rate, search, tpir
@@ -42,11 +42,17 @@ class Identification:
         probe_vectors = unit(embed_faces(embed, FileImages(probes), size, mirror=self.mirror))
         if self.pool:
             ids, vectors = pool_templates(vectors, ids, np.arange(len(ids)))
-        return identify(self.name, probe_vectors, probe_ids, vectors, ids, mirror=self.mirror)
+        return identify(self.name, probe_vectors, probe_ids, vectors, ids, mirror=mirror_setting(embed, self.mirror))
 
 
 def identify(
-    name: str, probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray, *, mirror: bool
+    name: str,
+    probes: np.ndarray,
+    probe_ids: np.ndarray,
+    gallery: np.ndarray,
+    gallery_ids: np.ndarray,
+    *,
+    mirror: object,
 ) -> Result:
     """Rank-1/5/10/20 and, where probes without a mate exist, TPIR at FPIR 0.01 and 0.1, from unit vectors."""
     found = search(probes, probe_ids, gallery, gallery_ids)

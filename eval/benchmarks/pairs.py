@@ -14,7 +14,7 @@ import numpy as np
 
 from data.types import PathText
 from eval import metrics
-from eval.embed import Embed, embed_views
+from eval.embed import Embed, embed_views, mirror_setting
 from eval.pair_lists import Pairs, from_bin, from_faces, from_list, from_numbered
 from eval.result import Curve, Result, WorstPair, histogram
 
@@ -41,8 +41,9 @@ class PairBenchmark:
         plain, mirrored = embed_views(embed, pairs.images, size, indices=used, mirror=self.mirror)
         embeddings = plain if mirrored is None else plain + mirrored
         result = score_pairs(
-            self.name, embeddings, first, second, pairs.same, notes=pairs.notes, worst_of=pairs, mirror=self.mirror
-        )
+            self.name, embeddings, first, second, pairs.same,
+            notes=pairs.notes, worst_of=pairs, mirror=mirror_setting(embed, self.mirror),
+        )  # fmt: skip
         if mirrored is not None:
             distances = metrics.pair_distances(plain, first, second)
             unmirrored = metrics.grid_accuracy(distances, pairs.same)
@@ -60,7 +61,7 @@ def score_pairs(
     *,
     notes: tuple[str, ...] = (),
     worst_of: Pairs | None = None,
-    mirror: bool | None = None,
+    mirror: object = "as stored",
 ) -> Result:
     """The protocol from embeddings (N,D): rows first, second int64 (P,) and same bool (P,) -> accuracy, TAR, AUC, EER.
 
@@ -93,7 +94,7 @@ def score_pairs(
             "protocol": "pairs, ten folds",
             "pairs": len(same),
             "genuine": int(same.sum()),
-            "mirror": "as stored" if mirror is None else mirror,
+            "mirror": mirror,
             "fold_accuracy": [round(100 * float(x), 6) for x in grid.accuracy],
             "fold_threshold": [round(float(x), 6) for x in grid.thresholds],
         },

@@ -8,7 +8,7 @@ detector score), `meta/ijbc_template_pair_label.txt` (template, template, 0|1), 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from data.align import align
 from data.decode import decode_any
 from eval import metrics
-from eval.embed import Embed, embed_faces
+from eval.embed import Embed, embed_faces, mirror_setting
 from eval.pair_lists import FileImages
 from eval.pooling import pair_scores, pool_templates, rows_of
 from eval.result import Curve, Result, histogram
@@ -50,7 +50,9 @@ class TemplateBenchmark:
         def crop(index: int, size: int) -> np.ndarray:
             return align(decode_any(images.read(index)), landmarks[index], size)
 
-        return self.score(embed_faces(embed, images, size, mirror=self.mirror, crop=crop))
+        embeddings = embed_faces(embed, images, size, mirror=self.mirror, crop=crop)
+        result = self.score(embeddings)
+        return replace(result, settings={**result.settings, "mirror": mirror_setting(embed, self.mirror)})
 
     def images(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """File names (N), landmarks float64 (N,5,2) and detector scores float64 (N,)."""
@@ -92,7 +94,6 @@ class TemplateBenchmark:
                 "templates": len(ids),
                 "pairs": len(same),
                 "genuine": int(same.sum()),
-                "mirror": self.mirror,
                 "norm kept": self.keep_norm,
                 "detector score": self.detector_score,
             },

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from eval.benchmarks.identification import identify, unit
-from eval.embed import Embed, embed_faces
-from eval.pair_lists import SUFFIXES, FileImages
+from eval.embed import SUFFIXES, Embed, embed_faces, mirror_setting
+from eval.pair_lists import FileImages
 from eval.result import Result
 
 FOLDERS = ("Probe", "Gallery_Match", "Gallery_Distractor")
@@ -34,7 +34,7 @@ class TinyFace:
         vectors = [unit(embed_faces(embed, FileImages(part), size, mirror=self.mirror)) for part in paths]
         ids = [identities(paths[0]), identities(paths[1]), np.full(len(paths[2]), -1)]
         gallery, gallery_ids = np.concatenate(vectors[1:]), np.concatenate(ids[1:])
-        return identify(self.name, vectors[0], ids[0], gallery, gallery_ids, mirror=self.mirror)
+        return identify(self.name, vectors[0], ids[0], gallery, gallery_ids, mirror=mirror_setting(embed, self.mirror))
 
 
 def list_images(folder: Path) -> list[Path]:

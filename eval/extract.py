@@ -1,0 +1,115 @@
+"""Embeddings of a whole set into a .npy file with an index of names; a stopped extraction goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.faces import open_faces
+from eval.embed import SUFFIXES, Embed, Images, embed_faces
+from eval.pair_lists import FileImages, from_bin, open_images
+
+BLOCK = 2048  # images between two saves of the position
+
+
+def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]]:
+    """The images of `data` and a name for each.
+
+    data: a list file of image names inside `images` (folder or uncompressed zip); a verification .bin; any format of
+    data.faces; or a folder of image files, at whatever depth, named by their paths in it.
+    """
+    path = Path(data)
+    if images:
+        if not path.is_file():
+            raise FileNotFoundError(f"{data}: no such file; expected a list of image names inside {images}")
+        names = [line.split("\t")[0].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return open_images(images, names), names
+    if path.suffix == ".bin":
+        packed = from_bin(path).images
+        return packed, [Path(packed.describe(i)).name for i in range(len(packed))]
+    if path.is_dir() and not list(path.glob("*.rec")):
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if files:
+            return FileImages(files), [str(file.relative_to(path)) for file in files]
+    faces = open_faces(data)
+    root = str(path.parent if path.is_file() else path) + "/"
+    return faces, [faces.describe(i).removeprefix(root).replace("\t", " ") for i in range(len(faces))]
+
+
+def extract(
+    embed: Embed,
+    images: Images,
+    names: list[str],
+    out: str | Path,
+    *,
+    size: int,
+    model: str,
+    mirror: bool = True,
+    dtype: str = "float32",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes `out` (.npy, (N,D) of dtype) and beside it a .txt with one name a line; says what it did.
+
+    Until it is whole it is `out`.part with a position file. An earlier start is continued if model, names and options
+    are the same, and is a ValueError otherwise. model: what tells this model from another, e.g. a digest of its file.
+    """
+    out = Path(out)
+    part, position = out.with_name(out.name + ".part"), out.with_name(out.name + ".position.json")
+    if dtype not in ("float16", "float32") or out.suffix != ".npy":
+        raise ValueError(f"{out}, {dtype}: expected a .npy file of float16 or float32")
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    settings = {"model": model, "names": digest, "size": size, "mirror": mirror, "dtype": dtype}
+    done = 0
+    if part.exists() and position.exists():
+        saved = json.loads(position.read_text(encoding="utf-8"))
+        changed = [key for key in settings if saved.get(key) != settings[key]]
+        if changed:
+            raise ValueError(f"{part}: was begun with another {', '.join(changed)}; delete it to start anew")
+        done = int(saved["done"])
+    start, resumed = time.monotonic(), done
+    while done < len(names):
+        block = np.arange(done, min(done + BLOCK, len(names)))
+        vectors = embed_faces(embed, images, size, indices=block, mirror=mirror)
+        if np.abs(vectors).max() > np.finfo(dtype).max:
+            raise ValueError(f"{out}: embeddings up to {np.abs(vectors).max():.3g} do not fit {dtype}; take float32")
+        shape = (len(names), vectors.shape[1])
+        mode: Any = "r+" if done else "w+"
+        stored = np.lib.format.open_memmap(part, mode, np.dtype(dtype), None if done else shape)
+        stored[block] = vectors
+        stored.flush()
+        del stored
+        done = int(block[-1]) + 1
+        _write(position, json.dumps({**settings, "done": done}))
+        if progress:
+            progress(done, len(names))
+    _write(out.with_suffix(".txt"), "".join(f"{name}\n" for name in names))
+    os.replace(part, out)
+    position.unlink()
+    return {"images": len(names), "resumed_at": resumed, "seconds": round(time.monotonic() - start, 3)}
+
+
+def model_digest(path: str | Path) -> str:
+    """sha256 of a model file, or of `model.pt` in a run folder."""
+    path = Path(path)
+    file = path / "model.pt" if path.is_dir() else path
+    with open(file, "rb") as content:
+        digest = hashlib.sha256()
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
