@@ -95,10 +95,10 @@ def train(
     """
     per_epoch = steps_per_epoch(config, parts.loader)
     total = per_epoch * config.optim.epochs
-    progress = _restore(folder, parts) if resume else Progress()
+    progress, saved_step = _restore(folder, parts, config.optim.accumulation) if resume else (Progress(), 0)
     first = parts.ranks.rank == 0
     with _stop_requested() as stop, Console(total, per_epoch, progress.step, quiet=not first) as console:
-        metrics = Metrics(folder, progress.step) if first else None
+        metrics = Metrics(folder, saved_step) if first else None
         clock = _Clock(parts.loader)
         while progress.step < total:
             for batches in _grouped(iter(parts.loader), config.optim.accumulation):
@@ -145,11 +145,8 @@ def _optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress
     parts.scaler.unscale_(parts.optimizer)
     if optim.clip_norm is not None:
         nn.utils.clip_grad_norm_(parts.backbone.parameters(), optim.clip_norm)
-    scale = parts.scaler.get_scale()
-    parts.scaler.step(parts.optimizer)
-    parts.scaler.update()
+    skipped = not _scaled_step(parts)
     parts.optimizer.zero_grad(set_to_none=True)
-    skipped = parts.scaler.get_scale() < scale
     if not skipped:
         parts.classifier.update()
     advance(parts.scheduler, None if skipped else loss)
@@ -157,6 +154,19 @@ def _optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress
     progress.skipped_steps += skipped
     progress.loss_sum = progress.loss_sum + loss  # stays on the device until the next log line: no wait for it
     progress.loss_count += 1
+
+
+def _scaled_step(parts: Parts) -> bool:
+    """The optimizer's step unless the loss scaler found infinite gradients; whether it was taken.
+
+    A hook tells, because asking the scaler for its scale would wait for the device.
+    """
+    taken: list[bool] = []
+    hook = parts.optimizer.register_step_post_hook(lambda *_: taken.append(True))
+    parts.scaler.step(parts.optimizer)
+    hook.remove()
+    parts.scaler.update()
+    return bool(taken)
 
 
 def _seed(*numbers: int) -> int:
@@ -252,11 +262,15 @@ def _save(config: Config, parts: Parts, folder: Path, progress: Progress, clock:
             checkpoint.save_tensors(folder / "model.pt", shared["backbone"])
 
 
-def _restore(folder: Path, parts: Parts) -> Progress:
-    """Load the newest checkpoint of `folder` into the parts; a run without one starts from the beginning."""
+def _restore(folder: Path, parts: Parts, accumulation: int) -> tuple[Progress, int]:
+    """Load the newest checkpoint of `folder` into the parts, and say at which step it was written.
+
+    A run without one starts from the beginning. Another number of processes makes other steps of the same epoch: then
+    the position in the data is kept and the step counted anew.
+    """
     path = checkpoint.newest(folder / "checkpoints")
     if path is None:
-        return Progress()
+        return Progress(), 0
     shared, locals_ = checkpoint.load(path)
     same_world = len(locals_) == parts.ranks.world
     local = locals_[parts.ranks.rank] if same_world else own_share(locals_, parts.classifier)
@@ -267,7 +281,12 @@ def _restore(folder: Path, parts: Parts) -> Progress:
     parts.scheduler.load_state_dict(shared["scheduler"])
     parts.scaler.load_state_dict(shared["scaler"])
     parts.loader.load_state_dict(shared["loader"])
-    return Progress(**shared["progress"])
+    progress = Progress(**shared["progress"])
+    saved_step = progress.step
+    if not same_world:
+        epoch, batch = parts.loader.position
+        progress.step = (epoch * parts.loader.steps_per_epoch + batch) // accumulation
+    return progress, saved_step
 
 
 @contextmanager

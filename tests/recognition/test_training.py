@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,25 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> No
     assert process.returncode == 130
     assert "--resume" in lines[-1]
     assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
+    path = _config_file(tmp_path, optim={"batch_size": 4, "epochs": 2}, run={"checkpoint_steps": 0})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "train.py", "--config", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run"
+    assert [step for step, _, _ in _deterministic(folder)] == list(range(1, 15))  # 60 images, 8 a step
+    newest = folder / "checkpoints" / "step_00000014"
+    _, both = checkpoint.load(newest)
+    assert [len(local["classifier"]["weight"]) for local in both] == [3, 3]
+    shutil.rmtree(newest)
+    alone = _run(path, "--resume")
+    assert alone.returncode == 0, alone.stderr
+    steps = [step for step, _, _ in _deterministic(folder)]
+    assert steps == [*range(1, 8), *range(15, 31)]  # 4 a step now: 56 images are 14 steps of 30
+    assert _weights(folder)["weight"].shape[0] == 6
 
 
 def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
