@@ -4,11 +4,13 @@ The curve of a log is averaged down to `--horizon` steps and given white noise, 
 steadily falling loss. The bar: at least 4 of the 6 published decays in every seed, each within 8 % of the run, none in
 the first 15 %; decays on the constant loss, none on the falling one. Exit status 1 where it is missed.
 
-    python scripts/soak_horizon.py [--losses LOG.csv.gz] [--horizon 20232] [--noise 0.8] [--seeds 20] [--json]
+    python scripts/soak_horizon.py [--losses LOG.csv.gz] [--horizon 20232] [--noise 0.8] [--correlation 0] [--seeds 20]
 """
 
 import argparse
 import json
+import math
+import operator
 import random
 import sys
 from collections.abc import Callable
@@ -28,6 +30,22 @@ PUBLISHED_STEPS = 202_325
 PUBLISHED_DECAYS = tuple(step / PUBLISHED_STEPS for step in (94273, 135930, 156072, 175312, 185429, 195546))
 
 Make = Callable[[Optimizer, int], FastFaceLR]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Normal noise of this standard deviation; `correlation` is that of neighbouring steps, 0 for white noise."""
+
+    deviation: float
+    correlation: float = 0.0
+
+    def values(self, count: int, seed: int) -> list[float]:
+        generator = random.Random(seed)
+        values = [generator.gauss(0.0, self.deviation)]
+        fresh = self.deviation * math.sqrt(1.0 - self.correlation**2)
+        for _ in range(count - 1):
+            values.append(self.correlation * values[-1] + generator.gauss(0.0, fresh))
+        return values
 
 
 @dataclass(frozen=True)
@@ -53,10 +71,10 @@ def compress(path: str | Path, horizon: int) -> list[float]:
     return [sum(losses[start:end]) / (end - start) for start, end in zip(edges, edges[1:], strict=False)]
 
 
-def decays(curve: list[float], noise: float, seed: int, make: Make) -> list[float]:
-    """When the rate falls, as fractions of the run, on a curve with normal white noise."""
-    generator = random.Random(seed)
-    rows = [(step, loss + generator.gauss(0.0, noise)) for step, loss in enumerate(curve)]
+def decays(curve: list[float], noise: Noise, seed: int, make: Make) -> list[float]:
+    """When the rate falls, as fractions of the run, on a curve with noise."""
+    noisy = map(operator.add, curve, noise.values(len(curve), seed))
+    rows = list(enumerate(noisy))
     scheduler = make(SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), len(curve))
     return [change.step / len(curve) for change in replay(rows, scheduler).changes]
 
@@ -72,7 +90,7 @@ def found(decayed_at: list[float], within: float = 0.08) -> int:
     return count
 
 
-def judge(curve: list[float], noise: float, seeds: int, make: Make = FastFaceLR.for_horizon) -> Verdict:
+def judge(curve: list[float], noise: Noise, seeds: int, make: Make = FastFaceLR.for_horizon) -> Verdict:
     steps = len(curve)
     falling = [47.0 - 44.0 * step / steps for step in range(steps)]  # from the first to the last loss of the real run
     runs = [decays(curve, noise, seed, make) for seed in range(seeds)]
@@ -97,16 +115,18 @@ def main() -> int:
         "--losses", default=FIXTURE, help="a log with columns step and loss (default: the test fixture)"
     )
     parser.add_argument("--horizon", type=int, default=PUBLISHED_STEPS // 10, help="steps of the short run")
-    parser.add_argument("--noise", type=float, default=0.8, help="standard deviation of the white noise")
+    parser.add_argument("--noise", type=float, default=0.8, help="standard deviation of the noise")
+    parser.add_argument("--correlation", type=float, default=0.0, help="of the noise of neighbouring steps, 0 to 1")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="one JSON line last")
     options = parser.parse_args()
     curve = compress(options.losses, options.horizon)
+    noise = Noise(options.noise, options.correlation)
     verdicts = {
-        "for_horizon": judge(curve, options.noise, options.seeds),
-        "plain scaling": judge(curve, options.noise, options.seeds, plain_scaling),
+        "for_horizon": judge(curve, noise, options.seeds),
+        "plain scaling": judge(curve, noise, options.seeds, plain_scaling),
     }
-    print(f"T = {options.horizon}, noise {options.noise}, {options.seeds} seeds")
+    print(f"T = {options.horizon}, noise {noise.deviation}, correlation {noise.correlation}, {options.seeds} seeds")
     for name, verdict in verdicts.items():
         print(
             f"{name:>13}: of {len(PUBLISHED_DECAYS)} decays found at least {verdict.least_found}, mean "

@@ -6,17 +6,17 @@ from torch import nn
 from torch.optim import SGD
 
 from fastface import FastFaceLR
-from scripts.soak_horizon import FIXTURE, PUBLISHED_DECAYS, compress, decays, found, judge, plain_scaling
+from scripts.soak_horizon import FIXTURE, PUBLISHED_DECAYS, Noise, compress, decays, found, judge, plain_scaling
 
 
 @pytest.mark.parametrize(("horizon", "noise"), [(20_232, 0.8), (5_000, 0.8), (1_000, 0.8)])
 def test_short_noisy_runs_decay_where_the_long_run_does(horizon: int, noise: float) -> None:
-    verdict = judge(compress(FIXTURE, horizon), noise, seeds=2)
+    verdict = judge(compress(FIXTURE, horizon), Noise(noise), seeds=2)
     assert verdict.passed, verdict
 
 
 def test_plain_scaling_would_not_do() -> None:
-    assert found(decays(compress(FIXTURE, 20_232), 0.8, 0, plain_scaling)) < 4
+    assert found(decays(compress(FIXTURE, 20_232), Noise(0.8), 0, plain_scaling)) < 4
 
 
 def test_found_pairs_each_decay_once() -> None:

@@ -124,24 +124,22 @@ def test_command_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[-1] == "4 changes from step 0 to 30, last rate 0.5"
 
 
-def test_command_replays_the_published_run(tmp_path: Path) -> None:
+def test_command_draws_the_published_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
     picture = tmp_path / "run.png"
-    command = [
-        sys.executable,
-        "-m",
-        "fastface",
-        "replay",
-        str(FIXTURE),
-        "--scheduler",
-        "moving-haar",
-        "--window",
-        "4000",
-    ]
-    printed = subprocess.run([*command, "--json", "--plot", str(picture)], capture_output=True, text=True, check=True)
-    changes = json.loads(printed.stdout)["changes"]
+    arguments = ["replay", str(FIXTURE), "--scheduler", "moving-haar", "--window", "4000"]
+    assert main([*arguments, "--json", "--plot", str(picture)]) == 0
+    changes = json.loads(capsys.readouterr().out)["changes"]
     assert [change["factor"] for change in changes] == [factor for _, factor, _ in PUBLISHED_CHANGES]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert os.listdir(tmp_path) == ["run.png"]
+
+
+def test_python_m_fastface_is_the_command() -> None:
+    command = [sys.executable, "-m", "fastface", "replay", "no-such-file.csv"]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert (printed.returncode, printed.stdout) == (2, "")
+    assert printed.stderr.startswith("python -m fastface: ")
 
 
 def test_command_takes_fastface_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
