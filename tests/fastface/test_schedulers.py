@@ -23,6 +23,7 @@ def make_optimizer(*rates: float) -> Optimizer:
 
 MAKERS: dict[str, Callable[[Optimizer], LossScheduler]] = {
     "fastface": lambda optimizer: FastFaceLR(optimizer, 400, alpha=0.1, beta=0.1, threshold=0.01, warmup_steps=7),
+    "horizon": lambda optimizer: FastFaceLR.for_horizon(optimizer, 1000, warmup_steps=7),
     "moving-haar": lambda optimizer: MovingHaarLR(optimizer, 6, threshold=0.05, patience_steps=9, warmup_steps=7),
 }
 
@@ -216,6 +217,8 @@ def test_a_state_kept_in_memory_is_a_snapshot(name: str) -> None:
 def test_the_state_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="not the state of a FastFaceLR"):
         MAKERS["fastface"](make_optimizer()).load_state_dict(MAKERS["moving-haar"](make_optimizer()).state_dict())
+    with pytest.raises(ValueError, match="not the state of a FastFaceLR"):
+        MAKERS["fastface"](make_optimizer()).load_state_dict(MAKERS["horizon"](make_optimizer()).state_dict())
     with pytest.raises(ValueError, match="parameter groups"):
         MAKERS["fastface"](make_optimizer()).load_state_dict(MAKERS["fastface"](make_optimizer(0.1, 0.2)).state_dict())
 
