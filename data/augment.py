@@ -48,7 +48,7 @@ class Augment:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 or float (B,3,H,W) in 0…255 -> float32 (x/255 − 0.5)/0.5."""
-    return images.to(torch.float32).mul_(1 / 127.5).sub_(1) if images.dtype == torch.uint8 else images / 127.5 - 1
+    return images.to(torch.float32) / 127.5 - 1
 
 
 def augment(images: Tensor, options: Augment, seed: int) -> Tensor:

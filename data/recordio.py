@@ -20,6 +20,7 @@ MAGIC_BYTES = struct.pack("<I", MAGIC)
 MAX_PART = (1 << 29) - 1
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
+WHOLE = struct.Struct("<IIIf")  # frame, then flag and label of the header; a part flag makes the length enormous
 EXACT_LABELS = 1 << 24  # float32 holds every integer up to here
 INDEX_CHUNK = 1 << 24
 HEADERS_AT_ONCE = 1 << 18
@@ -88,6 +89,16 @@ def unpack_image(payload: bytes, where: str) -> tuple[np.ndarray, int, bytes]:
     if end > len(payload):
         raise ValueError(f"{where}: announces {flag} labels in a payload of {len(payload)} bytes")
     return np.frombuffer(payload, "<f4", flag, HEADER.size), key, payload[end:]
+
+
+def whole_image(record: bytes, label: float) -> bytes | None:
+    """The image of a record in one part with the single label `label`; None for any other, to be read with care."""
+    if len(record) < WHOLE.size:
+        return None
+    magic, length, flag, found = WHOLE.unpack_from(record)
+    if magic != MAGIC or flag or found != label or not HEADER.size < length <= len(record) - FRAME.size:
+        return None
+    return record[FRAME.size + HEADER.size : FRAME.size + length]
 
 
 def read_index(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,16 @@ import numpy as np
 
 from data.cache import cached
 from data.files import RandomFile
-from data.recordio import EXACT_LABELS, HEADER, read_headers, read_index, read_record, unpack_image
+from data.recordio import (
+    EXACT_LABELS,
+    FIRST_READ,
+    HEADER,
+    read_headers,
+    read_index,
+    read_record,
+    unpack_image,
+    whole_image,
+)
 
 SPAN_LIMIT = 2**31 - 1
 
@@ -42,11 +51,16 @@ class RecordSet:
 
     def read(self, index: int) -> bytes:
         """The image's bytes; ValueError if the record is broken or carries another label than the set has for it."""
-        offset = int(self.offsets[index])
-        payload = read_record(self.file, offset, offset + int(self.spans[index]), self.describe(index))
+        offset, span, label = int(self.offsets[index]), int(self.spans[index]), self.labels[index]
+        if span <= FIRST_READ:  # nearly every image: one read, one header, one slice
+            data = self.file.read(offset, span)
+            encoded = whole_image(data, float(label))
+            if encoded is not None:
+                return encoded
+        payload = read_record(self.file, offset, offset + span, self.describe(index))
         labels, _, encoded = unpack_image(payload, self.describe(index))
-        if labels[0] != self.labels[index]:
-            raise ValueError(f"{self.describe(index)}: carries label {labels[0]:g}, the set has {self.labels[index]}")
+        if labels[0] != label:
+            raise ValueError(f"{self.describe(index)}: carries label {labels[0]:g}, the set has {label}")
         return encoded
 
     def describe(self, index: int) -> str:
