@@ -2,6 +2,7 @@
 
     python -m scripts.bench_classifier --classes 617970 --batch 128
     python -m scripts.bench_classifier --classes 2059906 --variants fused,fused_bf16_momentum --json
+    python -m scripts.bench_classifier --classes 617970 --variants chunked,fused,class_pool,class_pool_bf16
 
 Every variant runs in processes of its own; rounds alternate between variants; time is the median step, memory the
 largest resident size of the process. `plain` is normalise, linear, margin, cross_entropy and torch.optim.SGD in
@@ -18,14 +19,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "chunked": {"fused": False},
     "fused": {"fused": True},
     "fused_bf16": {"fused": True, "matmul": "bfloat16"},
     "fused_bf16_momentum": {"fused": True, "momentum_dtype": "bfloat16"},
     "fused_bf16_both": {"fused": True, "matmul": "bfloat16", "momentum_dtype": "bfloat16"},
+    "class_pool": {"size": 0.1},
+    "class_pool_bf16": {"size": 0.1, "matmul": "bfloat16"},
 }
 
 
@@ -60,11 +64,21 @@ def plain_step(classes: int, embedding: int) -> Callable[..., float]:
     return step
 
 
-def our_step(classes: int, embedding: int, chunk: int, options: dict[str, object]) -> Callable[..., float]:
-    """One step of recognition/classifiers/full.py."""
+def fill(pool: Any) -> None:
+    """Put identities into every column of a class pool."""
     import torch
 
-    from recognition.classifiers import full
+    for labels in torch.randperm(len(pool.columns))[: pool.size].split(512):
+        plan = pool.plan(labels)
+        features = torch.nn.functional.normalize(torch.randn(len(labels), pool.features.shape[2]))
+        pool.commit(plan, pool.written(plan, features))
+
+
+def our_step(classes: int, embedding: int, chunk: int, batch: int, options: dict[str, Any]) -> Callable[..., float]:
+    """One step of recognition/classifiers/full.py; where options say a size, of class_pool.py, its pool full."""
+    import torch
+
+    from recognition.classifiers import class_pool, full
     from recognition.distributed import Ranks
     from recognition.heads import cosface
 
@@ -76,17 +90,17 @@ def our_step(classes: int, embedding: int, chunk: int, options: dict[str, object
 
     backbone = Identity(1, 1)
     backbone.embedding = embedding  # type: ignore[assignment]
-    classifier = full.build(
-        backbone=backbone,
-        classes=classes,
-        head=cosface.build(),
-        ranks=Ranks(),
-        seed=0,
-        chunk=chunk or "auto",
-        **options,  # type: ignore[arg-type]
-    )
+    head = cosface.build()
+    shared: dict[str, Any] = {"backbone": backbone, "classes": classes, "head": head, "ranks": Ranks()}
+    shared["chunk"] = chunk or "auto"
+    classifier: class_pool.PooledClasses | full.Full
+    if "size" in options:
+        classifier = class_pool.build(**shared, **options, batch_size=batch)
+        fill(classifier.pool)
+    else:
+        classifier = full.build(**shared, **options, seed=0)
     optimizer = None
-    if not options["fused"]:
+    if options.get("fused") is False:
         optimizer = torch.optim.SGD(classifier.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
 
     def step(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
@@ -111,11 +125,13 @@ def measure(variant: str, args: argparse.Namespace) -> dict[str, object]:
     if variant == "plain":
         step = plain_step(args.classes, args.embedding)
     else:
-        step = our_step(args.classes, args.embedding, args.chunk, VARIANTS[variant])
+        step = our_step(args.classes, args.embedding, args.chunk, args.batch, VARIANTS[variant])
     seconds, losses = [], []
     for index in range(args.steps + 1):
         embeddings = torch.randn(args.batch, args.embedding).requires_grad_()
         labels = torch.randint(args.classes, (args.batch,))
+        half, pairs = args.batch // 2, args.batch // 3
+        labels[half : half + pairs] = labels[:pairs]  # as in a class pool's batches; nothing to the others
         start = time.perf_counter()
         losses.append(step(embeddings, labels))
         if index > 0:  # the first step allocates
