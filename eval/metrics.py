@@ -64,25 +64,22 @@ class Folds:
 
 
 def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared distances float64 (P,) of the normalised embeddings (N,D) of each pair of rows. A zero row stays zero.
+    """Squared distances float64 (P,) of the normalised embeddings (N,D) of each pair of rows, 2 - 2 cos.
 
-    Worked in blocks that stay in the cache: the gathered sides of 6,000 pairs are 49 MB, and moving them is the cost.
+    Exactly 0 for equal rows; a zero row counts as it is, unnormalised. Worked in blocks that stay in the cache: the
+    gathered sides of 6,000 pairs are 49 MB, and moving them is the cost.
     """
     distances = np.empty(len(first), np.float64)
-    for start in range(0, len(first), 64):
-        part = slice(start, start + 64)
-        distances[part] = np.square(_unit(embeddings[first[part]]) - _unit(embeddings[second[part]])).sum(1)
+    for start in range(0, len(first), 128):
+        part = slice(start, start + 128)
+        a, b = embeddings[first[part]].astype(np.float64), embeddings[second[part]].astype(np.float64)
+        aa, ab, bb = (np.einsum("pd,pd->p", x, y) for x, y in ((a, a), (a, b), (b, b)))
+        norms = np.sqrt(aa * bb)
+        cosines = np.divide(ab, norms, out=ab, where=norms != 0)
+        distances[part] = np.maximum(np.add(aa != 0, bb != 0, dtype=np.float64) - 2 * cosines, 0)
     if np.isnan(distances).any():
         raise ValueError(f"{int(np.isnan(distances).sum())} of {len(first)} pairs hold an embedding that is not finite")
     return distances
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)
-    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    norms[norms == 0] = 1
-    rows /= norms[:, None]
-    return rows
 
 
 def fold_of(pairs: int, folds: int = 10) -> np.ndarray:

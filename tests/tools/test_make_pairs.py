@@ -1,0 +1,53 @@
+"""Pairs of one's own pictures: both forms hold the same pairs, and the benchmark reads them."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from eval.bin_file import read_bin
+from eval.pair_lists import from_bin, from_list
+from tools.make_pairs import main
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for person in range(25):
+        for number in range(4):
+            path = tmp_path / "faces" / f"some one {person}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return tmp_path
+
+
+def test_list_and_bin_hold_the_same_pairs(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = ["--faces", f"{faces}/faces", "--count", "40"]
+    assert main([*drawn, "--to", f"{faces}/a.bin"]) == 0
+    assert main([*drawn, "--to", f"{faces}/a.txt"]) == 0
+    assert main(["--pairs", f"{faces}/a.txt", "--images", f"{faces}/faces", "--to", f"{faces}/b.bin"]) == 0
+    assert "40 pairs, 20 of one person" in capsys.readouterr().out
+    assert (faces / "a.bin").read_bytes() == (faces / "b.bin").read_bytes()
+    images, same = read_bin(faces / "a.bin")
+    listed = from_list(faces / "a.txt", faces / "faces")
+    assert images[0] == listed.images.read(int(listed.first[0]))
+    assert same.tolist() == listed.same.tolist()
+    assert from_bin(faces / "a.bin").notes == ()
+    assert len(set((faces / "a.txt").read_text().splitlines())) == 40
+
+
+def test_wrong_arguments_are_one_line(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = ["--faces", f"{faces}/faces"]
+    for arguments, told in (
+        ([*drawn, "--to", "x.pickle"], "x.pickle"),
+        (["--to", f"{faces}/x.bin"], "--faces"),
+        ([*drawn, "--count", "9000", "--to", f"{faces}/x.bin"], "lower count"),
+        (["--faces", "synthetic:identities=30,images=3,first=0,seed=0,size=32", "--count", "20", "--to",
+          f"{faces}/x.txt"], ".bin instead"),
+    ):  # fmt: skip
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1
+    assert sorted(path.name for path in faces.iterdir()) == ["faces"]
