@@ -43,15 +43,16 @@ class RandomFile:
 
 
 @contextmanager
-def written_whole(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears under its name only when complete: written beside, flushed to disk, renamed."""
+def written_whole(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
+    """A file that appears under its name only when complete: written beside, flushed to disk (if durable), renamed."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with open(partial, mode) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)

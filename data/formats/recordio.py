@@ -28,7 +28,10 @@ SPAN_LIMIT = 2**31 - 1
 
 
 class RecordSet:
-    """A FaceSet on one record file. Per image: key, offset and span (bytes up to the next record), as flat arrays."""
+    """A FaceSet on one record file. Per image: key, offset and span (bytes up to the next record), as flat arrays.
+
+    headers: records of the index that are no image. names: of the identities, where `_names.txt` is beside the file.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,8 @@ class RecordSet:
         spans: np.ndarray,
         labels: np.ndarray,
         num_classes: int,
+        headers: int,
+        names: list[str] | None,
     ) -> None:
         self.file = file
         self.keys = keys
@@ -45,6 +50,8 @@ class RecordSet:
         self.spans = spans
         self.labels = labels
         self.num_classes = num_classes
+        self.headers = headers
+        self.names = names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,7 +99,9 @@ def open_set(path: str) -> RecordSet:
         offsets=offsets[rows],
         spans=np.minimum(ends[rows] - offsets[rows], SPAN_LIMIT).astype(np.int32),
         labels=labels.astype(np.int64),
-        num_classes=int(labels.max(initial=-1)) + 1 if declared is None else declared,
+        num_classes=(classes := int(labels.max(initial=-1)) + 1 if declared is None else declared),
+        headers=len(keys) - len(labels),
+        names=_names(rec.with_name(f"{rec.stem}_names.txt"), classes),
     )
 
 
@@ -117,6 +126,16 @@ def _declared_classes(path: Path) -> int | None:
         return int(text.split(",")[0])
     except ValueError:
         raise ValueError(f"{path}: found {text[:60]!r}, expected `num_classes,height,width`") from None
+
+
+def _names(path: Path, num_classes: int) -> list[str] | None:
+    """Identity names of a `_names.txt` (lines LABEL<TAB>NAME<TAB>IMAGES), None without one of this set."""
+    if not path.is_file():
+        return None
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(rows) != num_classes or any(len(row) < 2 or row[0] != str(label) for label, row in enumerate(rows)):
+        raise ValueError(f"{path}: expected lines LABEL<TAB>NAME<TAB>IMAGES of the labels 0…{num_classes - 1}")
+    return [row[1] for row in rows]
 
 
 def _index_by_key(index: str, file: RandomFile) -> tuple[np.ndarray, np.ndarray]:
