@@ -1,0 +1,127 @@
+"""IR and IR-SE networks of the AdaFace line (arXiv 2204.00964; blocks of arXiv 1801.07698), also in CVLface's zoo.
+
+At width 64 the parameter names and shapes are those of AdaFace's `Backbone`, so its published state dicts load
+strictly (AdaFace's own checkpoints prefix them with "model.", CVLface's with "net."). That class returns the
+normalised embedding and its length; this one returns their product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from recognition.recompute import recompute
+
+UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 101: (3, 13, 30, 3)}
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times a gate in (0, 1) computed from all channels' means (arXiv 1709.01507)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, max(channels // 16, 1), 1, bias=False)
+        self.fc2 = nn.Conv2d(max(channels // 16, 1), channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class Unit(nn.Module):
+    """BN, 3x3, BN, PReLU, 3x3 (strided), BN, optionally squeeze-excite, added to the (strided or projected) input."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, se: bool) -> None:
+        super().__init__()
+        if inputs == outputs:
+            self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
+        else:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut_layer = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        if se:
+            self.res_layer.add_module("se_block", SqueezeExcite(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.res_layer(x) + self.shortcut_layer(x)
+
+
+class IR(nn.Module):
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalised."""
+
+    def __init__(
+        self,
+        units: tuple[int, ...],
+        *,
+        se: bool,
+        width: int,
+        size: int,
+        embedding: int,
+        dropout: float,
+        bgr: bool,
+        checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        self.embedding, self.size, self.bgr, self.checkpoint = embedding, size, bgr, checkpoint
+        stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.input_layer = nn.Sequential(stem, nn.BatchNorm2d(width), nn.PReLU(width))
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        body = []
+        for inputs, outputs, count in zip(widths, widths[1:], units, strict=False):
+            body += [Unit(inputs, outputs, 2, se), *(Unit(outputs, outputs, 1, se) for _ in range(count - 1))]
+        self.body = nn.Sequential(*body)
+        side = -(-size // 16)  # four strides of two, each rounding up
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(8 * width),
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(8 * width * side * side, embedding),
+            nn.BatchNorm1d(embedding, affine=False),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.input_layer(images.flip(1) if self.bgr else images)
+        for unit in self.body:
+            x = recompute(unit, x) if self.checkpoint and self.training else unit(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.output_layer(x.to(self.output_layer[3].weight.dtype))
+
+
+def build(
+    *,
+    depth: int = 50,
+    se: bool = False,
+    width: int = 64,
+    size: int = 112,
+    embedding: int = 512,
+    dropout: float = 0.4,
+    bgr: bool = False,
+    checkpoint: bool = False,
+) -> IR:
+    """An IR network of `depth` 18, 34, 50 or 101, with squeeze-excite if `se`. `size`: side of the input, pixels.
+
+    bgr: reverse the channels first, for AdaFace's published checkpoints, which were trained on BGR; images stay RGB.
+    """
+    if depth not in UNITS:
+        raise ValueError(f"ir depth {depth}: expected one of {', '.join(map(str, UNITS))}")
+    return IR(
+        UNITS[depth],
+        se=se,
+        width=width,
+        size=size,
+        embedding=embedding,
+        dropout=dropout,
+        bgr=bgr,
+        checkpoint=checkpoint,
+    )

@@ -1,0 +1,188 @@
+"""Vision transformers for faces as insightface trains them (arcface_torch; arXiv 2010.11929, masking as 2111.06377).
+
+No class token: the embedding reads all patches. In training a share of the patches is left out of the blocks and
+replaced by a learnt token before the embedding layer. Parameter names and shapes are insightface's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from recognition.recompute import recompute
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Width, number of blocks, and the published regularisation."""
+
+    width: int
+    depth: int
+    drop_path: float = 0.1
+    mask: float = 0.1
+
+
+VARIANTS = {
+    "tiny": Variant(256, 12),
+    "small": Variant(512, 12),
+    "base": Variant(512, 24),
+    "large": Variant(768, 24, drop_path=0.05, mask=0.05),
+}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (B,T,W) -> (B,T,W); no bias on q, k, v."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.relu6(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); a sample skips either with probability `drop` in training."""
+
+    def __init__(self, width: int, heads: int, drop: float) -> None:
+        super().__init__()
+        self.drop = drop
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self._sometimes(self.attn(self.norm1(x)))
+        return x + self._sometimes(self.mlp(self.norm2(x)))
+
+    def _sometimes(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop == 0:
+            return branch
+        kept = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - self.drop)
+        return branch * kept / (1 - self.drop)
+
+
+class Patches(nn.Module):
+    """(B,3,size,size) -> (B,T,W): one token for each patch; the few pixels beyond the last whole patch are not read."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalised."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        patch: int,
+        size: int,
+        embedding: int,
+        drop_path: float,
+        mask: float,
+        checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        self.embedding, self.size, self.mask, self.checkpoint = embedding, size, mask, checkpoint
+        tokens = (size // patch) ** 2
+        self.patch_embed = Patches(width, patch)
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=mask > 0)
+        drops = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList([Block(width, heads, drop) for drop in drops])
+        self.norm = nn.LayerNorm(width)
+        self.feature = nn.Sequential(
+            nn.Linear(tokens * width, width, bias=False),
+            nn.BatchNorm1d(width, eps=2e-5),
+            nn.Linear(width, embedding, bias=False),
+            nn.BatchNorm1d(embedding, eps=2e-5),
+        )
+        nn.init.normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patch_embed(images) + self.pos_embed
+        masking = self.training and self.mask > 0
+        shape, kept = x.shape, torch.empty(0)
+        if masking:
+            order = torch.rand(shape[:2], device=x.device).argsort(dim=1)
+            kept = order[:, : int(shape[1] * (1 - self.mask)), None].expand(-1, -1, shape[2])
+            x = x.gather(1, kept)
+        for block in self.blocks:
+            x = recompute(block, x) if self.checkpoint and self.training else block(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.norm(x.to(self.norm.weight.dtype))
+            if masking:
+                x = self.mask_token.expand(shape).scatter(1, kept, x)
+            return self.feature(x.flatten(1))
+
+
+def build(
+    *,
+    variant: str = "tiny",
+    width: int | None = None,
+    depth: int | None = None,
+    heads: int = 8,
+    patch: int = 9,
+    size: int = 112,
+    embedding: int = 512,
+    drop_path: float | None = None,
+    mask: float | None = None,
+    checkpoint: bool = False,
+) -> VisionTransformer:
+    """A face transformer: variant tiny, small, base or large, any of whose numbers may be overridden.
+
+    width: numbers a token. patch, size: pixels. drop_path: chance that a sample skips the last block. mask: share of
+    the patches hidden in training, in [0, 1).
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"vit variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+    chosen = VARIANTS[variant]
+    width = chosen.width if width is None else width
+    mask = chosen.mask if mask is None else mask
+    if width % heads:
+        raise ValueError(f"vit width {width}, heads {heads}: expected a width that the heads divide")
+    if size < patch:
+        raise ValueError(f"vit size {size}, patch {patch}: expected an image of at least one patch")
+    if not 0 <= mask < 1:
+        raise ValueError(f"vit mask {mask}: expected a share in [0, 1)")
+    return VisionTransformer(
+        width=width,
+        depth=chosen.depth if depth is None else depth,
+        heads=heads,
+        patch=patch,
+        size=size,
+        embedding=embedding,
+        drop_path=chosen.drop_path if drop_path is None else drop_path,
+        mask=mask,
+        checkpoint=checkpoint,
+    )
