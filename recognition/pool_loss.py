@@ -23,6 +23,7 @@ from recognition.pool import ClassPool, Plan
 
 _NO_LOGIT = -1e4  # adds nothing to a softmax, and unlike -inf has a gradient where there is nothing else
 
+
 def pool_loss(
     probes: torch.Tensor,
     labels: torch.Tensor,
@@ -80,9 +81,7 @@ def pool_loss(
     return margin / counts[0] + outside / counts[1]
 
 
-def _observe(
-    head: MarginHead, cos_t: torch.Tensor, norms: torch.Tensor, inside: torch.Tensor, ranks: Ranks
-) -> None:
+def _observe(head: MarginHead, cos_t: torch.Tensor, norms: torch.Tensor, inside: torch.Tensor, ranks: Ranks) -> None:
     """Shows the head all ranks' probes; one without a column of its own counts as the mean of those that have one."""
     cos_t, norms, inside = (ranks.all_gather(tensor) for tensor in (cos_t, norms, inside.to(cos_t.dtype)))
     mean = (cos_t * inside).sum() / inside.sum().clamp_min(1)

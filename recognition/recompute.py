@@ -7,23 +7,24 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
 def _still_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch norms of `block` use the batch's statistics and leave their running ones alone.
-
-    Without this the second forward would count every batch twice.
-    """
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    """Leave the running statistics of `block` as they are; without this every batch would count twice."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, tracked in before:
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -35,4 +36,6 @@ def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _still_statistics(block)
 
+    if torch.compiler.is_compiling():  # a compiled graph updates statistics once, and takes no context
+        return checkpoint(block, x, use_reentrant=False)
     return checkpoint(block, x, use_reentrant=False, context_fn=contexts)

@@ -202,6 +202,4 @@ def build(
     options = make_options(head, backbone, chunk=chunk, matmul=matmul, sub_centres=1, filter_above=0.0)
     hardest = min(max(int(0.0002 * columns), 3), 10) if outside == "hardest" else 0
     pool = ClassPool(columns, classes, embedding_of(backbone))
-    return PooledClasses(
-        backbone, pool, options=options, hardest=hardest, ranks=ranks, average=average, swap=swap
-    )
+    return PooledClasses(backbone, pool, options=options, hardest=hardest, ranks=ranks, average=average, swap=swap)
