@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 
+from recognition.chunked import CHUNK_BYTES
 from recognition.config import Config, ConfigError, load_config
 
 CUDA_CONTEXT = 600_000_000  # bytes that a process takes on a GPU before its first tensor
+CPU_RUNTIME = 200_000_000  # bytes that the first training step adds on a CPU however small the model (measured)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -49,9 +51,6 @@ def backbone_need(config: Config) -> dict[str, int]:
         net = build_backbone(config)
         parameters |= {p.untyped_storage()._cdata for p in net.parameters()}
         images = torch.zeros(config.optim.batch_size, 3, config.data.size, config.data.size)
-        if config.run.channels_last:
-            net, images = (net.to(memory_format=torch.channels_last),)
-            images.contiguous(memory_format=torch.channels_last)
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with hooks, autocast(torch.device("cpu"), config.run.precision):
             outputs = net(images)
@@ -87,7 +86,7 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         need["class pool"] = 2 * columns * width * 4 + 16 * classes
         centres = columns
     else:
-        rows = local * options["sub_centres"]
+        rows = local * options.get("sub_centres", 1)
         centres = local
         need["centres"] = rows * width * 4
         half = options.get("momentum_dtype") == "bfloat16"
@@ -96,16 +95,18 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
             need["centres' momentum"] = rows * width * (2 if half else 4)
             need["centres' gradient"] = 2 * sampled  # the sampled rows themselves, and theirs
             temporary = 2 * sampled
-        elif options["fused"]:
+        elif options.get("fused"):
             need["centres' momentum"] = rows * width * (2 if half else 4)
         else:
             need["centres' momentum"] = rows * width * 4 * states
             need["centres' gradient"] = rows * width * 4
-            temporary = rows * width * 4 if config.optim.weight_decay else 0
-    chunk = options["chunk"] if isinstance(options["chunk"], int) else (8 << 20) // (4 * width)
+            temporary = rows * width * 4 * (bool(config.optim.weight_decay) + config.optim.nesterov)
+    chunk = options.get("chunk")
+    if not isinstance(chunk, int):
+        chunk = CHUNK_BYTES["cuda" if on_gpu(config) else "cpu"] // (4 * width)
     need["logits (one chunk)"] = min(chunk, centres) * (4 * batch + 2 * width) * 4
     backward = need["activations"] + need["logits (one chunk)"]
-    stepping = gradients + max(temporary, 0)
+    stepping = gradients + temporary
     need["backbone gradients"] = gradients
     rest = sum(need.values()) - backward - gradients
     need["peak"] = rest + max(backward, stepping)
@@ -168,13 +169,17 @@ def classes_of(config: Config, path: str) -> int:
 
 def process_bytes(config: Config) -> int:
     """Bytes of a run's process without the run: this one's resident size on a CPU, the context's on a GPU."""
-    on_gpu = config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())
     status = Path("/proc/self/status")
-    if on_gpu or not status.exists():
+    if on_gpu(config) or not status.exists():
         return CUDA_CONTEXT
     import recognition.experiment  # noqa: F401 - what a run imports counts
 
-    return int(re.findall(r"VmRSS:\s+(\d+)", status.read_text())[0]) * 1024
+    return int(re.findall(r"VmRSS:\s+(\d+)", status.read_text())[0]) * 1024 + CPU_RUNTIME
+
+
+def on_gpu(config: Config) -> bool:
+    """Whether the run will be on a GPU."""
+    return config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())
 
 
 def memory(text: str) -> int:

@@ -1,0 +1,46 @@
+"""Take a few training steps of a config on random images and print the process's peak memory in bytes."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+
+from data.types import Batch
+from recognition import experiment, trainer
+from recognition.config import load_config
+from recognition.distributed import Ranks
+from scripts.bench_classifier import peak_bytes
+
+
+class Faces:
+    """Twenty images each of `num_classes` identities; none can be read."""
+
+    def __init__(self, classes: int) -> None:
+        self.num_classes = classes
+        self.labels = np.arange(classes, dtype=np.int64).repeat(20)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        raise OSError(index)
+
+    def describe(self, index: int) -> str:
+        return str(index)
+
+
+def main(path: str, classes: int) -> None:
+    config = load_config(path)
+    size, batch = config.data.size, config.optim.batch_size
+    parts = experiment.build_parts(config, Faces(classes), torch.device("cpu"), Ranks())
+    progress = trainer.Progress()
+    for _ in range(3):
+        images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+        trainer._optimizer_step(config, parts, [Batch(images, torch.randint(classes, (batch,)))], progress)
+    print(peak_bytes())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,106 @@
+"""The planner against what runs really take."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from recognition.config import load_config
+from tools import plan
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+data: {train: "synthetic:identities=40,images=4", size: 48}
+backbone: {name: iresnet, depth: 18, width: 32, embedding: 256}
+head: {name: cosface}
+classifier: {name: full, fused: FUSED}
+optim: {lr: 0.1, batch_size: 64, epochs: 1}
+scheduler: {name: cosine}
+run: {output: runs/never, device: cpu}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.replace("FUSED", "false"))
+    return path
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("fused", ["false", "true"])
+def test_peak_is_within_a_quarter_of_the_measured_one(fused: str, config: Path) -> None:
+    config.write_text(CONFIG.replace("FUSED", fused))
+    classes = 300_000
+    worker = [sys.executable, str(Path(__file__).with_name("peak_worker.py")), str(config), str(classes)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    measured = int(subprocess.run(worker, check=True, capture_output=True, text=True, env=environment).stdout)
+    planner = [sys.executable, "-m", "tools.plan", str(config), "--classes", str(classes), "--json"]
+    done = subprocess.run(planner, check=True, capture_output=True, text=True, cwd=ROOT)
+    planned = json.loads(done.stdout.splitlines()[-1])["bytes"]["peak"]
+    assert planned == pytest.approx(measured, rel=0.25)
+
+
+def test_traced_activations_are_the_real_ones(config: Path) -> None:
+    loaded = load_config(config, ["backbone.width=8", "optim.batch_size=4"])
+    need = plan.backbone_need(loaded)
+    from recognition.experiment import build_backbone
+
+    net = build_backbone(loaded)
+    kept: dict[int, int] = {}
+    weights = {parameter.data_ptr() for parameter in net.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = net(torch.zeros(4, 3, 48, 48))
+    assert outputs.shape[1] == need["embedding"]
+    assert need["parameters"] == sum(parameter.numel() for parameter in net.parameters())
+    assert need["activations"] == pytest.approx(sum(kept.values()), rel=0.02)
+
+
+def test_settings_that_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = plan.plan(str(config), [], 2_059_906, 7_000_000_000, 1)
+    assert result["bytes"]["peak"] > 7_000_000_000
+    found = [" ".join(fit["overrides"]) for fit in result["fitting"]]
+    assert "classifier.fused=true classifier.momentum_dtype=bfloat16" in found
+    assert "classifier={name: partial} classifier.rate=0.1" in found
+    assert "classifier={name: class_pool, size: 0.01}" in found
+    for fit in result["fitting"]:
+        again = plan.plan(str(config), fit["overrides"], 2_059_906, None, 1)["bytes"]["peak"]
+        assert again <= 7_000_000_000
+        assert again == pytest.approx(fit["peak"], rel=0.01)
+    plan.show(result)
+    assert "does not fit in 7.00 GB" in capsys.readouterr().out
+    shared = plan.plan(str(config), [], 2_059_906, 7_000_000_000, 4)
+    assert shared["bytes"]["centres"] < 0.26 * result["bytes"]["centres"]
+    assert shared["fitting"] == []
+
+
+def test_identities_are_read_from_the_data(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.parent)
+    assert plan.plan(str(config), [], None, None, 1)["classes"] == 40
+    with pytest.raises(plan.ConfigError, match="--classes"):
+        plan.plan(str(config), ["data.train=nowhere.rec"], None, None, 1)
+
+
+def test_a_wrong_key_ends_with_code_2(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plan", str(config), "optim.lrr=1"])
+    assert plan.main() == 2
+    assert "optim.lrr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "count"), [("24GB", 24e9), ("512M", 512e6), ("1.5 g", 1.5e9), ("8000", 8000)])
+def test_sizes(text: str, count: float) -> None:
+    assert plan.memory(text) == count
