@@ -100,8 +100,12 @@ class ClassPool(nn.Module):
 
     def written(self, plan: Plan, features: torch.Tensor) -> torch.Tensor:
         """Both slots of the plan's columns afterwards (2,G,D), given features (G,D); the pool stays as it is."""
-        given = features[plan.sources.clamp_min(0)]
-        return torch.where(plan.sources[:, :, None] >= 0, given, self.features[:, plan.columns])
+        sources = plan.sources.flatten()
+        given = features.index_select(0, sources.clamp_min(0))
+        rows = torch.cat([plan.columns, plan.columns + self.size])
+        kept = self.features.flatten(0, 1).index_select(0, rows)
+        taken = (sources >= 0).to(kept.dtype)[:, None]  # 0 or 1, where lerp is exact; half the time of torch.where
+        return kept.lerp_(given, taken).view(2, len(plan.columns), -1)
 
     def untouched(self, plan: Plan) -> torch.Tensor:
         """(S,) bool: columns that hold an identity and that the plan leaves alone."""
