@@ -118,9 +118,10 @@ def alternatives(config: Config) -> list[list[str]]:
     name, options, optim = config.classifier.name, config.classifier.options, config.optim
     tries: list[list[str]] = []
     plain_sgd = optim.name == "sgd" and not optim.nesterov and optim.accumulation == 1
-    if name == "full" and not options["fused"] and plain_sgd and config.run.precision != "fp16":
-        tries.append(["classifier.fused=true"])
-        tries.append(["classifier.fused=true", "classifier.momentum_dtype=bfloat16"])
+    if name == "full" and not options["fused"] and plain_sgd:
+        bf16 = ["run.precision=bf16"] if config.run.precision == "fp16" else []  # loss scaling forbids the fused update
+        tries.append([*bf16, "classifier.fused=true"])
+        tries.append([*bf16, "classifier.fused=true", "classifier.momentum_dtype=bfloat16"])
     elif name in ("full", "partial") and options.get("momentum_dtype") == "float32" and (options.get("fused", True)):
         tries.append(["classifier.momentum_dtype=bfloat16"])
     if config.backbone.options.get("checkpoint") is False:

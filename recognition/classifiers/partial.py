@@ -135,7 +135,7 @@ def sample_classes(classes: int, rate: float, labels: torch.Tensor, draw: torch.
     are enough, as the rate is at most a half there.
     """
     positives = labels.unique()
-    count = max(round(rate * classes), len(positives))
+    count = max(round(rate * classes), len(positives), 2)  # a lone class would have no negatives
     if count >= classes:
         return torch.arange(classes, device=labels.device)
     if 2 * count > classes:

@@ -150,6 +150,12 @@ def test_a_batch_with_more_classes_than_the_rate_allows() -> None:
     assert sampled.tolist() == list(range(50))
 
 
+def test_a_lone_class_is_given_a_negative(stub: Stub) -> None:
+    classifier = build(stub, rate=0.001)
+    embeddings, _ = batch(0)
+    assert classifier(stub(D), embeddings, torch.full((B,), 5)).isfinite()
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.5])
 def test_bad_rates_are_named(rate: float, stub: Stub) -> None:
     with pytest.raises(ValueError, match=f"rate {rate}"):
