@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import math
 import mmap
-import os
 import pickle
 import pickletools
 import re
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from data.files import written_whole
 
 _NAMES = {
     **{f"numpy.{core}.multiarray {name}": name for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
@@ -100,15 +101,11 @@ def read_bin(path: str | Path) -> tuple[list[bytes], np.ndarray]:
 
 
 def write_bin(path: str | Path, images: list[bytes], same: np.ndarray) -> None:
-    """Writes images (2P) and bool (P,) as other tools expect them; beside the file first, then renamed."""
+    """Writes images (2P) and bool (P,) as other tools expect them, whole or not at all."""
     if len(images) != 2 * len(same):
         raise ValueError(f"{path}: {len(images)} images for {len(same)} pairs; expected two a pair")
-    beside = Path(f"{path}.part")
-    with open(beside, "wb") as file:
+    with written_whole(path) as file:
         pickle.dump(([bytes(x) for x in images], [bool(x) for x in same]), file, protocol=4)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _interpret(source: Any, *, max_steps: int) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.faces import open_faces
+from data.files import written_whole
 from eval.embed import SUFFIXES, Embed, Images, embed_faces
 from eval.pair_lists import FileImages, from_bin, open_images
 
@@ -86,10 +87,12 @@ def extract(
         stored.flush()
         del stored
         done = int(block[-1]) + 1
-        _write(position, json.dumps({**settings, "done": done}))
+        with written_whole(position) as file:
+            file.write(json.dumps({**settings, "done": done}).encode())
         if progress:
             progress(done, len(names))
-    _write(out.with_suffix(".txt"), "".join(f"{name}\n" for name in names))
+    with written_whole(out.with_suffix(".txt")) as file:
+        file.writelines(f"{name}\n".encode() for name in names)
     os.replace(part, out)
     position.unlink()
     return {"images": len(names), "resumed_at": resumed, "seconds": round(time.monotonic() - start, 3)}
@@ -104,12 +107,3 @@ def model_digest(path: str | Path) -> str:
         while chunk := content.read(1 << 20):
             digest.update(chunk)
         return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

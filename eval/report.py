@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.files import written_whole
 from eval.benchmarks.rfw import GROUPS
 from eval.benchmarks.templates import FARS
 from eval.page import page, remarks
@@ -65,12 +65,14 @@ def write_report(results: Sequence[Result], folder: str | Path, *, published: st
     folder.mkdir(parents=True, exist_ok=True)
     row = published_row(published) if published else None
     record = {"published": row, "results": [as_json(result) for result in results]}
-    _write(folder / "results.json", (json.dumps(record, indent=1) + "\n").encode())
-    _write(folder / "results.md", markdown(results, row).encode())
+    files = {"results.json": json.dumps(record, indent=1).encode(), "results.md": markdown(results, row).encode()}
     curves = {label: curve for result in results for label, curve in result.curves.items()}
     if curves:
-        _write(folder / "roc.png", roc_png(curves))
-    _write(folder / "report.html", page(results, tables(results, row), row).encode())
+        files["roc.png"] = roc_png(curves)
+    files["report.html"] = page(results, tables(results, row), row).encode()
+    for name, content in files.items():
+        with written_whole(folder / name) as file:
+            file.write(content)
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -132,12 +134,3 @@ def format_metric(metrics: dict[str, float], key: str) -> str:
         return ""
     deviation = metrics.get(f"{key}_std")
     return f"{metrics[key]:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
-
-
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

@@ -1,21 +1,19 @@
 """python -m tools.make_pairs: verification pairs of one's own pictures, as a list or packed into a .bin.
 
-From any set of faces (balanced pairs, ten folds that share no person):
-    python -m tools.make_pairs --faces MY_FACES --count 6000 --to my_pairs.bin
-From a list (LFW's form or `path path 0|1`) with its image folder or zip:
-    python -m tools.make_pairs --pairs pairs.txt --images FOLDER --to lfw.bin
-A --to that ends in .txt gives `path path 0|1` lines instead, for face sets that are folders of image files.
+Draws balanced pairs from any set of faces, in ten folds that share no person:
+    python -m tools.make_pairs MY_FACES my_pairs.bin --count 6000
+A target that ends in .txt gets `path path 0|1` lines instead, for face sets that are folders of image files.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from data.files import written_whole
 from eval.bin_file import write_bin
-from eval.pair_lists import Pairs, from_faces, from_list
+from eval.pair_lists import Pairs, from_faces
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,12 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.make_pairs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--faces", help="any set of faces to draw from")
+    parser.add_argument("faces", help="any set of faces to draw from")
+    parser.add_argument("target", help=".bin or .txt to write")
     parser.add_argument("--count", type=int, default=6000, help="pairs to draw (default 6000)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other pairs")
-    parser.add_argument("--pairs", help="pair list instead of --faces")
-    parser.add_argument("--images", help="image folder or uncompressed zip of the pair list")
-    parser.add_argument("--to", required=True, help=".bin or .txt to write")
     args = parser.parse_args(argv)
     try:
         print(make_pairs(args))
@@ -40,17 +36,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_pairs(args: argparse.Namespace) -> str:
     """Does it, and says what was done."""
-    out = Path(args.to)
+    out = Path(args.target)
     if out.suffix not in (".bin", ".txt"):
-        raise ValueError(f"--to {out}: expected a name that ends in .bin or .txt")
-    if args.faces and not args.pairs:
-        pairs = from_faces(args.faces, count=args.count, seed=args.seed)
-    elif args.pairs and args.images and not args.faces:
-        pairs = from_list(args.pairs, args.images)
-    else:
-        raise ValueError("give --faces SET, or --pairs LIST with --images FOLDER_OR_ZIP")
+        raise ValueError(f"{out}: expected a name that ends in .bin or .txt")
+    pairs = from_faces(args.faces, count=args.count, seed=args.seed)
     if out.suffix == ".txt":
-        write_list(out, pairs, Path(args.faces or args.images))
+        write_list(out, pairs, Path(args.faces))
     else:
         sides = zip(pairs.first, pairs.second, strict=True)
         write_bin(out, [pairs.images.read(int(row)) for pair in sides for row in pair], pairs.same)
@@ -66,12 +57,8 @@ def write_list(out: Path, pairs: Pairs, root: Path) -> None:
         if not all(path.is_file() for path in paths):
             raise ValueError(f"{paths[0]} is no image file of its own; write a .bin instead of {out.name}")
         lines.append("\t".join([*(str(path.relative_to(root)) for path in paths), str(int(same))]) + "\n")
-    beside = out.with_name(out.name + ".part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, out)
+    with written_whole(out) as file:
+        file.write("".join(lines).encode())
 
 
 if __name__ == "__main__":
