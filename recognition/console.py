@@ -25,8 +25,7 @@ class Console:
 
             self._bar = progress.Progress(
                 progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                progress.BarColumn(),
-                progress.TimeElapsedColumn(),
+                progress.BarColumn(bar_width=10),
                 progress.TextColumn("ETA"),
                 progress.TimeRemainingColumn(),
                 progress.TextColumn("{task.description}"),
@@ -45,13 +44,12 @@ class Console:
         """Show one line of metrics.jsonl."""
         if self._quiet:
             return
-        text = (
-            f"loss {line['loss']:.4f}  lr {line['learning_rate']:.6f}  {line['images_per_second']:.0f} images/s"
-            f"  data wait {line['data_wait']:.0%}"
-        )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
+        loss, rate = f"loss {line['loss']:.4f}", f"lr {line['learning_rate']:.6f}"
+        speed, wait = f"{line['images_per_second']:.0f} images/s", f"data wait {line['data_wait']:.0%}"
+        if self._bar is not None:  # fits 80 columns
+            self._bar.update(self._task, completed=step, description=f"{loss} {rate} {speed}")
         else:
+            text = f"{loss}  {rate}  {speed}  {wait}"
             left = (self._total - step) * (time.perf_counter() - self._began) / max(step - self._first, 1)
             minutes, seconds = divmod(int(left), 60)
             print(
