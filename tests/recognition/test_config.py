@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,8 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
         ("optim=7", ["optim", "7"]),
         ("opttim.lr=1", ["opttim", "did you mean optim?"]),
         ("optim.lr.x=1", ["optim.lr"]),
+        ("classifier={name: full, fused: true} optim.nesterov=true", ["optim.name", "nesterov", "full classifier"]),
+        ("classifier=partial optim.name=adamw", ["optim.name", "adamw", "partial classifier"]),
         ("optim.lr", ["section.key=value"]),
         ("optim.lr=[", ["YAML"]),
         ("evaluate.sets=[{name: a, colour: red}]", ["evaluate.sets[0].colour"]),
@@ -57,7 +60,7 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
 )
 def test_a_mistake_names_its_key(override: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(QUICKSTART, [override])
+        load_config(QUICKSTART, re.split(r" (?=[a-z]+\.)", override))
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in parts), message
