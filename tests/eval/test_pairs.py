@@ -148,6 +148,18 @@ def test_unfair_order_is_told(people: Path) -> None:
     assert "unfair" in result.notes[0]
 
 
+def test_pairs_of_one_kind_have_no_roc(people: Path) -> None:
+    pairs = from_list(people / "pairs.txt", people / "images")
+    genuine = np.flatnonzero(pairs.same)[:10]
+    sides = np.stack([pairs.first[genuine], pairs.second[genuine]], 1).ravel()
+    write_bin(people / "ten.bin", [pairs.images.read(int(i)) for i in sides], pairs.same[genuine])
+    result = build(name="ten", bin=f"{people}/ten.bin").run(embed, 16)
+    assert result.metrics["accuracy"] in (90, 100)  # only the farthest pair can miss the threshold of the others
+    assert "auc" not in result.metrics
+    assert not result.curves
+    assert "all 10 pairs are genuine" in result.notes[0]
+
+
 def test_missing_and_wrong_files(people: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"lfw: /nowhere.bin: no such file.*optional"):
         build(name="lfw", bin="/nowhere.bin")
