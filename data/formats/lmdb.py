@@ -87,9 +87,12 @@ def _scan(mdb: str, keys: Path) -> dict[str, np.ndarray]:
 def values(file: RandomFile) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """(key, (offset, size)) of every value of the main database, in the order of keys."""
     page_size, root, pages = _meta(file)
-    if root != EMPTY:
-        visited: set[int] = set()
-        yield from _walk(file, root, page_size, pages, 0, visited)
+    before: bytes | None = None
+    for key, place in _walk(file, root, page_size, pages, 0, set()) if root != EMPTY else ():
+        if before is not None and key <= before:
+            raise ValueError(f"{file.path}: key {key!r} stands behind {before!r}; the tree is broken")
+        before = key
+        yield key, place
 
 
 def _meta(file: RandomFile) -> tuple[int, int, int]:
@@ -102,7 +105,7 @@ def _meta(file: RandomFile) -> tuple[int, int, int]:
             raise ValueError(f"{file.path}: its two meta pages disagree on the page size")
         found.append((txn, root, last + 1))
     _, root, pages = max(found)
-    if pages * page_size > file.size:
+    if pages * page_size > file.size or file.size % page_size:
         raise ValueError(f"{file.path}: {pages} pages of {page_size} bytes, but the file has {file.size}; truncated")
     return page_size, root, pages
 
@@ -127,13 +130,16 @@ def _walk(
         raise ValueError(f"{file.path}: tree points to page {number} of {pages}, or in a circle; broken")
     visited.add(number)
     page = file.read(number * page_size, page_size)
-    own, _, flags, lower, _ = PAGE.unpack_from(page)
+    own, _, flags, lower, upper = PAGE.unpack_from(page)
     if own != number or flags & (BRANCH | LEAF) not in (BRANCH, LEAF) or not PAGE.size <= lower <= page_size:
         raise ValueError(f"{file.path}: page {number} is no page of the tree")
+    used = 0
     for at in struct.unpack_from(f"<{(lower - PAGE.size) // 2}H", page, PAGE.size):
         if at + NODE.size > page_size:
             raise ValueError(f"{file.path}: page {number} points beyond itself")
         low, high, bits, key_size = NODE.unpack_from(page, at)
+        held = 0 if flags & BRANCH else 8 if bits & BIG else low | high << 16
+        used += (NODE.size + key_size + held + 1) // 2 * 2
         if flags & BRANCH:
             yield from _walk(file, low | high << 16 | bits << 32, page_size, pages, depth + 1, visited)
             continue
@@ -153,3 +159,5 @@ def _walk(
             if begin + size > page_size:
                 raise ValueError(f"{file.path}: value of {key!r} lies beyond its page")
         yield key, (where, size)
+    if used != page_size - upper:  # nodes fill the page's end without a gap: a wrong size or pointer shows here
+        raise ValueError(f"{file.path}: nodes of page {number} fill {used} bytes, its header says {page_size - upper}")

@@ -183,7 +183,7 @@ def _from_identity_records(
     """
     where = f"{file.path} key {int(keys[0])}"
     found, _, image = unpack_image(read_record(file, int(offsets[0]), int(ends[0]), where), where)
-    if keys[0] != 0 or image or len(found) < 2 or max(found[:2]) >= EXACT_LABELS:
+    if keys[0] != 0 or image or len(found) < 2 or not (np.abs(found[:2]) < EXACT_LABELS).all():
         return None, None
     first, last = int(found[0]), int(found[1])
     images, identities = np.searchsorted(keys, [first, last])
@@ -217,7 +217,8 @@ def _ranges(file: RandomFile, offsets: np.ndarray, ends: np.ndarray) -> np.ndarr
     words = np.frombuffer(raw, "<u4").reshape(-1, size // 4)
     if (words[:, 1] != HEADER.size + 8).any() or (words[:, 2] != 2).any():
         return None
-    return words.view("<f4")[:, 8:10].astype(np.int64)
+    ranges = words.view("<f4")[:, 8:10]
+    return ranges.astype(np.int64) if (np.abs(ranges) < EXACT_LABELS).all() else None
 
 
 def _scan(
