@@ -2,10 +2,10 @@
 
 Makes a small set of synthetic faces in every file format, then breaks it `count` times: bytes of headers and indices
 (.idx, record frames and headers, zip directories and local headers, tar headers, LMDB pages) are flipped, set, cut out,
-doubled, or the file is truncated. Each broken set is opened and every image read and decoded. Allowed: a ValueError or
-OSError at opening or reading, or pictures of the set, one label an identity and one identity a label. Anything else -
-another exception, a wrong picture under a label, more than 10 s - is a failure, and the process that reads is watched, so that a
-crash is one too. Exit code 1 on a failure.
+doubled, or the file is truncated; image bytes are spared. Each broken set is opened and every image read and decoded.
+Allowed: a ValueError or OSError, or pictures of the set, one label an identity and one identity a label. Anything else
+(another exception, a wrong picture under a label, more than 10 s) is a failure, and so is a crash: a process of its own
+does the reading. Exit code 1 on a failure.
 """
 
 from __future__ import annotations
