@@ -10,6 +10,7 @@ TRAIN = [
     "numpy>=1.24",
     "opencv-python-headless>=4.8",
     "scikit-learn>=1.3",
+    "scipy>=1.11",
     "tensorboard>=2.14",
     "pyyaml>=6",
     "rich>=13",

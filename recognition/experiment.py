@@ -113,9 +113,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     per_epoch = steps_per_epoch(config, loader)
     if per_epoch < 1:
         raise ValueError(f"optim.accumulation: {optim.accumulation} of {loader.steps_per_epoch} batches an epoch")
-    backbone = build_backbone(config).to(device)
-    if run_.channels_last:
-        backbone = backbone.to(memory_format=torch.channels_last)
+    backbone = _placed(build_backbone(config), device, run_.channels_last)
     classifier = build_part(
         "recognition.classifiers",
         config.classifier,
@@ -172,8 +170,15 @@ def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int
         backbone.load_state_dict(load_tensors(weights))
     except RuntimeError as error:
         raise ValueError(f"{weights}: not the weights of {config.backbone.name} in config.yaml: {error}") from None
-    embedder = Embedder(backbone.to(on), config.data.size, on, config.run.precision, config.run.channels_last)
+    backbone = _placed(backbone, on, config.run.channels_last)
+    embedder = Embedder(backbone, config.data.size, on, config.run.precision, config.run.channels_last)
     return embedder, config.data.size
+
+
+def _placed(backbone: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """The backbone where and how a run holds it: a model loaded later must take the same kernels."""
+    backbone = backbone.to(device)
+    return backbone.to(memory_format=torch.channels_last) if channels_last else backbone
 
 
 def _build_optimizer(config: Config, backbone: nn.Module, classifier: nn.Module) -> torch.optim.Optimizer:
