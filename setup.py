@@ -8,7 +8,7 @@ from setuptools import setup
 TRAIN = [
     "torchvision",
     "numpy>=1.24",
-    "opencv-python-headless>=4.8",
+    "opencv-python-headless>=4.11",
     "scikit-learn>=1.3",
     "scipy>=1.11",
     "tensorboard>=2.14",

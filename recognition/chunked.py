@@ -156,7 +156,7 @@ class _Softmax(torch.autograd.Function):
             inverse[rows].clamp_min_(SMALLEST_NORM).reciprocal_()
             cos, _ = _nearest(_cosines(units, weight[rows], inverse[rows], options), options)
             logits = _negatives(cos, cos_t, options) * options.head.scale
-            _put(logits, places - rows.start // options.sub_centres, -torch.inf)
+            put(logits, places - rows.start // options.sub_centres, -torch.inf)
             lse = torch.logaddexp(lse, torch.logsumexp(logits, 1))
         top = ranks.all_reduce_max(lse)
         lse = top + ranks.all_reduce_sum((lse - top).exp()).log()
@@ -178,16 +178,16 @@ class _Softmax(torch.autograd.Function):
             all_cos = _cosines(units, own, own_inverse, options)
             cos, which = _nearest(all_cos, options)
             slope = _negatives_slope(cos, cos_t, lse, options).mul_(lse_gradient[:, None])
-            _put(slope, places - rows.start // options.sub_centres, cos_t_gradient)
+            put(slope, places - rows.start // options.sub_centres, cos_t_gradient)
             if which is not None:
                 spread = torch.zeros_like(all_cos).view(*slope.shape, -1)
                 slope = spread.scatter_(2, which, slope[:, :, None]).flatten(1)
             # d cos_ij / d w_j = (u_i - cos_ij w_j/|w_j|) / |w_j|: a product with the units, and a multiple of w_j.
             along = (slope * all_cos).sum(0).mul_(own_inverse).mul_(own_inverse).neg_()
             slope.mul_(own_inverse)
-            units_gradient += _matmul(slope, own, half)
+            units_gradient += matmul(slope, own, half)
             if weight_gradient is not None:
-                torch.addcmul(_matmul(slope.T, units, half), own, along[:, None], out=weight_gradient[rows])
+                torch.addcmul(matmul(slope.T, units, half), own, along[:, None], out=weight_gradient[rows])
             elif fused is not None:
                 _fused_step(own, fused, rows, slope, units, along, half)
         return ctx.ranks.all_reduce_sum(units_gradient), weight_gradient, None, None, None, None, None
@@ -198,7 +198,7 @@ def _chunks(rows: int, options: Options) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _matmul(a: torch.Tensor, b: torch.Tensor, half: bool) -> torch.Tensor:
+def matmul(a: torch.Tensor, b: torch.Tensor, half: bool) -> torch.Tensor:
     """a @ b in the dtype of a; with `half` the inputs are rounded to bfloat16 (on a CPU the product too)."""
     if not half:
         return a @ b
@@ -209,7 +209,7 @@ def _matmul(a: torch.Tensor, b: torch.Tensor, half: bool) -> torch.Tensor:
 
 def _cosines(units: torch.Tensor, rows: torch.Tensor, inverse: torch.Tensor, options: Options) -> torch.Tensor:
     """(B, rows): scaling the product by 1/|w| costs less than normalising the rows."""
-    return _matmul(units, rows.T, options.half_matmul).mul_(inverse)
+    return matmul(units, rows.T, options.half_matmul).mul_(inverse)
 
 
 def _nearest(cos: torch.Tensor, options: Options) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -238,7 +238,7 @@ def _negatives_slope(cos: torch.Tensor, cos_t: torch.Tensor, lse: torch.Tensor, 
     return torch.autograd.grad(changed, cos, softmax)[0]
 
 
-def _put(matrix: torch.Tensor, columns: torch.Tensor, values: torch.Tensor | float) -> None:
+def put(matrix: torch.Tensor, columns: torch.Tensor, values: torch.Tensor | float) -> None:
     """matrix[i, columns[i]] = values[i] in place, for the columns that the matrix has; no device sync."""
     inside = (columns >= 0) & (columns < matrix.shape[1])
     index = columns.clamp(0, matrix.shape[1] - 1)[:, None]
@@ -259,7 +259,7 @@ def _fused_step(
     velocity = sgd.velocity[rows]
     step = velocity if velocity.dtype == own.dtype else velocity.to(own.dtype)
     if half:
-        step.mul_(sgd.momentum).add_(_matmul(slope.T, units, half))
+        step.mul_(sgd.momentum).add_(matmul(slope.T, units, half))
     else:
         torch.addmm(step, slope.T, units, beta=sgd.momentum, out=step)
     step.addcmul_(own, (along + sgd.weight_decay)[:, None])

@@ -47,6 +47,8 @@ class DataConfig:
     train: record file, folder or other form that `data.faces.open_faces` knows. format: `auto` or a file of
     `data/formats`.
     size: side of the square input in pixels. threads: decode threads; null takes one a core.
+    order: shuffled; block (runs of neighbouring images, for spinning disks and network drives); balanced (four images
+    of each identity a batch, identities equally often). A class pool brings an order of its own.
     """
 
     train: str
@@ -54,6 +56,7 @@ class DataConfig:
     format: str = "auto"
     size: int = 112
     threads: int | None = None
+    order: Literal["shuffled", "block", "balanced"] = "shuffled"
     augment: Augment = field(default_factory=Augment)
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
 from typing import Any
 
-_WAIT_SHARE = 0.10  # above this share of time spent waiting for data, say what to change
+from data.loader import wait_advice
 
 
 class Console:
-    """Prints the log lines of a run of `total` steps that starts at step `first`. quiet: print nothing."""
+    """Prints the log lines of a run of `total` steps that starts at step `first`.
 
-    def __init__(self, total: int, per_epoch: int, first: int, *, quiet: bool) -> None:
+    threads: those that decode, for advice when they are too few. quiet: print nothing.
+    """
+
+    def __init__(self, total: int, per_epoch: int, first: int, *, threads: int, quiet: bool) -> None:
         self._total, self._per_epoch, self._first, self._quiet = total, per_epoch, first, quiet
+        self._threads = threads
         self._began = time.perf_counter()
         self._advised_epoch = -1
         self._bar: Any = None
@@ -56,13 +61,10 @@ class Console:
                 f"epoch {line['epoch']:.2f}  step {step}/{self._total}  {text}  ETA {minutes}:{seconds:02d}", flush=True
             )
         epoch = step // self._per_epoch
-        if line["data_wait"] > _WAIT_SHARE and epoch != self._advised_epoch:
+        advice = wait_advice(line["data_wait"], threads=self._threads, cores=os.cpu_count() or 1)
+        if advice and epoch != self._advised_epoch:
             self._advised_epoch = epoch
-            self.say(
-                f"training waits for data {line['data_wait']:.0%} of the time: raise data.threads up to the number of "
-                "cores, put the data on a faster disk or into one record file (python -m tools.convert), "
-                "or switch augmentations off to see which one costs"
-            )
+            self.say(advice)
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
         """Show the accuracies of an evaluation; the other figures are in results.md."""

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.augment import normalise
 from data.faces import open_faces
 from data.loader import Loader
+from data.order import named_order
 from data.parts import find_part
 from data.types import FaceSet, PathText
 from eval.report import write_report
@@ -98,8 +99,13 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     """Everything that `train` needs, on `device`, seeded by `run.seed`. ValueError for what can't go together."""
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
-    make_loader = getattr(find_part("recognition.classifiers", config.classifier.name), "make_loader", Loader)
-    loader: Loader = make_loader(
+    make_loader = getattr(find_part("recognition.classifiers", config.classifier.name), "make_loader", None)
+    order: dict[str, Any] = {}
+    if make_loader is None:
+        order = named_order(faces.labels, config.data.order, seed=run_.seed, batch_size=optim.batch_size)
+    elif config.data.order != "shuffled":
+        raise ValueError(f"data.order: {config.data.order}, but {config.classifier.name} brings an order of its own")
+    loader: Loader = (make_loader or Loader)(
         faces,
         batch_size=optim.batch_size,
         size=config.data.size,
@@ -109,6 +115,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         world=ranks.world,
         channels_last=run_.channels_last,
         device=device,
+        **order,
     )
     per_epoch = steps_per_epoch(config, loader)
     if per_epoch < 1:

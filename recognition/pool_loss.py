@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from recognition.chunked import SMALLEST_NORM, Options, _matmul, _put
+from recognition.chunked import SMALLEST_NORM, Options, matmul, put
 from recognition.distributed import Ranks
 from recognition.margin import MarginHead
 from recognition.pool import ClassPool, Plan
@@ -134,7 +134,7 @@ class _Sweep(torch.autograd.Function):
         best, where = units.new_empty(len(units), 0), places.new_empty(len(units), 0)
         for start in range(0, len(columns), options.chunk):
             own, closed = columns[start : start + options.chunk], bias[start : start + options.chunk]
-            cos = _matmul(units, own.T, half)
+            cos = matmul(units, own.T, half)
             changed, slope = _negatives(head, cos, cos_t)
             logits = torch.add(closed, changed, alpha=head.scale)
             if hardest:
@@ -145,14 +145,14 @@ class _Sweep(torch.autograd.Function):
             else:
                 cos = (cos + closed).clamp_min_(0)
                 positive += cos.sum(1)
-                direction += _matmul((cos > 0).to(cos.dtype), own, half)
-            _put(logits, places - start, -torch.inf)
+                direction += matmul((cos > 0).to(cos.dtype), own, half)
+            put(logits, places - start, -torch.inf)
             higher = torch.maximum(top, logits.amax(1))
             logits.sub_(higher[:, None]).exp_()
             fade = (top - higher).exp()
             total.mul_(fade).add_(logits.sum(1))
             weights = logits if slope is None else logits.mul_(slope)
-            mean.mul_(fade[:, None]).add_(_matmul(weights, own, half))
+            mean.mul_(fade[:, None]).add_(matmul(weights, own, half))
             top = higher
         mean.div_(total.clamp_min(torch.finfo(total.dtype).tiny)[:, None]).mul_(head.scale)
         found = best > -torch.inf

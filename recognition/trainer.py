@@ -97,7 +97,11 @@ def train(
     total = per_epoch * config.optim.epochs
     progress, saved_step = _restore(folder, parts, config.optim.accumulation) if resume else (Progress(), 0)
     first = parts.ranks.rank == 0
-    with _stop_requested() as stop, Console(total, per_epoch, progress.step, quiet=not first) as console:
+    threads = parts.loader.threads
+    with (
+        _stop_requested() as stop,
+        Console(total, per_epoch, progress.step, threads=threads, quiet=not first) as console,
+    ):
         metrics = Metrics(folder, saved_step) if first else None
         clock = _Clock(parts.loader)
         while progress.step < total:

@@ -209,6 +209,16 @@ def test_bad_input_is_told_before_training(tmp_path: Path, override: str, told: 
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_an_order_by_name_reaches_the_loader(tmp_path: Path) -> None:
+    path = _config_file(tmp_path, optim={"batch_size": 8})
+    _, parts, _ = _parts(path, "data.order=balanced")
+    for batch in parts.loader:  # type: ignore[attr-defined]
+        assert sorted(torch.bincount(batch.labels)[batch.labels.unique()].tolist()) == [4, 4]
+    config = load_config(path, ["data.order=block", "classifier={name: class_pool, size: 6}", "optim.batch_size=12"])
+    with pytest.raises(ConfigError, match=r"data\.order: block"):
+        experiment.run(config, "tiny.yaml")
+
+
 def test_a_device_that_is_not_here(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
