@@ -23,6 +23,7 @@ def main() -> int:
         if arguments.print_config:
             print(to_yaml(config), end="")
             return 0
+        from data.loader import UnreadableImages
         from recognition import experiment  # imports the evaluators too; a mistake above is told without waiting for it
         from recognition.trainer import Stopped, TrainingError
 
@@ -31,7 +32,7 @@ def main() -> int:
         except Stopped as stopped:
             print(stopped)
             return 130
-        except TrainingError as error:
+        except (TrainingError, UnreadableImages) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     except ConfigError as error:

@@ -28,6 +28,10 @@ SKIPS_ALLOWED = 100  # then at most one image in a hundred, or the run stops: su
 Order = Callable[[int], np.ndarray]
 
 
+class UnreadableImages(ValueError):
+    """So many images can't be read or decoded that the set is broken; the message names the last one."""
+
+
 class Loader:
     """Iterating gives the rest of the current epoch, then moves to the next: one `for batch in loader` an epoch.
 
@@ -164,12 +168,12 @@ class Loader:
             others = ((row + step) % len(labels) for step in range(1, len(labels)))
             stand_in = next((other for other in others if other not in rows), None)
             if stand_in is None:
-                raise ValueError(f"no image of a whole batch could be read; the last: {error}") from error
+                raise UnreadableImages(f"no image of a whole batch could be read; the last: {error}") from error
             pending.buffer[row] = pending.buffer[stand_in]
             labels[row] = labels[stand_in]
         self.skipped += len(bad)
         if self.skipped > SKIPS_ALLOWED + self.seen // 100:
-            raise ValueError(f"{self.skipped} of {self.seen} images could not be read; the last: {bad[-1][1]}")
+            raise UnreadableImages(f"{self.skipped} of {self.seen} images could not be read; the last: {bad[-1][1]}")
 
 
 @dataclass(frozen=True)
