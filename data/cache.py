@@ -16,9 +16,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 
 
-def cached(
-    cache: str | Path, sources: list[str], build: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def cached(cache: str | Path, sources: list[str], build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of build(), or those a former call stored in `cache` if size and mtime of all sources still agree.
 
     A folder that cannot be written costs a scan at each opening (logged), nothing else.

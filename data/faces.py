@@ -37,7 +37,11 @@ def open_faces(path: str | Path, format: str = "auto", *, check: bool = True) ->
     faces: FaceSet = find_part(FORMATS, name).open_set(str(path))
     log.info(
         "%s: %s format%s, %d images, %d identities",
-        path, name, " (detected)" if format == "auto" else "", len(faces), faces.num_classes,
+        path,
+        name,
+        " (detected)" if format == "auto" else "",
+        len(faces),
+        faces.num_classes,
     )
     if check:
         check_labels(faces.labels, faces.num_classes, str(path))

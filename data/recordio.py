@@ -120,8 +120,7 @@ def read_index(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_headers(file: RandomFile, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(first label float32, flag int64, image bytes int64), (K,) each, of the records at offsets; reads only headers.
-    """
+    """(first label float32, flag int64, image bytes int64), (K,) each, of the records at offsets; reads no more."""
     columns = [
         _headers(file, offsets[start : start + HEADERS_AT_ONCE]) for start in range(0, len(offsets), HEADERS_AT_ONCE)
     ]

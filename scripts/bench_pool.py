@@ -1,6 +1,6 @@
 """Time of one class pool update (plan, features, commit), on two cores.
 
-    python -m scripts.bench_pool --identities 617970 --size 61797 --samples 384
+python -m scripts.bench_pool --identities 617970 --size 61797 --samples 384
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ def main() -> None:
         seconds.append(time.perf_counter() - began)
     steady = sorted(seconds[args.updates // 3 :])  # the pool is filling, or full, and turned over
     figures = {"median_ms": statistics.median(steady) * 1e3, "tenth_ms": steady[len(steady) // 10] * 1e3}
-    print(f"{args.samples} samples into {args.size} columns: median {figures['median_ms']:.3f} ms, fastest tenth below"
-          f" {figures['tenth_ms']:.3f} ms, {args.threads} threads")
+    print(
+        f"{args.samples} samples into {args.size} columns: median {figures['median_ms']:.3f} ms, fastest tenth below"
+        f" {figures['tenth_ms']:.3f} ms, {args.threads} threads"
+    )
     if args.json:
         print(json.dumps({**vars(args), **figures}))
 

@@ -21,9 +21,7 @@ from data.augment import (
     shrink_matrix,
 )
 
-EVERYTHING = Augment(
-    flip=0.5, shift=3, zoom=0.2, crop=0.3, photometric=0.5, low_resolution=0.5, blur=0.5, grey=0.2
-)
+EVERYTHING = Augment(flip=0.5, shift=3, zoom=0.2, crop=0.3, photometric=0.5, low_resolution=0.5, blur=0.5, grey=0.2)
 
 
 @pytest.fixture

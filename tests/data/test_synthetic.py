@@ -58,5 +58,3 @@ def test_pixels_alone_verify_below_80_percent():
 def test_wrong_options_are_named(path: str, message: str):
     with pytest.raises(ValueError, match=message):
         open_faces(path)
-
-

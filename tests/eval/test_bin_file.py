@@ -162,9 +162,7 @@ def hostile() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", hostile())
-def test_hostile_files_are_refused_and_run_nothing(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hostile_files_are_refused_and_run_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "set.bin"
     path.write_bytes(hostile()[kind])

@@ -31,9 +31,7 @@ def test_gallery_and_probe_folders(tmp_path: Path, pool: bool) -> None:
     paint(tmp_path / "probe/bob/1.png", GREEN)
     paint(tmp_path / "probe/cy/1.png", PINK)  # cy looks like ann
     paint(tmp_path / "probe/dan/1.png", WHITE)  # not in the gallery
-    benchmark = identification.build(
-        name="mine", gallery=f"{tmp_path}/gallery", probe=f"{tmp_path}/probe", pool=pool
-    )
+    benchmark = identification.build(name="mine", gallery=f"{tmp_path}/gallery", probe=f"{tmp_path}/probe", pool=pool)
     result = benchmark.run(embed, 8)
     assert result.metrics["rank1"] == pytest.approx(100 * 2 / 3)
     assert result.metrics["rank5"] == 100
