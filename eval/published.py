@@ -11,13 +11,19 @@ import yaml
 TABLE = Path(__file__).with_name("published.yaml")
 
 
+def published_rows() -> dict[str, dict[str, Any]]:
+    """All rows of published.yaml by name: `source`, perhaps `hours`, and for each benchmark its figures in percent."""
+    rows: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return rows
+
+
 def published_row(name: str) -> dict[str, Any]:
-    """`source`, and for each benchmark its figures in percent. ValueError names the nearest rows that exist."""
-    table: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=3, cutoff=0.3)
-        raise ValueError(f"no published row {name!r}; there are: {', '.join(near or table)}")
-    return table[name]
+    """One row. ValueError names the nearest rows that exist."""
+    rows = published_rows()
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, n=3, cutoff=0.3)
+        raise ValueError(f"no published row {name!r}; there are: {', '.join(near or rows)}")
+    return rows[name]
 
 
 def published_figure(row: dict[str, Any], benchmark: str, metric: str) -> float | None:

@@ -85,9 +85,11 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     """every_epochs: evaluate after that many epochs (0: only at the end). sets: benchmarks, each a mapping with `name`,
-    its sources, and `protocol`, a file of `eval/benchmarks` (`pairs` unless given)."""
+    its sources, and `protocol`, a file of `eval/benchmarks` (`pairs` unless given). published: row of
+    `eval/published.yaml` whose figures the report prints beside ours."""
 
     every_epochs: int = 1
+    published: str | None = None
     sets: list[dict[str, Any]] = field(default_factory=list, metadata={"package": "eval.benchmarks"})
     batch_size: int = 128
 

@@ -20,6 +20,7 @@ from data.loader import Loader
 from data.order import named_order
 from data.parts import find_part
 from data.types import FaceSet, PathText
+from eval.published import published_row
 from eval.report import write_report
 from recognition.checkpoint import load_tensors
 from recognition.config import Config, ConfigError, build_part, parse_config
@@ -63,6 +64,7 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     with ranks_of_this_run(device) as ranks:
         faces = _open_training_faces(config, source)
         benchmarks = _build_benchmarks(config, source)
+        _check_published(config, source)
         if ranks.rank == 0:
             folder = open_run_folder(config, resume)
         ranks.barrier()
@@ -75,7 +77,7 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
 
         def evaluate(step: int) -> dict[str, float]:
             results = [benchmark.run(embed, embed.size) for benchmark in benchmarks]
-            write_report(results, folder)
+            write_report(results, folder, published=config.evaluate.published)
             return {f"{result.name}/{metric}": value for result in results for metric, value in result.metrics.items()}
 
         train(config, parts, folder, evaluate, resume=resume)
@@ -234,6 +236,14 @@ def _build_benchmarks(config: Config, source: str) -> list[Any]:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{source}: evaluate.sets: {item['name']}: {error}") from None
     return benchmarks
+
+
+def _check_published(config: Config, source: str) -> None:
+    if config.evaluate.published is not None:
+        try:
+            published_row(config.evaluate.published)
+        except ValueError as error:
+            raise ConfigError(f"{source}: evaluate.published: {error}") from None
 
 
 def _is_path(hint: Any) -> bool:

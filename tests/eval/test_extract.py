@@ -122,7 +122,7 @@ def test_wrong_files_are_one_line_on_stderr(folder: Path, capsys: pytest.Capture
         (["--embeddings", f"{folder}/x.npy", *stored[2:]], "--names"),
         (stored[2:], "--model"),
         (["--bin", f"{folder}/no.bin"], "no.bin"),
-        (["--model", f"{folder}/run", *stored[2:], "--published", "fastface/x"], "no published row"),
+        (["--model", f"{folder}/run", *stored[2:], "--published", "x_fastface"], "no published row"),
     ):
         assert main(["pairs", *arguments]) == 2
         captured = capsys.readouterr()

@@ -114,8 +114,8 @@ def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
 
 
 def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
-    sets = [{"name": "drawn", "faces": "synthetic:identities=12,images=4,first=1000", "count": 40}]
-    done = _run(_config_file(tmp_path, optim={"epochs": 1}, evaluate={"sets": sets}))
+    sets = [{"name": "lfw", "faces": "synthetic:identities=12,images=4,first=1000", "count": 40}]
+    done = _run(_config_file(tmp_path, optim={"epochs": 1}, evaluate={"sets": sets, "published": "casia_ir18_adaface"}))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
     expected = [
@@ -131,7 +131,9 @@ def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
     assert list(folder.glob("tensorboard/events*"))
     assert list(folder.glob("*roc*.png"))
     assert not list(folder.rglob("*.partial"))
-    assert "drawn" in done.stdout
+    table = [line.split("|") for line in (folder / "results.md").read_text().splitlines() if line.startswith("|")]
+    assert dict(zip(map(str.strip, table[0]), map(str.strip, table[2]), strict=True))["published"] == "99.22"
+    assert "| lfw |" in done.stdout
     assert str(folder) in done.stdout.splitlines()[-1]
     embed, size = experiment.load_embedder(folder, "cpu")
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
@@ -198,6 +200,7 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
         ("data.train=nowhere.rec", ["data.train", "nowhere.rec"]),
         ("optim.batch_size=4000", ["60 images", "4000"]),
         ("evaluate.sets=[{name: lfw, bin: nowhere.bin}]", ["evaluate.sets", "lfw", "nowhere.bin"]),
+        ("evaluate.published=ms1mv3_r100_fastfase", ["evaluate.published", "ms1mv3_r100_fastface"]),
         ("data.train='synthetic:identities=1,images=10'", ["data.train", "identit"]),
     ],
 )
