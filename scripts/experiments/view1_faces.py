@@ -1,8 +1,10 @@
-"""The record file of LFW's View 1 experiment: a set of faces, and the View 1 training people of LFW beside it.
+"""LFW's View 1 experiment: a record file of a set of faces with LFW's View 1 training people beside it, and its test.
 
-    python -m scripts.experiments.view1_faces FOLDER OUT.rec
+    python -m scripts.experiments.view1_faces FACES OUT
 
-FOLDER holds train.rec, lfw_112.zip and protocol/peopleDevTrain.txt. Nobody in OUT.rec is in protocol/pairsDevTest.txt.
+FACES holds train.rec, lfw_112.zip, protocol/peopleDevTrain.txt and protocol/pairsDevTest.txt. Written are OUT/view1.rec
+and OUT/view1_pairs.txt: the pairs of pairsDevTest, none of whose people is in view1.rec, genuine and impostor pairs in
+turn. The official list has all genuine pairs first, which gives consecutive folds of one kind each.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.faces import open_faces
+from data.files import written_whole
 from data.formats.concat import ConcatSet
 from data.packed import PackedSet
 from data.record_writer import write_records
@@ -49,20 +52,38 @@ def people_of(path: Path) -> list[str]:
     return names
 
 
+def alternating(pairs: Path) -> str:
+    """The lines of an LFW pair list, genuine (three fields) and impostor pairs (four) in turn, its count line first."""
+    count, *lines = pairs.read_text().splitlines()
+    genuine, impostors = ([line for line in lines if len(line.split("\t")) == fields] for fields in (3, 4))
+    if len(genuine) != int(count) or len(impostors) != int(count):
+        raise ValueError(f"{pairs}: says {count} pairs of each kind, lists {len(genuine)} and {len(impostors)}")
+    taken = (line for pair in zip(genuine, impostors, strict=True) for line in pair)
+    return "\n".join([count, *taken]) + "\n"
+
+
+def write_view1(faces: Path, out: Path) -> None:
+    """view1.rec and view1_pairs.txt in the folder `out` from the set in `faces`."""
+    lfw = open_faces(faces / "lfw_112.zip")
+    if not isinstance(lfw, PackedSet) or lfw.names is None:
+        raise ValueError(f"{faces / 'lfw_112.zip'}: expected a zip with a folder for each person")
+    numbers = {name: number for number, name in enumerate(lfw.names)}
+    people = people_of(faces / "protocol" / "peopleDevTrain.txt")
+    kept = SomePeople(lfw, np.array([numbers[name] for name in people]))
+    both = ConcatSet([open_faces(faces / "train.rec"), kept])
+    out.mkdir(parents=True, exist_ok=True)
+    with written_whole(out / "view1_pairs.txt", "w") as file:
+        file.write(alternating(faces / "protocol" / "pairsDevTest.txt"))
+    write_records(both, str(out / "view1.rec"), size=(112, 112), progress=lambda done: None)
+    print(f"{out / 'view1.rec'}: {len(both)} images of {both.num_classes} people")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("faces", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    lfw = open_faces(args.folder / "lfw_112.zip")
-    if not isinstance(lfw, PackedSet) or lfw.names is None:
-        raise ValueError(f"{args.folder / 'lfw_112.zip'}: expected a zip with a folder for each person")
-    numbers = {name: number for number, name in enumerate(lfw.names)}
-    people = people_of(args.folder / "protocol" / "peopleDevTrain.txt")
-    kept = SomePeople(lfw, np.array([numbers[name] for name in people]))
-    faces = ConcatSet([open_faces(args.folder / "train.rec"), kept])
-    write_records(faces, str(args.out), size=(112, 112), progress=lambda done: None)
-    print(f"{args.out}: {len(faces)} images of {faces.num_classes} people")
+    write_view1(args.faces, args.out)
 
 
 if __name__ == "__main__":
