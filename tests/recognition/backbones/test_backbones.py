@@ -70,8 +70,10 @@ def test_names_shapes_and_counts_are_the_genuine_ones(name: str) -> None:
     if name in MULTIPLY_ADDS:
         with FakeTensorMode(), FlopCounterMode(display=False) as counter:
             build(golden["module"], **golden["options"]).eval()(torch.empty(1, 3, 112, 112))
-        attention = sum(2 * 144**2 * block.attn.proj.in_features for block in getattr(net, "blocks", []))  # not counted
-        assert (counter.get_total_flops() / 2 + attention) / 1e9 == pytest.approx(MULTIPLY_ADDS[name], rel=0.03)
+        attention = sum(2 * 144**2 * block.attn.proj.in_features for block in getattr(net, "blocks", []))
+        counted = counter.get_flop_counts()["Global"].items()  # fused attention is counted from torch 2.15 on
+        rest = sum(count for kind, count in counted if "attention" not in str(kind)) / 2
+        assert (rest + attention) / 1e9 == pytest.approx(MULTIPLY_ADDS[name], rel=0.03)
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if "outputs" in GOLDEN[name]])
