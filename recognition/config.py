@@ -133,7 +133,7 @@ CONTEXT: Mapping[str, frozenset[str]] = {
     "recognition.heads": frozenset({"seed"}),
     "recognition.classifiers": frozenset(
         {"backbone", "classes", "head", "ranks", "seed", "batch_size"}
-        | {"momentum", "weight_decay", "accumulation", "loss_scaling"}
+        | {"optimizer_name", "momentum", "weight_decay", "accumulation", "loss_scaling"}
     ),
     "recognition.schedulers": frozenset({"optimizer", "total_steps", "steps_per_epoch"}),
     "eval.benchmarks": frozenset(),
@@ -372,11 +372,12 @@ def _check_combinations(config: Config, source: str) -> None:
     require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or more")
     require(optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "positive, or null")
     require(not optim.nesterov or optim.momentum > 0, "optim.nesterov", True, "false where optim.momentum is 0")
-    own_sgd = config.classifier.name == "partial" or config.classifier.options.get("fused") is True
-    plain_sgd = optim.name == "sgd" and not optim.nesterov
-    found = f"{optim.name}{' with nesterov' if optim.nesterov else ''}"
-    what = f"sgd without nesterov, the step that the {config.classifier.name} classifier takes on its own centres"
-    require(plain_sgd or not own_sgd, "optim.name", found, what)
+    fused = config.classifier.options.get("fused") is True
+    if fused or config.classifier.name == "partial":
+        found = f"{optim.name}{' with nesterov' if optim.nesterov else ''}"
+        steps = "sgd without nesterov" if fused else "adamw, or sgd without nesterov"
+        what = f"{steps}, the step that the {config.classifier.name} classifier takes on its own centres"
+        require(found == "sgd" or (found == "adamw" and not fused), "optim.name", found, what)
     require(run.log_steps >= 1, "run.log_steps", run.log_steps, "at least 1")
     require(run.keep >= 1, "run.keep", run.keep, "at least 1")
     require(run.checkpoint_steps >= 0, "run.checkpoint_steps", run.checkpoint_steps, "0 or more")

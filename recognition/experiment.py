@@ -131,6 +131,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         head=build_part("recognition.heads", config.head, seed=run_.seed),
         ranks=ranks,
         seed=run_.seed,
+        optimizer_name=optim.name,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         accumulation=optim.accumulation,

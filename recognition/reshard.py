@@ -8,7 +8,8 @@ import torch
 
 from recognition.classifiers import Classifier
 
-_BY_ROW = ("weight", "velocity")  # state of a classifier that has one row a centre; the rest is equal on every rank
+# state of a classifier that has one row a centre; the rest is equal on every rank
+_BY_ROW = ("weight", "velocity", "square", "times")
 
 
 def own_share(saved: list[dict[str, Any]], classifier: Classifier) -> dict[str, Any]:

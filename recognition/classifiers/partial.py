@@ -1,8 +1,8 @@
 """Partial FC (arXiv 2203.15565): each step's softmax runs over the batch's own classes and a random subset of the rest.
 
 Only the sampled centres receive gradient, momentum and weight decay (the released code's dense gradient lets the
-others decay and drift as well). At rate 1 this is the full classifier trained by torch.optim.SGD. The sample does not
-depend on the number of ranks: every rank draws the same one and keeps the centres that it holds.
+others decay and drift as well). At rate 1 this is the full classifier trained by torch.optim.SGD or AdamW. The sample
+does not depend on the number of ranks: every rank draws the same one and keeps the centres that it holds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from recognition.centres import embedding_of, generator, initial_centres, number
 from recognition.chunked import Options, gather_batch, make_options, margin_loss
 from recognition.distributed import Ranks
 from recognition.margin import MarginHead
+
+BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's defaults, which the backbone is trained with
 
 
 @dataclass
@@ -40,12 +42,15 @@ class Sample:
 class Partial(nn.Module):
     """(backbone, images, labels) -> mean loss of the global batch. `weight`, `velocity`: buffers (C_local * K, D).
 
-    `update` takes the sampled centres' SGD step; the run's optimizer does not know them. With accumulation every
-    micro-batch samples anew and `update` joins their gradients.
+    `update` takes the sampled centres' SGD or AdamW step; the run's optimizer does not know them. With accumulation
+    every micro-batch samples anew and `update` joins their gradients. AdamW adds `square` (C_local * K, D), the second
+    moments, and `times` (C_local * K,): a row's moments are corrected by how often that row was sampled.
     """
 
     weight: torch.Tensor
     velocity: torch.Tensor
+    square: torch.Tensor
+    times: torch.Tensor
     draws: torch.Tensor
 
     def __init__(
@@ -62,15 +67,19 @@ class Partial(nn.Module):
         weight_decay: float,
         momentum_dtype: torch.dtype,
         accumulation: int,
+        adamw: bool,
     ) -> None:
         super().__init__()
         self.head = options.head
         self.classes, self.rows, self.rate, self.seed = classes, rows, rate, seed
         self.options, self.ranks = options, ranks
         self.momentum, self.weight_decay, self.accumulation = momentum, weight_decay, accumulation
-        self.lr = 0.0
+        self.lr, self.adamw = 0.0, adamw
         self.register_buffer("weight", centres)
         self.register_buffer("velocity", torch.zeros_like(centres, dtype=momentum_dtype))
+        if adamw:
+            self.register_buffer("square", torch.zeros_like(centres, dtype=momentum_dtype))
+            self.register_buffer("times", torch.zeros(len(centres)))
         self.register_buffer("draws", torch.tensor(0))
         self._samples: list[Sample] = []
 
@@ -110,7 +119,7 @@ class Partial(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """After a successful optimizer step: SGD with momentum and weight decay on the sampled centres alone."""
+        """After a successful optimizer step: the same step on the sampled centres alone."""
         samples = [sample for sample in self._samples if sample.centres.grad is not None]
         self._samples.clear()
         if not samples:
@@ -120,12 +129,25 @@ class Partial(nn.Module):
         for sample, own in zip(samples, slots.split([len(sample.index) for sample in samples]), strict=True):
             gradient.index_add_(0, own, sample.gradient(self.accumulation))
         for chunk in torch.arange(len(index), device=index.device).split(self.options.chunk):
-            rows = index[chunk[0] : chunk[-1] + 1]
-            centres = self.weight[rows]
-            step = self.velocity[rows].to(centres.dtype).mul_(self.momentum).add_(gradient[chunk[0] : chunk[-1] + 1])
-            step.add_(centres, alpha=self.weight_decay)
-            self.velocity[rows] = step.to(self.velocity.dtype)
-            self.weight[rows] = centres.add_(step, alpha=-self.lr)
+            rows = slice(int(chunk[0]), int(chunk[-1]) + 1)
+            (self._adamw_step if self.adamw else self._sgd_step)(index[rows], gradient[rows])
+
+    def _sgd_step(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
+        centres = self.weight[rows]
+        step = self.velocity[rows].to(centres.dtype).mul_(self.momentum).add_(gradient)
+        step.add_(centres, alpha=self.weight_decay)
+        self.velocity[rows] = step.to(self.velocity.dtype)
+        self.weight[rows] = centres.add_(step, alpha=-self.lr)
+
+    def _adamw_step(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
+        centres = self.weight[rows].mul_(1 - self.lr * self.weight_decay)
+        times = self.times[rows] + 1
+        mean = self.velocity[rows].to(centres.dtype).lerp_(gradient, 1 - BETAS[0])
+        square = self.square[rows].to(centres.dtype).lerp_(gradient.square(), 1 - BETAS[1])
+        self.velocity[rows], self.square[rows] = mean.to(self.velocity.dtype), square.to(self.square.dtype)
+        self.times[rows] = times
+        first, second = ((1 - beta ** times.to(centres.dtype)).unsqueeze(1) for beta in BETAS)
+        self.weight[rows] = centres.sub_(self.lr * (mean / first) / ((square / second).sqrt_() + EPS))
 
 
 def sample_classes(classes: int, rate: float, labels: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
@@ -171,13 +193,14 @@ def build(
     weight_decay: float = 5e-4,
     momentum_dtype: str = "float32",
     accumulation: int = 1,
+    optimizer_name: str = "sgd",
     loss_scaling: bool = False,
 ) -> Partial:
     """Partial FC over `classes` identities. rate in (0, 1]: share of the classes in each step.
 
     The batch's own classes count towards it. Other options as the full classifier's. accumulation: micro-batches an
-    optimizer step. loss_scaling is admitted: the centres' gradient is divided by whatever the trainer multiplied the
-    loss with, times accumulation.
+    optimizer step. optimizer_name: sgd or adamw, the run's. loss_scaling is admitted: the centres' gradient is divided
+    by whatever the trainer multiplied the loss with, times accumulation.
     """
     if not 0 < rate <= 1:
         raise ValueError(f"classifier.rate {rate}: expected more than 0 and at most 1")
@@ -198,4 +221,5 @@ def build(
         weight_decay=weight_decay,
         momentum_dtype=number_type("classifier.momentum_dtype", momentum_dtype),
         accumulation=accumulation,
+        adamw=optimizer_name == "adamw",
     )

@@ -27,7 +27,7 @@ def _saved(world: int) -> list[dict[str, Any]]:
     parts = [_slice(_rows(rank, world)) for rank in range(world)]
     return [
         {
-            "classifier": {"weight": part, "velocity": -part, "draws": torch.tensor(7)},
+            "classifier": {"weight": part, "velocity": -part, "times": part[:, 0], "draws": torch.tensor(7)},
             "optimizer": {5: {"momentum_buffer": 2 * part, "step": torch.tensor(3.0)}},
         }
         for part in parts
@@ -43,6 +43,7 @@ def test_every_rank_gets_its_rows(before: int, after: int) -> None:
         share = own_share(_saved(before), classifier)
         assert torch.equal(share["classifier"]["weight"], _slice(rows))
         assert torch.equal(share["classifier"]["velocity"], -_slice(rows))
+        assert torch.equal(share["classifier"]["times"], _slice(rows)[:, 0])
         assert int(share["classifier"]["draws"]) == 7
         assert torch.equal(share["optimizer"][5]["momentum_buffer"], 2 * _slice(rows))
         assert float(share["optimizer"][5]["step"]) == 3

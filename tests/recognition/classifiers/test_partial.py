@@ -128,6 +128,42 @@ def test_loss_scaling_and_accumulation_leave_the_step_as_it_is(stub: Stub, liter
     torch.testing.assert_close(classifier.weight, weight - 0.1 * gradient)
 
 
+def test_at_rate_one_its_adamw_is_torchs(stub: Stub, literal: Loss) -> None:
+    classifier = build(stub, rate=1.0, chunk=7, optimizer_name="adamw", weight_decay=0.1)
+    plain = nn.Parameter(classifier.weight.clone())
+    optimizer = torch.optim.AdamW([plain], lr=0.01, weight_decay=0.1)
+    for step in range(20):
+        embeddings, labels = batch(step)
+        classifier.prepare(0.01)
+        classifier(stub(D), embeddings, labels).backward()
+        classifier.update()
+        optimizer.zero_grad()
+        literal(embeddings, plain, labels, cosface.build()).backward()
+        optimizer.step()
+    assert relative(classifier.weight, plain) < 1e-9
+
+
+def test_a_sampled_row_takes_the_adamw_steps_of_its_own_samples(stub: Stub, literal: Loss) -> None:
+    classifier = build(stub, rate=0.3, optimizer_name="adamw", weight_decay=0.1)
+    rows = [nn.Parameter(row.clone()) for row in classifier.weight]
+    optimizers = [torch.optim.AdamW([row], lr=0.01, weight_decay=0.1) for row in rows]
+    for step in range(6):
+        embeddings, labels = batch(step)
+        classifier.prepare(0.01)
+        classifier(stub(D), embeddings, labels).backward()
+        index = classifier._samples[0].index
+        loss = literal(
+            embeddings, torch.stack([rows[i] for i in index]), torch.searchsorted(index, labels), cosface.build()
+        )
+        loss.backward()
+        classifier.update()
+        for row in index.tolist():
+            optimizers[row].step()
+            optimizers[row].zero_grad()
+        torch.testing.assert_close(classifier.weight, torch.stack([row.detach() for row in rows]))
+    assert len(set(classifier.times.tolist())) > 2
+
+
 @pytest.mark.parametrize("rate", [0.02, 0.3, 0.49, 0.51, 0.9])
 def test_samples_are_uniform_and_hold_the_batch(rate: float) -> None:
     labels = torch.tensor([3, 3, 17, 900])
