@@ -91,10 +91,11 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         need["centres"] = rows * width * 4
         half = options.get("momentum_dtype") == "bfloat16"
         if config.classifier.name == "partial":
-            sampled = round(rows * options["rate"]) * width * 4
-            need["centres' momentum"] = rows * width * (2 if half else 4)
-            need["centres' gradient"] = 2 * sampled  # the sampled rows themselves, and theirs
-            temporary = 2 * sampled
+            rate, times = options["rate"], config.optim.accumulation
+            sampled = round(rows * rate) * width * 4
+            need["centres' momentum"] = rows * width * (2 if half else 4) * states
+            need["centres' gradient"] = 2 * sampled * times  # each micro-batch's rows themselves, and theirs
+            temporary = sampled + round(rows * (1 - (1 - rate) ** times)) * width * 4
         elif options.get("fused"):
             need["centres' momentum"] = rows * width * (2 if half else 4)
         else:

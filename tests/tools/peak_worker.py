@@ -37,8 +37,11 @@ def main(path: str, classes: int) -> None:
     parts = experiment.build_parts(config, Faces(classes), torch.device("cpu"), Ranks())
     progress = trainer.Progress()
     for _ in range(3):
-        images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-        trainer._optimizer_step(config, parts, [Batch(images, torch.randint(classes, (batch,)))], progress)
+        batches = [
+            Batch(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8), torch.randint(classes, (batch,)))
+            for _ in range(config.optim.accumulation)
+        ]
+        trainer._optimizer_step(config, parts, batches, progress)
     print(peak_bytes())
 
 
