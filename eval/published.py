@@ -12,7 +12,8 @@ TABLE = Path(__file__).with_name("published.yaml")
 
 
 def published_rows() -> dict[str, dict[str, Any]]:
-    """All rows of published.yaml by name: `source`, perhaps `hours`, and for each benchmark its figures in percent."""
+    """All rows of published.yaml by name: `table`, `source`, `identities` of the training set, perhaps `hours`, and for
+    each benchmark its figures in percent."""
     rows: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return rows
 
