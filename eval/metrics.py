@@ -13,6 +13,7 @@ import numpy as np
 
 GRID = np.arange(0, 4, 0.01)  # the published thresholds on the squared distance of normalised embeddings
 GRID.setflags(write=False)
+PAIRS_AT_ONCE = 64  # both sides in float64 at 512 dimensions: 0.5 MB
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,20 @@ class Folds:
 def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Squared distances float64 (P,) of the normalised embeddings (N,D) of each pair of rows, 2 - 2 cos.
 
-    Exactly 0 for equal rows; a zero row counts as it is, unnormalised. Worked in blocks that stay in the cache: the
-    gathered sides of 6,000 pairs are 49 MB, and moving them is the cost.
+    Never below 0; a zero row counts as it is, unnormalised. Both sides of 6,000 pairs are 49 MB in float64, and moving
+    them is the cost: they are widened a block at a time into the same memory, which stays in the cache.
     """
-    distances = np.empty(len(first), np.float64)
-    for start in range(0, len(first), 128):
-        part = slice(start, start + 128)
-        a, b = embeddings[first[part]].astype(np.float64), embeddings[second[part]].astype(np.float64)
-        aa, ab, bb = (np.einsum("pd,pd->p", x, y) for x, y in ((a, a), (a, b), (b, b)))
-        norms = np.sqrt(aa * bb)
-        cosines = np.divide(ab, norms, out=ab, where=norms != 0)
-        distances[part] = np.maximum(np.add(aa != 0, bb != 0, dtype=np.float64) - 2 * cosines, 0)
+    sides = np.empty((2, PAIRS_AT_ONCE, embeddings.shape[1]))
+    aa, ab, bb = np.empty((3, len(first)))
+    for start in range(0, len(first), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        a, b = sides[:, : len(first[part])]
+        a[:], b[:] = embeddings[first[part]], embeddings[second[part]]
+        for products, x, y in ((aa, a, a), (ab, a, b), (bb, b, b)):
+            products[part] = np.matmul(x[:, None, :], y[:, :, None])[:, 0, 0]  # faster than einsum
+    norms = np.sqrt(aa * bb)
+    cosines = np.divide(ab, norms, out=ab, where=norms != 0)
+    distances = np.maximum(np.add(aa != 0, bb != 0, dtype=np.float64) - 2 * cosines, 0)
     if np.isnan(distances).any():
         raise ValueError(f"{int(np.isnan(distances).sum())} of {len(first)} pairs hold an embedding that is not finite")
     return distances
