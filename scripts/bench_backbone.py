@@ -5,7 +5,8 @@
     python -m scripts.bench_backbone --table                # every backbone: parameters, multiply-adds, images/s
 
 Every variant runs in processes of its own; rounds alternate between variants; figures are medians over steps. `plain`
-is the textbook module: float32, NCHW, eager.
+is the textbook module: float32, NCHW, eager. `rounded` is the same after its first weights were rounded to bf16
+once: how far one rounding carries the losses is what to hold the differences of bf16 training against.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ VARIANTS: dict[str, dict[str, bool]] = {
     "channels_last": {"bf16": False, "channels_last": True, "compile": False},
     "bf16": {"bf16": True, "channels_last": True, "compile": False},
     "bf16_compile": {"bf16": True, "channels_last": True, "compile": True},
+    "rounded": {"bf16": False, "channels_last": False, "compile": False, "rounded": True},
 }
 ZOO: dict[str, dict[str, Any]] = {
     "iresnet 18": {"backbone": "iresnet", "depth": 18},
@@ -61,6 +63,9 @@ def measure(options: dict[str, Any], variant: dict[str, bool], batch: int, size:
     net = build({**options, "size": size})
     layout = torch.channels_last if variant["channels_last"] else torch.contiguous_format
     net = net.to(memory_format=layout)
+    if variant.get("rounded"):
+        for parameter in net.parameters():
+            parameter.data = parameter.data.bfloat16().float()
     classifier = full.build(backbone=net, classes=100, head=cosface.build(margin=0.2, scale=16), ranks=Ranks(), seed=0)
     parameters = [*net.parameters(), *classifier.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)
