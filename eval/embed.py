@@ -13,6 +13,8 @@ import torch
 
 from data.decode import DecodeError, decode
 
+BATCH = 64  # images
+THREADS = 2  # that decode
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Crop = Callable[[int, int], np.ndarray]
 """(image number, S) -> its face, uint8 (S,S,3) RGB."""
@@ -96,8 +98,6 @@ def decoded_batches(
     size: int,
     *,
     crop: Crop | None = None,
-    batch_size: int = 64,
-    threads: int = 2,
 ) -> Iterator[np.ndarray]:
     """uint8 (B,S,S,3) of the images in the order of `indices`; the next batch is decoded while one is used.
 
@@ -112,12 +112,12 @@ def decoded_batches(
         except DecodeError as error:
             raise ValueError(f"{images.describe(index)}: {error}") from error
 
-    with ThreadPoolExecutor(threads) as pool:
-        starts = range(0, len(indices), batch_size)
+    with ThreadPoolExecutor(THREADS) as pool:
+        starts = range(0, len(indices), BATCH)
         ahead = None
         for start in starts:
-            current = ahead or [pool.submit(load, int(i)) for i in indices[start : start + batch_size]]
-            ahead = [pool.submit(load, int(i)) for i in indices[start + batch_size : start + 2 * batch_size]]
+            current = ahead or [pool.submit(load, int(i)) for i in indices[start : start + BATCH]]
+            ahead = [pool.submit(load, int(i)) for i in indices[start + BATCH : start + 2 * BATCH]]
             try:
                 batch = np.stack([future.result() for future in current])
             except BaseException:
@@ -134,8 +134,6 @@ def embed_views(
     indices: Sequence[int] | np.ndarray | None = None,
     mirror: bool = True,
     crop: Crop | None = None,
-    batch_size: int = 64,
-    threads: int = 2,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Embeddings float32 (N,D) of the images and, with `mirror`, of their mirror images, as the model gives them.
 
@@ -148,7 +146,7 @@ def embed_views(
         return embed.lookup(images, indices), None
     views: list[np.ndarray] = []
     done = 0
-    for batch in decoded_batches(images, indices, size, crop=crop, batch_size=batch_size, threads=threads):
+    for batch in decoded_batches(images, indices, size, crop=crop):
         pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
         for view in range(1 + mirror):
             with torch.inference_mode():
@@ -172,11 +170,7 @@ def embed_faces(
     indices: Sequence[int] | np.ndarray | None = None,
     mirror: bool = True,
     crop: Crop | None = None,
-    batch_size: int = 64,
-    threads: int = 2,
 ) -> np.ndarray:
     """Embeddings float32 (N,D), not normalised: of each image or, with `mirror`, image and mirror image summed."""
-    plain, mirrored = embed_views(
-        embed, faces, size, indices=indices, mirror=mirror, crop=crop, batch_size=batch_size, threads=threads
-    )
+    plain, mirrored = embed_views(embed, faces, size, indices=indices, mirror=mirror, crop=crop)
     return plain if mirrored is None else np.add(plain, mirrored, out=plain)

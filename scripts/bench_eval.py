@@ -1,10 +1,11 @@
-"""python scripts/bench_eval.py [--json]: the protocols beside literal loops, in time and in memory.
+"""python scripts/bench_eval.py [--json] [--bin FILE --model RUN]: the protocols beside literal loops, time and memory.
 
 pairs      6,000 pairs of 512-d embeddings: distances, all figures; literal: distances in plain numpy, then
            400 thresholds × 10 folds
 templates  IJB-C's size: 469,375 images, 23,124 templates, 15,658,489 pairs; literal: one template, then one batch of
            pairs at a time, on a tenth of it (its template loop grows with templates × images: a tenth flatters it)
-bin        a 6,000-pair .bin of JPEGs through a model of no size: peak memory above what was there before
+bin        a 6,000-pair .bin of drawn JPEGs through a model of no size, or FILE through the model of RUN: peak memory
+           above what was there before
 
 Each part runs in a process of its own, so that its peak memory is its own. Alternating A/B, medians.
 """
@@ -33,13 +34,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
     parser.add_argument("--part", choices=PARTS, help="one part alone, in this process")
+    parser.add_argument("--bin", help="verification .bin for the part bin, with --model")
+    parser.add_argument("--model", help="run folder or model.pt for the part bin, with --bin")
     args = parser.parse_args()
+    if bool(args.bin) != bool(args.model):
+        parser.error("--bin FILE and --model RUN go together")
     if args.part:
-        print(json.dumps(PARTS[args.part]()))
+        given = (args.bin, args.model) if args.part == "bin" and args.bin else ()
+        print(json.dumps(PARTS[args.part](*given)))
         return 0
     record = {}
     for part in PARTS:
         command = [sys.executable, __file__, "--part", part]
+        command += ["--bin", args.bin, "--model", args.model] if args.bin else []
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         record[part] = json.loads(output.splitlines()[-1])
         print(part, *(f"{key} {value}" for key, value in record[part].items()), sep="\n  ")
@@ -238,35 +245,53 @@ def literal_table(data: dict[str, np.ndarray]) -> list[float]:
     return [float(tar[np.argmin(np.abs(far - wanted))]) for wanted in FARS]
 
 
-def bench_bin() -> dict[str, object]:
-    import cv2
+def bench_bin(path: str | None = None, model: str | None = None) -> dict[str, object]:
     import torch
 
     from eval.benchmarks.pairs import build
-    from eval.bin_file import write_bin
+    from eval.embed import Embed
+    from recognition.experiment import load_embedder
 
-    rng = np.random.default_rng(0)
+    def pool(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images.float(), 8).flatten(1)[:, :512]
+
+    embed: Embed
     with tempfile.TemporaryDirectory() as folder:
-        noise = [cv2.resize(rng.integers(0, 256, (28, 28, 3), np.uint8), (112, 112)) for _ in range(200)]
-        encoded = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for image in noise]
-        size = sum(map(len, encoded)) / len(encoded)
-        write_bin(f"{folder}/set.bin", encoded * 60, np.tile([True, False], 3000))
-        del noise, encoded
-        benchmark = build(name="bin", bin=f"{folder}/set.bin")
-        torch.nn.functional.avg_pool2d(torch.zeros(64, 3, 112, 112), 8)  # torch's own buffers belong to the model
+        if path and model:
+            embed, size = load_embedder(model, "cpu")
+        else:
+            path, embed, size = draw_bin(f"{folder}/set.bin"), pool, 112
+            pool(torch.zeros(64, 3, size, size))  # torch's own buffers belong to the model
+        benchmark = build(name="bin", bin=path)
         before = resident_mb()
         start = time.perf_counter()
-        result = benchmark.run(lambda x: torch.nn.functional.avg_pool2d(x.float(), 8).flatten(1)[:, :512], 112)
+        result = benchmark.run(embed, size)
         spent = time.perf_counter() - start
+        file_mb = Path(path).stat().st_size / 1e6
     return {
         "pairs": result.settings["pairs"],
-        "jpeg_bytes_mean": round(size),
+        "file_mb": round(file_mb),
+        "accuracy": round(result.metrics["accuracy"], 6),
         "seconds": round(spent, 2),
         "peak_mb_above_model": round(peak_mb() - before),
     }
 
 
-PARTS: dict[str, Callable[[], dict[str, object]]] = {
+def draw_bin(path: str) -> str:
+    """Writes 6,000 pairs of noise, 8 kB an image; no two files are equal, as a pickle holds those once."""
+    import cv2
+
+    from eval.bin_file import write_bin
+
+    rng = np.random.default_rng(0)
+    noise = [cv2.resize(rng.integers(0, 256, (28, 28, 3), np.uint8), (112, 112)) for _ in range(200)]
+    encoded = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for image in noise]
+    images = [encoded[i % 200] + i.to_bytes(2, "little") for i in range(12_000)]
+    write_bin(path, images, np.tile([True, False], 3000))
+    return path
+
+
+PARTS: dict[str, Callable[..., dict[str, object]]] = {
     "pairs": bench_pairs, "templates": bench_templates, "bin": bench_bin,
 }  # fmt: skip
 
