@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("pairs", help="ten-fold verification on pairs")
     command.set_defaults(run=run_pairs)
-    command.add_argument("--pairs", help="pair list in LFW's form, or `path path 0|1` lines")
+    command.add_argument("--pairs", help="pair list of LFW, CALFW, CPLFW or SLLFW, or `path path 0|1` lines")
     command.add_argument("--images", help="image folder or uncompressed zip of the pair list")
     command.add_argument("--bin", help="verification .bin instead of a list")
     command.add_argument("--folder", help="folder with imgs/N.jpg and pair_label.npy instead of a list")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from data.faces import open_faces
 from data.types import FaceSet
 from eval.bin_file import read_bin
-from eval.embed import SUFFIXES, Images
+from eval.embed import SUFFIXES, Images, stem
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,27 @@ class ZipImages:
 
 
 def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Names of both images of each pair, and bool (P,), from a text file in LFW's own form or as `path path 0|1` lines.
+    """Names of both images of each pair, and bool (P,), from a text file in one of four forms.
 
     LFW: an optional first line of counts, `NAME 1 4` (one person), `NAME 1 OTHER 4` (two); an image is named
-    NAME/NAME_0001 there.
+    NAME/NAME_0001 there. Plain: `path path 0|1`. CALFW and CPLFW: `NAME_0001.jpg K` on two lines a pair, K 0 on both
+    for two people. SLLFW: `NAME/NAME_0001.jpg` on two lines a pair, of one person where the folder is the same.
     """
     path = _existing(path, "a pair list")
+    lines: list[tuple[int, list[str]]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+        if any(parts) and not (number == 1 and len(parts) <= 2 and all(part.isdigit() for part in parts)):
+            lines.append((number, parts))
+    if not lines:
+        raise ValueError(f"{path}: no pair in it")
+    return _read_two_lines(path, lines) if len(lines[0][1]) <= 2 else _read_one_line(path, lines)
+
+
+def _read_one_line(path: Path, lines: list[tuple[int, list[str]]]) -> tuple[list[tuple[str, str]], np.ndarray]:
     names: list[tuple[str, str]] = []
     same: list[bool] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        parts = line.split("\t") if "\t" in line else line.split()
-        parts = [part.strip() for part in parts]
-        if not parts or parts == [""] or (number == 1 and len(parts) <= 2 and all(part.isdigit() for part in parts)):
-            continue
+    for number, parts in lines:
         if len(parts) == 3 and parts[1].isdigit():
             names.append((_lfw_name(parts[0], parts[1]), _lfw_name(parts[0], parts[2])))
             same.append(True)
@@ -108,11 +115,37 @@ def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]
             same.append(parts[2] == "1")
         else:
             raise ValueError(
-                f"{path}, line {number}: {line[:80]!r}; expected `NAME i j`, `NAME i OTHER j` or `path path 0|1`"
+                f"{path}, line {number}: {' '.join(parts)[:80]!r}; expected `NAME i j`, `NAME i OTHER j` or "
+                "`path path 0|1`"
             )
-    if not names:
-        raise ValueError(f"{path}: no pair in it")
     return names, np.array(same)
+
+
+def _read_two_lines(path: Path, lines: list[tuple[int, list[str]]]) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """CALFW, CPLFW and SLLFW. The first two list all genuine pairs before all others: they are put into ten folds, each
+    a tenth of both in the list's order, as FaceX-Zoo reads these files (test_protocol/lfw/pairs_parser.py).
+    """
+    marked = len(lines[0][1]) == 2
+    names: list[tuple[str, str]] = []
+    same: list[bool] = []
+    for (number, a), (_, b) in zip(lines[0::2], lines[1::2], strict=False):
+        if marked:
+            good = len(a) == len(b) == 2 and a[1] == b[1] and a[1].isdigit()
+        else:
+            good = len(a) == len(b) == 1 and "/" in a[0] and "/" in b[0]
+        if not good:
+            expected = "`IMAGE K` with one K" if marked else "`NAME/IMAGE`"
+            raise ValueError(f"{path}, line {number}: {a} and {b}; expected {expected} on both lines of a pair")
+        names.append((a[0], b[0]))
+        same.append(a[1] != "0" if marked else a[0].split("/")[0] == b[0].split("/")[0])
+    if len(lines) % 2:
+        raise ValueError(f"{path}, line {lines[-1][0]}: a pair without its second line")
+    if not marked:
+        return names, np.array(same)
+    kinds = np.flatnonzero(same), np.flatnonzero(~np.array(same))
+    tenths = zip(*(np.array_split(kind, 10) for kind in kinds), strict=True)
+    order = np.concatenate([part for both in tenths for part in both])
+    return [names[i] for i in order], np.array(same)[order]
 
 
 def _lfw_name(person: str, number: str) -> str:
@@ -155,19 +188,22 @@ def _find_file(root: Path, name: str) -> Path:
 
 def _open_zip(path: Path, names: list[str]) -> ZipImages:
     with zipfile.ZipFile(path) as archive:
-        by_name: dict[str, zipfile.ZipInfo] = {}
-        for entry in archive.infolist():
-            stem, suffix = os.path.splitext(entry.filename)
-            if suffix.lower() in SUFFIXES:
-                parts = stem.split("/")
-                by_name[stem] = by_name["/".join(parts[-2:])] = by_name[entry.filename] = entry
-    missing = [name for name in names if name not in by_name]
+        entries = [entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)]
+    by_name: dict[str, list[zipfile.ZipInfo]] = {}
+    for entry in entries:
+        parts = stem(entry.filename).split("/")
+        for name in {stem(entry.filename), "/".join(parts[-2:]), parts[-1]}:
+            by_name.setdefault(name, []).append(entry)
+    found = [by_name.get(stem(name), []) for name in names]
+    missing = [name for name, choice in zip(names, found, strict=True) if not choice]
     if missing:
         raise FileNotFoundError(f"{path}: lacks {len(missing)} of the listed images, the first is {missing[0]}")
-    packed = [name for name in names if by_name[name].compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise ValueError(f"{path}: {packed[0]} is compressed; pack the images uncompressed (zip -0) or unpack them")
-    return ZipImages(path, [by_name[name] for name in names])
+    for name, choice in zip(names, found, strict=True):
+        if len(choice) > 1:
+            raise ValueError(f"{path}: {name} may be {choice[0].filename} or {choice[1].filename}; pack one of them")
+        if choice[0].compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{path}: {name} is compressed; pack the images uncompressed (zip -0) or unpack them")
+    return ZipImages(path, [choice[0] for choice in found])
 
 
 def from_bin(path: str | Path) -> Pairs:

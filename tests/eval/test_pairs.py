@@ -10,7 +10,7 @@ import torch
 
 from eval.benchmarks.pairs import PairBenchmark, build
 from eval.bin_file import write_bin
-from eval.pair_lists import from_faces, from_list, read_pair_list
+from eval.pair_lists import from_faces, from_list, open_images, read_pair_list
 
 SHARED = Path(__file__).parents[2] / "../shared/data/faces"
 
@@ -104,6 +104,52 @@ def test_every_source_gives_the_literal_figures(people: Path) -> None:
         unmirrored = build(name="drawn", mirror=False, **source).run(embed, 16)
         assert unmirrored.metrics["accuracy"] == pytest.approx(plain[0], abs=1e-9)
         assert result.notes == ()
+
+
+def test_lists_of_two_lines_a_pair(people: Path) -> None:
+    """CALFW's, CPLFW's and SLLFW's own files, written from the same pairs, read as the same pairs in the same folds."""
+    names, same = read_pair_list(people / "pairs.txt")
+    lines = [(f"{a}.png", f"{b}.png") for a, b in names]
+    (people / "sllfw.txt").write_text("".join(f"{a}\n{b}\n" for a, b in lines))
+    found, found_same = read_pair_list(people / "sllfw.txt")
+    assert (found, found_same.tolist()) == (lines, same.tolist())
+
+    flat = [(a.split("/")[1], b.split("/")[1]) for a, b in lines]
+    marks = [1 + i // 24 if genuine else 0 for i, genuine in enumerate(same)]
+    genuine_first = sorted(range(240), key=lambda i: not same[i])
+    for mark in (marks, [min(mark, 1) for mark in marks]):  # CALFW counts the folds, CPLFW says 1
+        (people / "calfw.txt").write_text(
+            "".join(f"{flat[i][0]} {mark[i]}\n{flat[i][1]} {mark[i]}\n" for i in genuine_first)
+        )
+        found, found_same = read_pair_list(people / "calfw.txt")
+        assert (found, found_same.tolist()) == (flat, same.tolist())
+    zipped = pack(people, zipfile.ZIP_STORED)  # its images lie in folders that the list does not name
+    result = build(name="calfw", pairs=f"{people}/calfw.txt", images=str(zipped)).run(embed, 16)
+    assert result.metrics["accuracy"] == pytest.approx(literal_accuracy(people, mirror=True)[0], abs=1e-9)
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a_0001.jpg 1\na_0002.jpg 0\n", "line 1: .*one K"),
+        ("a_0001.jpg 1\na_0002.jpg 1\nb_0001.jpg 0\n", "line 3: a pair without its second line"),
+        ("a/a_0001.jpg\na/a_0002.jpg\nb/b_0001.jpg 1\nc/c_0001.jpg 1\n", "line 3: .*NAME/IMAGE"),
+    ],
+)
+def test_broken_lists_of_two_lines_a_pair(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        read_pair_list(tmp_path / "list.txt")
+
+
+def test_a_name_that_fits_two_images_of_a_zip_is_told(people: Path) -> None:
+    with zipfile.ZipFile(people / "two.zip", "w") as archive:
+        for folder in ("aligned", "loose"):
+            archive.write(people / "images/P_0/P_0_0001.png", f"{folder}/P_0_0001.png")
+    with pytest.raises(ValueError, match=r"aligned/P_0_0001.png or loose/P_0_0001.png"):
+        open_images(people / "two.zip", ["P_0_0001"])
+    assert len(open_images(people / "two.zip", ["aligned/P_0_0001"])) == 1
 
 
 def test_worst_pairs_are_wrong_decisions_in_order(people: Path) -> None:
