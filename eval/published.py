@@ -12,8 +12,8 @@ TABLE = Path(__file__).with_name("published.yaml")
 
 
 def published_rows() -> dict[str, dict[str, Any]]:
-    """All rows of published.yaml by name: `table`, `source`, `identities` of the training set, perhaps `hours`, and for
-    each benchmark its figures in percent."""
+    """All rows of published.yaml by name: `table`, `source`, `identities` of the training set, perhaps `hours`
+    and `gpus`, and for each benchmark its figures in percent."""
     rows: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return rows
 
@@ -28,7 +28,11 @@ def published_row(name: str) -> dict[str, Any]:
 
 
 def published_figure(row: dict[str, Any], benchmark: str, metric: str) -> float | None:
-    """One figure, None if not published; `CFP-FP`, `cfp_fp` and `cfp fp` are one benchmark."""
-    key = benchmark.lower().replace("-", "_").replace(" ", "_")
-    figures = row.get(key)
+    """One figure, None if not published."""
+    figures = row.get(benchmark_key(benchmark))
     return figures.get(metric) if isinstance(figures, dict) else None
+
+
+def benchmark_key(name: str) -> str:
+    """A benchmark's name as published.yaml writes it; `CFP-FP`, `cfp_fp` and `cfp fp` are one benchmark."""
+    return name.lower().replace("-", "_").replace(" ", "_")

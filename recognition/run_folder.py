@@ -55,7 +55,7 @@ def open_run_folder(config: Config, resume: bool) -> Path:
 
 
 def _check_same(written: Path, config: Config) -> None:
-    before, now = _flat(yaml.safe_load(written.read_text())), _flat(to_tree(config))
+    before, now = flat(yaml.safe_load(written.read_text())), flat(to_tree(config))
     for key in sorted(before.keys() | now.keys()):
         free = any(key == name or key.startswith(name + ".") for name in _FREE_ON_RESUME)
         if not free and before.get(key) != now.get(key):
@@ -65,11 +65,12 @@ def _check_same(written: Path, config: Config) -> None:
             )
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by dotted key: {"optim": {"lr": 1}} -> {"optim.lr": 1}."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {
-        key: value for name, node in tree.items() for key, value in _flat(node, f"{prefix}.{name}".strip(".")).items()
+        key: value for name, node in tree.items() for key, value in flat(node, f"{prefix}.{name}".strip(".")).items()
     }
 
 

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from recognition.chunked import CHUNK_BYTES
-from recognition.config import Config, ConfigError, load_config
+from recognition.config import Config, ConfigError, Part, build_part, load_config
 
 CUDA_CONTEXT = 600_000_000  # bytes that a process takes on a GPU before its first tensor
 CPU_RUNTIME = 200_000_000  # bytes that the first training step adds on a CPU however small the model (measured)
@@ -30,7 +31,12 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 def backbone_need(config: Config) -> dict[str, int]:
     """Numbers of the backbone: parameters, and bytes that its forward pass leaves for the backward pass."""
-    from recognition.experiment import build_backbone
+    options = json.dumps(dict(config.backbone.options))
+    return _traced(config.backbone.name, options, config.optim.batch_size, config.data.size, config.run.precision)
+
+
+@cache  # plans of one command differ in the classifier more often than in the backbone
+def _traced(name: str, options: str, batch_size: int, size: int, precision: str) -> dict[str, int]:
     from recognition.trainer import autocast
 
     saved: dict[int, int] = {}
@@ -48,11 +54,11 @@ def backbone_need(config: Config) -> dict[str, int]:
         return tensor
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        net = build_backbone(config)
+        net = build_part("recognition.backbones", Part(name, json.loads(options)), size=size)
         parameters |= {p.untyped_storage()._cdata for p in net.parameters()}
-        images = torch.zeros(config.optim.batch_size, 3, config.data.size, config.data.size)
+        images = torch.zeros(batch_size, 3, size, size)
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with hooks, autocast(torch.device("cpu"), config.run.precision):
+        with hooks, autocast(torch.device("cpu"), precision):
             outputs = net(images)
         counts: dict[str, int] = {
             "parameters": sum(p.numel() for p in net.parameters()),

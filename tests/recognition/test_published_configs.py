@@ -146,17 +146,7 @@ def test_it_builds_on_the_meta_device(name: str) -> None:
     assert warmup == (4 * per_epoch if name == "webface42m_vitb_pfc03" else 0)
 
 
-def test_headers_state_what_the_planner_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    traced: dict[str, dict[str, int]] = {}
-    trace = plan.backbone_need
-
-    def once(config: Config) -> dict[str, int]:
-        key = repr((config.backbone, config.optim.batch_size, config.run.precision))
-        if key not in traced:
-            traced[key] = trace(config)
-        return traced[key]
-
-    monkeypatch.setattr(plan, "backbone_need", once)
+def test_headers_state_what_the_planner_says() -> None:
     for name, row in ROWS.items():
         header, path = header_of(name), f"configs/{name}.yaml"
         planned = plan.plan(str(ROOT / path), [], row["identities"], None, ranks_of(name))["bytes"]["peak"]
