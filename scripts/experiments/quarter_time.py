@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from data.files import written_whole
-from scripts.experiments.view1_faces import write_view1
+from scripts.experiments.view1_faces import alternating, write_view1
 
 CONFIG = "configs/quarter_time.yaml"
 IMAGES = {"train": 5_998, "view1": 15_523}
@@ -159,8 +159,13 @@ def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarra
     from eval.pair_lists import from_list
     from recognition.experiment import load_embedder
 
-    lists = {"a": faces / "protocol/pairs.txt", "tune": faces / "protocol/pairsDevTrain.txt"}
-    pairs_file = view1(faces, runs) / "view1_pairs.txt" if run.data == "view1" else lists.get(run.part, lists["a"])
+    pairs_file = faces / "protocol/pairs.txt"
+    if run.data == "view1":
+        pairs_file = view1(faces, runs) / "view1_pairs.txt"
+    elif run.part == "tune":
+        pairs_file = runs / "tune_pairs.txt"
+        with written_whole(pairs_file, "w") as file:
+            file.write(alternating(faces / "protocol/pairsDevTrain.txt"))
     pairs = from_list(pairs_file, faces / "lfw_112.zip")
     embed, size = load_embedder(runs / run.name, "cpu")
     plain, mirrored = embed_views(embed, pairs.images, size, mirror=True)
