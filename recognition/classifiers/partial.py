@@ -128,8 +128,8 @@ class Partial(nn.Module):
         gradient = self.weight.new_zeros(len(index), self.weight.shape[1])
         for sample, own in zip(samples, slots.split([len(sample.index) for sample in samples]), strict=True):
             gradient.index_add_(0, own, sample.gradient(self.accumulation))
-        for chunk in torch.arange(len(index), device=index.device).split(self.options.chunk):
-            rows = slice(int(chunk[0]), int(chunk[-1]) + 1)
+        for first in range(0, len(index), self.options.chunk):
+            rows = slice(first, first + self.options.chunk)
             (self._adamw_step if self.adamw else self._sgd_step)(index[rows], gradient[rows])
 
     def _sgd_step(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
