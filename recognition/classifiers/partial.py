@@ -78,7 +78,7 @@ class Partial(nn.Module):
         self.register_buffer("weight", centres)
         self.register_buffer("velocity", torch.zeros_like(centres, dtype=momentum_dtype))
         if adamw:
-            self.register_buffer("square", torch.zeros_like(centres, dtype=momentum_dtype))
+            self.register_buffer("square", torch.zeros_like(centres))  # bfloat16 would lose additions of a thousandth
             self.register_buffer("times", torch.zeros(len(centres)))
         self.register_buffer("draws", torch.tensor(0))
         self._samples: list[Sample] = []
@@ -143,9 +143,8 @@ class Partial(nn.Module):
         centres = self.weight[rows].mul_(1 - self.lr * self.weight_decay)
         times = self.times[rows] + 1
         mean = self.velocity[rows].to(centres.dtype).lerp_(gradient, 1 - BETAS[0])
-        square = self.square[rows].to(centres.dtype).lerp_(gradient.square(), 1 - BETAS[1])
-        self.velocity[rows], self.square[rows] = mean.to(self.velocity.dtype), square.to(self.square.dtype)
-        self.times[rows] = times
+        square = self.square[rows].lerp_(gradient.square(), 1 - BETAS[1])
+        self.velocity[rows], self.square[rows], self.times[rows] = mean.to(self.velocity.dtype), square, times
         first, second = ((1 - beta ** times.to(centres.dtype)).unsqueeze(1) for beta in BETAS)
         self.weight[rows] = centres.sub_(self.lr * (mean / first) / ((square / second).sqrt_() + EPS))
 
