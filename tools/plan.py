@@ -99,7 +99,7 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         if config.classifier.name == "partial":
             rate, times = options["rate"], config.optim.accumulation
             sampled = round(rows * rate) * width * 4
-            need["centres' momentum"] = rows * width * ((2 if half else 4) + 4 * (states - 1))
+            need["centres' momentum"] = rows * width * ((2 if half else 4) + 4 * (config.optim.name == "adamw"))
             need["centres' gradient"] = 2 * sampled * times  # each micro-batch's rows themselves, and theirs
             temporary = sampled + round(rows * (1 - (1 - rate) ** times)) * width * 4
         elif options.get("fused"):
