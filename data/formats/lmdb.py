@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ BRANCH, LEAF, OVERFLOW = 1, 2, 4
 BIG, SUB, DUPLICATES = 1, 2, 4
 DEEPEST = 32
 EMPTY = 2**64 - 1
+ROWS_AT_ONCE = 1 << 16
+LONGEST_LABEL = 9  # digits
 
 
 def detect(path: str) -> bool:
@@ -58,30 +61,45 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
 
 
 def _scan(mdb: str, keys: Path) -> dict[str, np.ndarray]:
-    places = dict(values(RandomFile(mdb)))
-    offset, size, labels = [], [], []
+    held, offsets, sizes = _columns((key, *place) for key, place in values(RandomFile(mdb)) if b"\0" not in key)
+    wanted, labels, lines = _columns(_listed(keys))
+    if not len(wanted):
+        raise ValueError(f"{keys}: is empty")
+    rows = np.searchsorted(held, wanted)  # the tree yields its keys in order
+    missing = rows == len(held)
+    missing[~missing] = held[rows[~missing]] != wanted[~missing]
+    if missing.any():
+        first = int(missing.argmax())
+        raise ValueError(f"{keys} line {lines[first]}: key {bytes(wanted[first])!r} is not in {mdb}")
+    return {
+        "shard": np.zeros(len(rows), np.int32),
+        "offset": offsets[rows],
+        "size": sizes[rows],
+        "labels": labels,
+        "classes": np.array(labels.max() + 1),
+    }
+
+
+def _listed(keys: Path) -> Iterator[tuple[bytes, int, int]]:
+    """(key, label, line number) of each line of a list."""
     with open(keys, "rb") as file:
         for number, line in enumerate(file, 1):
             words = line.split()
             if not words:
                 continue
-            if len(words) != 2 or not words[1].isdigit():
+            if len(words) != 2 or not words[1].isdigit() or len(words[1]) > LONGEST_LABEL:
                 raise ValueError(f"{keys} line {number}: {line[:80]!r}, expected KEY LABEL")
-            if words[0] not in places:
-                raise ValueError(f"{keys} line {number}: key {words[0]!r} is not in {mdb}")
-            place = places[words[0]]
-            offset.append(place[0])
-            size.append(place[1])
-            labels.append(int(words[1]))
-    if not labels:
-        raise ValueError(f"{keys}: is empty")
-    return {
-        "shard": np.zeros(len(labels), np.int32),
-        "offset": np.array(offset, np.int64),
-        "size": np.array(size, np.int64),
-        "labels": np.array(labels, np.int64),
-        "classes": np.array(max(labels) + 1),
-    }
+            yield words[0], int(words[1]), number
+
+
+def _columns(rows: Iterator[tuple[bytes, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(keys as fixed-width bytes, int64, int64), (N,) each: few Python objects at a time, however many rows."""
+    keys, first, second = [np.zeros(0, "S1")], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    while some := list(islice(rows, ROWS_AT_ONCE)):
+        keys.append(np.array([row[0] for row in some], np.bytes_))
+        first.append(np.array([row[1] for row in some], np.int64))
+        second.append(np.array([row[2] for row in some], np.int64))
+    return np.concatenate(keys), np.concatenate(first), np.concatenate(second)
 
 
 def values(file: RandomFile) -> Iterator[tuple[bytes, tuple[int, int]]]:

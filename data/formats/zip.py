@@ -87,7 +87,7 @@ def _scan(shards: list[str]) -> dict[str, np.ndarray]:
         limit = LOCAL.size + 2 * 0xFFFF + np.array(columns["stored"], np.int64)[first:]
         if (spans <= 0).any() or (limit > LARGEST_IMAGE).any():
             raise ValueError(f"{path}: directory with overlapping members or an image above {LARGEST_IMAGE} bytes")
-        columns["size"].extend(np.minimum(spans, limit).tolist())
+        columns["size"].frombytes(np.minimum(spans, limit).tobytes())
     if not parents:
         raise ValueError(f"{shards[0]}: holds no image ({', '.join(SUFFIXES)})")
     labels, names = numbered(list(parents), np.array(identity, np.int32))
