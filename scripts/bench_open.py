@@ -4,9 +4,9 @@
     --format recordio --images 42474557 --identities 2059906    WebFace42M's: keys outgrow float32, headers are read
     --format zip --images 4247456 --identities 205991 --shards 10
 
-Each opening is a process of its own. Seconds by the clock and peak resident memory, in MB above a process that imports
-the same and opens nothing: of the first opening, which scans where the format needs it, and of the second, which finds
-the scan's result beside the files. Images are a few bytes; the files go into a temporary folder (TMPDIR chooses where).
+Each opening is a process of its own. Seconds by the clock and the peak of its resident memory, in MB above what it held
+before (Linux only): of the first opening, which scans where the format needs it, and of the second, which finds the
+scan's result beside the files. Images are a few bytes; files go into a temporary folder (TMPDIR chooses where).
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ FORMATS = ("recordio", "zip", "tar", "lmdb")
 CHUNK = 1 << 20
 RECORD = np.dtype([("frame", "<u4", 2), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("body", "<f4", 2)])
 OPEN = """
-import json, resource, sys, time
+import json, sys, time
 from data.faces import open_faces
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def kilobytes(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+before = kilobytes("VmRSS")
 began = time.perf_counter()
-faces = open_faces(sys.argv[1]) if len(sys.argv) > 1 else ()
+faces = open_faces(sys.argv[1])
 seconds = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"images": len(faces), "seconds": round(seconds, 2), "mb": round((peak - before) * 1024 / 1e6)}))
-"""
+mb = (kilobytes("VmHWM") - before) * 1024 / 1e6
+print(json.dumps({"images": len(faces), "seconds": round(seconds, 2), "mb": round(mb)}))
+"""  # not ru_maxrss: it starts at what the parent had
 
 
 class Tiny:
@@ -96,9 +98,9 @@ def write(form: str, images: int, identities: int, shards: int, folder: Path) ->
         write_shards(faces, str(folder), kind=form, shard=-(-images // shards), progress=lambda done: None)
 
 
-def opened(*path: str) -> dict[str, float]:
+def opened(path: str) -> dict[str, float]:
     """The figures that OPEN prints, of a fresh process."""
-    command = [sys.executable, "-c", OPEN, *path]
+    command = [sys.executable, "-c", OPEN, path]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
