@@ -1,6 +1,7 @@
 """How near the loader comes to the decoder, and how far from the usual recipe, side by side in one run.
 
     python scripts/bench_loader.py --data PATH [--size 112] [--rounds 5] [--json]
+    python scripts/bench_loader.py --data PATH --memory 3    resident MB and open descriptors after each epoch (Linux)
 
 Per round, alternating, on the same images in shuffled order, images per second of CPU time (all threads of a process),
 so that other work on the machine does not count:
@@ -116,8 +117,45 @@ def measure(faces: FaceSet, size: int, rounds: int) -> dict[str, list[float]]:
     return rates
 
 
+def held() -> tuple[float, int]:
+    """(resident MB, open descriptors) of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir("/proc/self/fd"))
+
+
+def memory(path: str, size: int, epochs: int) -> dict[str, object]:
+    """What is held after each epoch of one Loader, then descriptors after 100 further openings of the set."""
+    loader = Loader(
+        open_faces(path), batch_size=BATCH, size=size, seed=0, threads=len(os.sched_getaffinity(0)), channels_last=True
+    )
+    megabytes = []
+    for _ in range(epochs):
+        drain(loader)
+        megabytes.append(round(held()[0], 1))
+    before = held()[1]
+    for _ in range(100):
+        open_faces(path)
+    return {"mb_after_epochs": megabytes, "descriptors": before, "descriptors_after_100_openings": held()[1]}
+
+
 def ratio(rates: dict[str, list[float]], a: str, b: str) -> float:
     return statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True))
+
+
+def compare(faces: FaceSet, size: int, rounds: int) -> dict[str, object]:
+    """Medians of the rates and of their ratios."""
+    for index in range(len(faces)):  # the files into the page cache, drawings into memory: the disk is not measured
+        faces.read(index)
+    rates = measure(faces, size, rounds)
+    medians: dict[str, object] = {name: round(statistics.median(values), 1) for name, values in rates.items()}
+    return medians | {
+        "images": len(faces),
+        "loader_to_decode": round(ratio(rates, "loader", "decode"), 3),
+        "inline_to_decode": round(ratio(rates, "inline", "decode"), 3),
+        "loader_to_recipe": round(ratio(rates, "loader", "recipe"), 2),
+        "threads_to_processes": round(ratio(rates, "threads", "processes"), 2),
+        "threads_to_workers": round(ratio(rates, "threads", "workers"), 2),
+    }
 
 
 def main() -> int:
@@ -125,6 +163,7 @@ def main() -> int:
     parser.add_argument("--data", default="synthetic:identities=100,images=20", help="any face set")
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", type=int, metavar="EPOCHS", help="show what is held after each epoch, no rates")
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -134,18 +173,10 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    for index in range(len(faces)):  # the files into the page cache, drawings into memory: the disk is not measured
-        faces.read(index)
-    rates = measure(faces, options.size, options.rounds)
-    result: dict[str, object] = {name: round(statistics.median(values), 1) for name, values in rates.items()}
-    result |= {
-        "images": len(faces),
-        "loader_to_decode": round(ratio(rates, "loader", "decode"), 3),
-        "inline_to_decode": round(ratio(rates, "inline", "decode"), 3),
-        "loader_to_recipe": round(ratio(rates, "loader", "recipe"), 2),
-        "threads_to_processes": round(ratio(rates, "threads", "processes"), 2),
-        "threads_to_workers": round(ratio(rates, "threads", "workers"), 2),
-    }
+    if options.memory is not None:
+        result = memory(options.data, options.size, options.memory)
+    else:
+        result = compare(faces, options.size, options.rounds)
     for name, value in result.items():
         print(f"{name:22}{value}")
     if options.json:

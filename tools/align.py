@@ -20,36 +20,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.align import align
 from data.decode import decode_any
 from data.files import written_whole
 from data.formats.folder import SUFFIXES
 from tools.progress import bar
 
-# Where ArcFace's training crops have left eye, right eye, nose, left and right corner of the mouth, in 112×112 pixels.
-TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 JPEG_QUALITY = 95
 REPORT = "align_report.tsv"
 # uint8 (H,W,3) RGB -> boxes (F,4) as x1 y1 x2 y2, landmarks (F,5,2)
 Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(2,3) least-squares rotation, scale and shift taking points (N,2) to target (N,2); no mirroring."""
-    middle, aim = points.mean(0), target.mean(0)
-    a, b = points - middle, target - aim
-    spread = float((a**2).sum())
-    if spread == 0:
-        raise ValueError("landmarks all lie in one place")
-    cos, sin = float((a * b).sum()) / spread, float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / spread
-    turn = np.array([[cos, -sin], [sin, cos]])
-    return np.column_stack([turn, aim - turn @ middle])
-
-
-def align(image: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.ndarray:
-    """uint8 (size,size,3) crop of an RGB image whose five landmarks (5,2) are moved onto the template."""
-    target = np.array(TEMPLATE) * (size / 112)
-    matrix = similarity(np.asarray(landmarks, np.float64), target)
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
 
 
 def mtcnn() -> Detector:
