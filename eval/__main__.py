@@ -182,7 +182,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-mirror", action="store_true", help="without the mirror image's embedding")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--name", help="name of the benchmark in the results")
-    parser.add_argument("--out", help="folder for results.json, results.md, report.html, roc.png")
+    parser.add_argument("--out", help="folder for results.json, results.md, report.html, roc.png, scores.png")
     parser.add_argument("--published", help="row of eval/published.yaml to print beside")
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from eval.embed import stem
-from eval.plots import histogram_png, roc_png
+from eval.plots import roc_png, scores_png
 from eval.result import Result, WorstPair
 
 STYLE = """
@@ -42,7 +42,7 @@ def page(results: Sequence[Result], tables: list[list[list[str]]], row: dict[str
             parts.append(f"<p{' class=warning' if warned else ''}>{escape(line)}</p>")
     curves = {label: curve for result in results for label, curve in result.curves.items()}
     plots = [_image(roc_png(curves), "ROC")] if curves else []
-    plots += [_image(histogram_png(r.name, r.histogram), f"scores of {r.name}") for r in results if r.histogram]
+    plots += [_image(scores_png({r.name: r.histogram}), f"scores of {r.name}") for r in results if r.histogram]
     if plots:
         parts.append(f"<h2>Curves</h2><div class=plots>{''.join(plots)}</div>")
     for result in results:

@@ -31,19 +31,20 @@ def roc_png(curves: dict[str, Curve]) -> bytes:
     return _png(figure)
 
 
-def histogram_png(title: str, counts: Histogram) -> bytes:
-    """Cosines of genuine and impostor pairs, each as a share of its own kind."""
+def scores_png(histograms: dict[str, Histogram]) -> bytes:
+    """Cosines of genuine and impostor pairs, each as a share of its own kind: one plot below the other."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for part, label in ((counts.impostors, "impostors"), (counts.genuine, "genuine")):
-        axes.stairs(100 * part / max(part.sum(), 1), counts.edges, fill=True, alpha=0.5, label=label)
-    seen = np.flatnonzero(counts.genuine + counts.impostors)
-    axes.set_xlim(counts.edges[seen[0]], counts.edges[seen[-1] + 1])
-    axes.set_xlabel(f"cosine similarity, {title}")
-    axes.set_ylabel("share of pairs, %")
-    axes.legend(fontsize="small")
+    figure = Figure(figsize=(6.4, 4.4 * len(histograms)), layout="constrained")
+    plots = figure.subplots(len(histograms), squeeze=False)[:, 0]
+    for axes, (name, counts) in zip(plots, histograms.items(), strict=True):
+        for part, label in ((counts.impostors, "impostors"), (counts.genuine, "genuine")):
+            axes.stairs(100 * part / max(part.sum(), 1), counts.edges, fill=True, alpha=0.5, label=label)
+        seen = np.flatnonzero(counts.genuine + counts.impostors)
+        axes.set_xlim(counts.edges[seen[0]], counts.edges[seen[-1] + 1])
+        axes.set_xlabel(f"cosine similarity, {name}")
+        axes.set_ylabel("share of pairs, %")
+        axes.legend(fontsize="small")
     return _png(figure)
 
 

@@ -1,4 +1,4 @@
-"""Results as files: results.json for programs, results.md and report.html for people, roc.png of the curves."""
+"""Results as files: results.json for programs, results.md, report.html, roc.png and scores.png for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data.files import written_whole
 from eval.benchmarks.rfw import GROUPS
 from eval.benchmarks.templates import FARS
 from eval.page import page, remarks
-from eval.plots import roc_png
+from eval.plots import roc_png, scores_png
 from eval.published import published_figure, published_row
 from eval.result import Result
 
@@ -56,8 +56,8 @@ COLUMNS = {  # protocol -> metric -> heading; those that a result has are shown
 
 
 def write_report(results: Sequence[Result], folder: str | Path, *, published: str | None = None) -> None:
-    """Writes results.json, results.md, report.html and roc.png into the folder (made if need be), each whole or not at
-    all. report.html shows faces (the worst mistakes): it goes where the pictures may go.
+    """Writes results.json, results.md, report.html, roc.png and scores.png into the folder (made if need be), each
+    whole or not at all. report.html shows faces (the worst mistakes): it goes where the pictures may go.
 
     published: a row of eval/published.yaml to print beside ours.
     """
@@ -69,6 +69,9 @@ def write_report(results: Sequence[Result], folder: str | Path, *, published: st
     curves = {label: curve for result in results for label, curve in result.curves.items()}
     if curves:
         files["roc.png"] = roc_png(curves)
+    histograms = {result.name: result.histogram for result in results if result.histogram}
+    if histograms:
+        files["scores.png"] = scores_png(histograms)
     files["report.html"] = page(results, tables(results, row), row).encode()
     for name, content in files.items():
         with written_whole(folder / name) as file:

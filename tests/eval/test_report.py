@@ -36,8 +36,9 @@ def results() -> list[Result]:
 def test_files_hold_the_figures(results: list[Result], tmp_path: Path) -> None:
     write_report(results, tmp_path / "new/run", published="ms1mv3_r100_fastface")
     folder = tmp_path / "new/run"
-    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "results.json", "results.md", "roc.png"]
-    assert (folder / "roc.png").read_bytes()[:4] == b"\x89PNG"
+    plots = ["roc.png", "scores.png"]
+    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "results.json", "results.md", *plots]
+    assert all((folder / plot).read_bytes()[:4] == b"\x89PNG" for plot in plots)
     record = json.loads((folder / "results.json").read_text())
     assert record["results"][0]["metrics"] == {
         "accuracy": 99.283333, "accuracy_std": 0.434933, "tar@0.001": None, "auc": 99.9,
