@@ -24,7 +24,6 @@ from data.order import share, shuffled
 from data.types import Batch, FaceSet
 
 log = logging.getLogger(__name__)
-READS = 16  # images a thread reads before it decodes them
 SKIPS_ALLOWED = 100  # then at most one image in a hundred, or the run stops: such a set is broken
 Order = Callable[[int], np.ndarray]
 
@@ -222,20 +221,12 @@ class _Decoder:
         return torch.from_numpy(lent)
 
     def _fill(self, indices: np.ndarray, rows: np.ndarray, start: int) -> list[tuple[int, Exception]]:
-        """Reads a few images, then decodes them: reads in a row are cheaper than reads between decodes."""
         bad: list[tuple[int, Exception]] = []
-        for first in range(0, len(indices), READS):
-            encoded: list[tuple[int, bytes]] = []
-            for row, index in enumerate(indices[first : first + READS].tolist(), first):
-                try:
-                    encoded.append((row, self.faces.read(index)))
-                except ValueError as error:
-                    bad.append((start + row, error))
-            for row, image in encoded:
-                try:
-                    rows[row] = decode(image, self.size)
-                except ValueError as error:
-                    bad.append((start + row, error))
+        for row, index in enumerate(indices.tolist()):
+            try:
+                rows[row] = decode(self.faces.read(index), self.size)
+            except ValueError as error:
+                bad.append((start + row, error))
         return bad
 
     def close(self) -> None:
