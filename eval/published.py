@@ -23,7 +23,8 @@ def published_row(name: str) -> dict[str, Any]:
     rows = published_rows()
     if name not in rows:
         near = difflib.get_close_matches(name, rows, n=3, cutoff=0.3)
-        raise ValueError(f"no published row {name!r}; there are: {', '.join(near or rows)}")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(rows)}"
+        raise ValueError(f"no published row {name!r}; {hint}")
     return rows[name]
 
 

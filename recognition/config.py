@@ -91,7 +91,6 @@ class EvaluateConfig:
     every_epochs: int = 1
     published: str | None = None
     sets: list[dict[str, Any]] = field(default_factory=list, metadata={"package": "eval.benchmarks"})
-    batch_size: int = 128
 
 
 @dataclass(frozen=True)

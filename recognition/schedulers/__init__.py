@@ -5,6 +5,7 @@ Those that read the loss come from `fastface`; the others are torch's LambdaLR o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -29,5 +30,8 @@ def advance(scheduler: LRScheduler, loss: torch.Tensor | None) -> None:
     """
     if isinstance(scheduler, (FastFaceLR, MovingHaarLR)):
         scheduler.step(loss)
-    else:
+        return
+    with warnings.catch_warnings():
+        if loss is None:  # torch takes a first step that was skipped for one that was forgotten
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
         scheduler.step()

@@ -4,8 +4,9 @@
 
 FACES holds train.rec, lfw_112.zip and protocol/ (LFW's lists). Parts: `a` trains on train.rec and tests on the 6,000
 LFW pairs; `b` adds the people of LFW's View 1 training list and tests on pairsDevTest; `doubled` gives the baselines
-twice the epochs, which shows whether they had converged; `tune` chose the base rate, on pairsDevTrain; `sensitivity`
-varies FastFace's constants on part a's data.
+twice the epochs, which shows whether they had converged (and twice again on part a's data); `c` is part a with the
+doubled baseline as its baseline; `tune` chose the base rate, on pairsDevTrain; `sensitivity` varies FastFace's
+constants on part a's data.
 
 Every run is train.py with configs/quarter_time.yaml and the overrides that --list prints. A finished run is one JSON
 file in --results and is not run again; an unfinished one goes on from its checkpoint. Several of these commands may run
@@ -109,6 +110,10 @@ def all_runs() -> list[Run]:
                 runs.append(Run(part, row, seed, data, epochs // 4, (override,)))
         if 0 in seeds:
             runs.append(Run("doubled", data, 0, data, 2 * epochs, (multi_step(2 * epochs),)))
+    longer = 2 * EPOCHS["train"]
+    runs.append(Run("doubled", "train_again", 0, "train", 2 * longer, (multi_step(2 * longer),)))
+    for row, override in schedules("train", longer // 4).items():
+        runs.append(Run("c", row, 0, "train", longer // 4, (override,)))
     return runs + sensitivity_runs()
 
 
@@ -242,7 +247,7 @@ def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faces", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["a", "b", "doubled", "sensitivity"])
+    parser.add_argument("--parts", nargs="+", default=["a", "b", "c", "doubled", "sensitivity"])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="runs by name")
     parser.add_argument("--runs", type=Path, default=Path("runs/quarter_time"), help="run folders")
     parser.add_argument("--results", type=Path, default=Path("docs/results/quarter_time"), help="finished runs")

@@ -73,7 +73,7 @@ def test_published_figures_have_sources_and_plausible_values() -> None:
     assert published_figure(row, "CFP-FP", "accuracy") == 99.24
     assert published_figure(row, "ijbc", "nearest_tar@0.0001") == 97.72
     assert published_figure(row, "rfw", "accuracy") is None
-    with pytest.raises(ValueError, match="there are: ms1mv3_r100_fastface"):
+    with pytest.raises(ValueError, match="did you mean ms1mv3_r100_fastface"):
         published_row("ms1mv3_r10_fastface")
 
 

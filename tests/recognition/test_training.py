@@ -151,7 +151,7 @@ def _parts(path: Path, *overrides: str) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
-    path = _config_file(tmp_path, run={"precision": precision}, optim={"epochs": 5})
+    path = _config_file(tmp_path, run={"precision": precision}, optim={"epochs": 8})
     config, parts, folder = _parts(path, "scheduler={name: constant}")
     train(config, parts, folder, lambda step: {})  # type: ignore[arg-type]
     losses = [loss for _, loss, _ in _deterministic(folder)]
