@@ -30,8 +30,9 @@ def advance(scheduler: LRScheduler, loss: torch.Tensor | None) -> None:
     """
     if isinstance(scheduler, (FastFaceLR, MovingHaarLR)):
         scheduler.step(loss)
-        return
-    with warnings.catch_warnings():
-        if loss is None:  # torch takes a first step that was skipped for one that was forgotten
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+    elif loss is not None:
         scheduler.step()
+    else:
+        with warnings.catch_warnings():  # torch takes a first step that was skipped for one that was forgotten
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            scheduler.step()
