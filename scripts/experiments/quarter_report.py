@@ -40,7 +40,12 @@ LABELS = {
     "cosine": "cosine",
     "constant": "constant",
 }
-TESTS = {"a": "train.rec → the 6,000 LFW pairs", "b": "train.rec and View 1 → pairsDevTest, 1,000 pairs"}
+TESTS = {
+    "a": "train.rec → the 6,000 LFW pairs",
+    "c": "as part a, everything twice as long",
+    "b": "train.rec and View 1 → pairsDevTest, 1,000 pairs",
+}
+DOUBLED = {"a": "train", "c": "train_again", "b": "view1"}  # row of part `doubled` with twice the part's epochs
 
 Record = Mapping[str, Any]
 
@@ -66,11 +71,15 @@ def read_runs(results: Path) -> list[Record]:
 
 
 def rows_of(runs: Sequence[Record], part: str) -> list[Row]:
-    """The rows of a part; runs of one row differ by seed."""
+    """The rows of a part, its baseline first, a run for each seed. Part c takes part a's doubled baseline."""
     named: dict[str, list[Record]] = {}
+    if part == "c":
+        named["baseline"] = [run for run in runs if (run["part"], run["row"]) == ("doubled", DOUBLED["a"])]
     for run in runs:
         if run["part"] == part:
             named.setdefault(run["row"], []).append(run)
+    if len(named) == 1 and part == "c":
+        return []
     return [Row(name, kept, np.stack([right_of(run) for run in kept])) for name, kept in named.items()]
 
 
@@ -129,8 +138,7 @@ def report(runs: Sequence[Record]) -> str:
         if not rows:
             continue
         lines += [f"**Part {part}: {title}**", "", *table(rows), ""]
-        data = {"a": "train", "b": "view1"}[part]
-        doubled = [row for row in rows_of(runs, "doubled") if row.name == data]
+        doubled = [row for row in rows_of(runs, "doubled") if row.name == DOUBLED[part]]
         first = [row for row in rows if row.name == "baseline"]
         if doubled and first:
             same = Row("baseline", first[0].runs[:1], first[0].right[:1])
@@ -158,16 +166,15 @@ def differences(runs: Sequence[Record]) -> str:
 
 
 def draw_curves(runs: Sequence[Record]) -> Figure:
-    """Loss and rate over images of part a's runs of seed 0."""
+    """Loss and rate over images of part c's runs."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True)
-    for run in runs:
-        if run["part"] != "a" or run["seed"] != 0:
-            continue
+    for row in rows_of(runs, "c"):
+        run = row.runs[0]
         curve = run["curve"]
         images = np.array(curve["step"]) * run["images"] / run["steps"]
-        style = {"color": "black", "linewidth": 1.5} if run["row"] == "baseline" else {"linewidth": 0.9}
-        loss.plot(images, curve["loss"], label=LABELS[run["row"]], **style)
+        style = {"color": "black", "linewidth": 1.5} if row.name == "baseline" else {"linewidth": 0.9}
+        loss.plot(images, curve["loss"], label=LABELS[row.name], **style)
         rate.plot(images, curve["learning_rate"], drawstyle="steps-post", **style)
     loss.set_ylabel("training loss")
     loss.legend(fontsize=8)
@@ -237,7 +244,7 @@ def main() -> None:
         with written_whole(args.results / name, "w") as file:
             file.write(content)
     drawn = {"curves": draw_curves, "accuracy": draw_accuracy, "sensitivity": draw_sensitivity}
-    needed = {"curves": "a", "accuracy": "a", "sensitivity": "sensitivity"}
+    needed = {"curves": "c", "accuracy": "a", "sensitivity": "sensitivity"}
     for name, draw in drawn.items():
         if rows_of(runs, needed[name]):
             draw(runs).savefig(args.images / f"quarter_time_{name}.png", dpi=120)
