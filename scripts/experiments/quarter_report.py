@@ -202,7 +202,7 @@ def draw_accuracy(runs: Sequence[Record]) -> Figure:
         name_rows(axis, [LABELS[row.name] for row in rows[1:]])
         axis.axvline(0, color="black", linewidth=0.8)
         axis.axvline(-1, color="grey", linewidth=0.8, linestyle="--")
-        axis.set_title(f"{TESTS[part]}; baseline {baseline.accuracy:.2f} %", fontsize=10)
+        axis.set_title(f"part {part}: {TESTS[part]}; baseline {baseline.accuracy:.2f} %", fontsize=10)
         axis.set_xlabel("points above the baseline at a quarter of its images (dashed: one point below)")
     return figure
 
