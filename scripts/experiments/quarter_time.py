@@ -112,8 +112,11 @@ def all_runs() -> list[Run]:
             runs.append(Run("doubled", data, 0, data, 2 * epochs, (multi_step(2 * epochs),)))
     longer = 2 * EPOCHS["train"]
     runs.append(Run("doubled", "train_again", 0, "train", 2 * longer, (multi_step(2 * longer),)))
-    for row, override in schedules("train", longer // 4).items():
-        runs.append(Run("c", row, 0, "train", longer // 4, (override,)))
+    for seed in (0, 1, 2):
+        if seed > 0:
+            runs.append(Run("doubled", "train", seed, "train", longer, (multi_step(longer),)))
+        for row, override in schedules("train", longer // 4).items():
+            runs.append(Run("c", row, seed, "train", longer // 4, (override,)))
     return runs + sensitivity_runs()
 
 
