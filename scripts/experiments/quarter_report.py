@@ -139,11 +139,10 @@ def report(runs: Sequence[Record]) -> str:
             continue
         lines += [f"**Part {part}: {title}**", "", *table(rows), ""]
         doubled = [row for row in rows_of(runs, "doubled") if row.name == DOUBLED[part]]
-        first = [row for row in rows if row.name == "baseline"]
-        if doubled and first:
-            same = Row("baseline", first[0].runs[:1], first[0].right[:1])
-            gain = show(difference(doubled[0], same))
-            lines += [f"The baseline with twice the epochs, seed 0: {doubled[0].accuracy:.2f} %, {gain} points.", ""]
+        if doubled and rows[0].name == "baseline":
+            gain = show(difference(doubled[0], rows[0]))
+            seeds = f"{len(doubled[0].runs)} seed{'s' if len(doubled[0].runs) > 1 else ''}"
+            lines += [f"The baseline with twice the epochs, {seeds}: {doubled[0].accuracy:.2f} %, {gain} points.", ""]
     tuned = rows_of(runs, "tune")
     if tuned:
         rates = ", ".join(f"{row.name.removeprefix('lr')}: {row.accuracy:.2f} %" for row in tuned)
