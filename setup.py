@@ -7,8 +7,9 @@ from setuptools import setup
 
 TRAIN = [
     "torchvision",
-    "numpy>=1.24",
+    "numpy>=2.0",
     "opencv-python-headless>=4.11",
+    "simplejpeg>=1.9",
     "scikit-learn>=1.3",
     "scipy>=1.11",
     "tensorboard>=2.14",

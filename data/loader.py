@@ -1,7 +1,7 @@
 """From a FaceSet to batches: decoded by threads into one uint8 array a batch, ahead of the consumer, resumable to the
 image.
 
-Threads, not processes: cv2.imdecode and pread let go of the GIL, nothing is pickled or copied between processes, and
+Threads, not processes: the decoders and pread let go of the GIL, nothing is pickled or copied between processes, and
 scripts/bench_loader.py measures it faster. The Python between two decodes costs a few µs an image.
 """
 
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from data.decode import decode
+from data.decode import decode_into
 from data.order import share, shuffled
 from data.types import Batch, FaceSet
 
@@ -224,7 +224,7 @@ class _Decoder:
         bad: list[tuple[int, Exception]] = []
         for row, index in enumerate(indices.tolist()):
             try:
-                rows[row] = decode(self.faces.read(index), self.size)
+                decode_into(self.faces.read(index), rows[row])
             except ValueError as error:
                 bad.append((start + row, error))
         return bad

@@ -1,10 +1,10 @@
 """How near the loader comes to the decoder, and how far from the usual recipe, side by side in one run.
 
-    python scripts/bench_loader.py --data PATH [--size 112] [--rounds 5] [--json]
+    python scripts/bench_loader.py --data PATH [--size 112] [--rounds 20] [--images 1536] [--json]
     python scripts/bench_loader.py --data PATH --memory 3    resident MB and open descriptors after each epoch (Linux)
 
-Per round, alternating, on the same images in shuffled order, images per second of CPU time (all threads of a process),
-so that other work on the machine does not count:
+Per round, alternating, on the same images drawn anew, images per second of CPU time (all threads of a process), so that
+other work on the machine does not count; many short rounds, since a shared machine's speed changes within a second:
   decode    cv2.imdecode in a loop over bytes already in memory
   loader    this project's Loader, one decode thread: record file -> uint8 batch (B,3,H,W)
   inline    the same without a thread
@@ -80,8 +80,8 @@ def drain(batches: object) -> None:
         pass
 
 
-def measure(faces: FaceSet, size: int, rounds: int) -> dict[str, list[float]]:
-    count = len(faces) // BATCH * BATCH
+def measure(faces: FaceSet, size: int, rounds: int, images: int) -> dict[str, list[float]]:
+    count = min(images, len(faces)) // BATCH * BATCH
     cores = len(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {}
     for number in range(rounds):
@@ -92,10 +92,13 @@ def measure(faces: FaceSet, size: int, rounds: int) -> dict[str, list[float]]:
             for one in encoded:
                 cv2.imdecode(one, cv2.IMREAD_COLOR_RGB)
 
-        def loader(threads: int, number: int = number) -> None:
-            batches = Loader(faces, batch_size=BATCH, size=size, seed=0, threads=threads, channels_last=True)
-            batches.position = (number, 0)
-            drain(batches)
+        def loader(threads: int, indices: np.ndarray = indices) -> None:
+            drain(
+                Loader(
+                    faces, batch_size=BATCH, size=size, seed=0, threads=threads, channels_last=True,
+                    order=lambda epoch: indices, length=count,
+                )
+            )  # fmt: skip
 
         def recipe(kind: type[Recipe], workers: int, indices: np.ndarray = indices) -> None:
             drain(DataLoader(kind(faces, indices), BATCH, num_workers=workers))
@@ -142,11 +145,11 @@ def ratio(rates: dict[str, list[float]], a: str, b: str) -> float:
     return statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True))
 
 
-def compare(faces: FaceSet, size: int, rounds: int) -> dict[str, object]:
+def compare(faces: FaceSet, size: int, rounds: int, images: int) -> dict[str, object]:
     """Medians of the rates and of their ratios."""
     for index in range(len(faces)):  # the files into the page cache, drawings into memory: the disk is not measured
         faces.read(index)
-    rates = measure(faces, size, rounds)
+    rates = measure(faces, size, rounds, images)
     medians: dict[str, object] = {name: round(statistics.median(values), 1) for name, values in rates.items()}
     return medians | {
         "images": len(faces),
@@ -162,7 +165,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="synthetic:identities=100,images=20", help="any face set")
     parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--images", type=int, default=1536, help="in a round")
     parser.add_argument("--memory", type=int, metavar="EPOCHS", help="show what is held after each epoch, no rates")
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
     options = parser.parse_args()
@@ -176,7 +180,7 @@ def main() -> int:
     if options.memory is not None:
         result = memory(options.data, options.size, options.memory)
     else:
-        result = compare(faces, options.size, options.rounds)
+        result = compare(faces, options.size, options.rounds, options.images)
     for name, value in result.items():
         print(f"{name:22}{value}")
     if options.json:

@@ -1,0 +1,101 @@
+"""Pixels are OpenCV's, whichever decoder made them, and a row of a batch is all that is written."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.decode import DecodeError, decode, decode_into
+
+SIZE = 48
+
+
+def picture(height: int = SIZE, width: int = SIZE, seed: int = 0) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return Image.fromarray(cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def saved(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(picture(), exif=exif)
+
+
+def after_jfif(encoded: bytes) -> bytes:
+    """The JPEG with a JFIF segment in front of its EXIF segment, as cameras write both."""
+    return encoded[:2] + b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00" + encoded[2:]
+
+
+def opencv(encoded: bytes) -> np.ndarray:
+    """imdecode, then the size: averages of pixels when shrinking, bilinear when growing."""
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image.shape[:2] == (SIZE, SIZE):
+        return image
+    shrinks = min(image.shape[:2]) >= SIZE
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+IMAGES = {
+    "4:2:0": saved(picture(), quality=90),
+    "4:4:4": saved(picture(), quality=95, subsampling=0),
+    "4:2:2, coarse": saved(picture(), quality=20, subsampling=1),
+    "progressive": saved(picture(), progressive=True),
+    "grey": saved(picture().convert("L")),
+    "CMYK": saved(picture().convert("CMYK")),
+    "PNG": saved(picture(), "PNG"),
+    "PNG with alpha": saved(picture().convert("RGBA"), "PNG"),
+    "larger": saved(picture(112, 112)),
+    "smaller": saved(picture(20, 31)),
+    "as wide, less high": saved(picture(SIZE - 8, SIZE)),
+    "as many pixels, not square": saved(picture(SIZE // 2, SIZE * 2)),
+    **{f"turned {n}": turned(n) for n in (3, 6, 8)},
+    "turned, after JFIF": after_jfif(turned(6)),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_pixels_are_opencv_s(name: str) -> None:
+    np.testing.assert_array_equal(decode(IMAGES[name], SIZE), opencv(IMAGES[name]))
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_only_the_given_row_is_written(name: str) -> None:
+    rows = np.full((3, SIZE, SIZE, 3), 7, np.uint8)
+    decode_into(IMAGES[name], rows[1])
+    np.testing.assert_array_equal(rows[1], opencv(IMAGES[name]))
+    assert (rows[[0, 2]] == 7).all()
+
+
+def test_an_exif_entry_turns_the_picture() -> None:
+    plain, sideways = decode(turned(1), SIZE), decode(turned(6), SIZE)
+    np.testing.assert_array_equal(sideways, np.rot90(plain, -1))
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no image", IMAGES["4:2:0"][:-300], IMAGES["PNG"][:20]])
+def test_what_is_no_whole_image_is_refused(encoded: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode(encoded, SIZE)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(2, len(IMAGES["4:2:0"]) - 3), st.integers(0, 255))
+def test_a_damaged_jpeg_gives_what_opencv_makes_of_it(place: int, value: int) -> None:
+    encoded = bytearray(IMAGES["4:2:0"])
+    encoded[place] = value
+    try:
+        found = decode(bytes(encoded), SIZE)
+    except DecodeError:
+        return
+    np.testing.assert_array_equal(found, opencv(bytes(encoded)))
