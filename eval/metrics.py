@@ -70,22 +70,24 @@ def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
     Never below 0; a zero row counts as it is, unnormalised. Both sides of 6,000 pairs are 49 MB in float64, and moving
     them is the cost: they are widened a block at a time into the same memory, which stays in the cache.
     """
-    rows = np.stack([first, second])
+    rows = np.stack([first, second], 1)
     if rows.size and not 0 <= rows.min() <= rows.max() < len(embeddings):
         raise IndexError(f"pairs name rows {rows.min()} to {rows.max()}, but there are {len(embeddings)} embeddings")
     embeddings = np.ascontiguousarray(embeddings)  # take would copy all of another array at each call
-    as_stored = np.empty((2, PAIRS_AT_ONCE, embeddings.shape[1]), embeddings.dtype)
-    sides = np.empty(as_stored.shape)
-    squares, products = np.empty(rows.shape), np.empty(len(first))
-    for start in range(0, len(first), PAIRS_AT_ONCE):
+    neighbours = np.array_equal(rows.ravel(), np.arange(rows.size))  # as .bin files have them: nothing to gather
+    gathered = np.empty((PAIRS_AT_ONCE, 2, embeddings.shape[1]), embeddings.dtype)
+    sides = np.empty(gathered.shape)
+    squares, products = np.empty(rows.shape), np.empty(len(rows))
+    for start in range(0, len(rows), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
-        count = len(first[part])
-        embeddings.take(rows[:, part], 0, out=as_stored[:, :count], mode="clip")  # other modes take a copy first
-        sides[:, :count] = as_stored[:, :count]
-        a, b = sides[:, :count]
-        np.vecdot(sides[:, :count], sides[:, :count], out=squares[:, part])
-        np.vecdot(a, b, out=products[part])
-    aa, bb = squares
+        block = sides[: len(rows[part])]
+        if neighbours:
+            block[:] = embeddings[2 * start : 2 * (start + len(block))].reshape(block.shape)
+        else:
+            block[:] = embeddings.take(rows[part], 0, out=gathered[: len(block)], mode="clip")  # "raise" copies twice
+        np.vecdot(block, block, out=squares[part])
+        np.vecdot(block[:, 0], block[:, 1], out=products[part])
+    aa, bb = squares.T
     norms = np.sqrt(aa * bb)
     cosines = np.divide(products, norms, out=products, where=norms != 0)
     distances = np.maximum(np.add(aa != 0, bb != 0, dtype=np.float64) - 2 * cosines, 0)

@@ -112,16 +112,37 @@ def test_eer_where_the_curve_crosses() -> None:
     assert metrics.eer(metrics.roc(same.astype(float), same)) == 0
 
 
-def test_distances_of_normalised_embeddings() -> None:
-    rng = np.random.default_rng(1)
-    embeddings = rng.normal(size=(300, 40)).astype(np.float32)
-    embeddings[7] = 0
-    first, second = rng.integers(0, 300, (2, 999))
+def literal_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     unit = embeddings.astype(np.float64)
     norms = np.linalg.norm(unit, axis=1, keepdims=True)
     unit /= np.where(norms == 0, 1, norms)
-    expected = np.sum(np.square(unit[first] - unit[second]), 1)
+    return np.sum(np.square(unit[first] - unit[second]), 1)
+
+
+@pytest.mark.parametrize("pairs", ["drawn", "neighbours", "neighbours, the others unused", "neighbours, turned"])
+@pytest.mark.parametrize("layout", ["float32", "float16", "columns first", "every other row"])
+def test_distances_of_normalised_embeddings(pairs: str, layout: str) -> None:
+    rng = np.random.default_rng(1)
+    embeddings = rng.normal(size=(2000, 40)).astype(np.float16 if layout == "float16" else np.float32)
+    embeddings[7] = 0
+    if layout == "columns first":
+        embeddings = np.asfortranarray(embeddings)
+    if layout == "every other row":
+        embeddings = np.repeat(embeddings, 2, 0)[::2]
+    first, second = {
+        "drawn": rng.integers(0, 2000, (2, 999)),
+        "neighbours": np.arange(2000).reshape(1000, 2).T,
+        "neighbours, the others unused": np.arange(1870).reshape(935, 2).T,
+        "neighbours, turned": np.arange(2000).reshape(1000, 2).T[::-1],
+    }[pairs]
+    expected = literal_distances(embeddings, first, second)
     np.testing.assert_allclose(metrics.pair_distances(embeddings, first, second), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("row", [-1, 4])
+def test_a_pair_of_a_row_that_does_not_exist_is_refused(row: int) -> None:
+    with pytest.raises(IndexError, match=f"{row}.* 4 embeddings"):
+        metrics.pair_distances(np.ones((4, 2)), np.array([0, 1]), np.array([1, row]))
 
 
 def test_wrong_input_is_named() -> None:
