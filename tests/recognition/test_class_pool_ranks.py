@@ -80,7 +80,7 @@ def work(rank: int, world: int, folder: str) -> None:
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    mp.start_processes(work, (2, str(tmp_path)), 2, start_method="fork" if sys.platform == "linux" else "spawn")
+    mp.start_processes(work, (2, str(tmp_path)), 2, start_method="spawn")
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     net = start()
     classifier = make(net, Ranks(), 2 * A_RANK)
