@@ -14,27 +14,33 @@ from torch import nn
 
 from recognition.distributed import Ranks
 
-_NEVER = torch.iinfo(torch.int64).min
+_LATEST = 2**62  # no stamp is so large
+_GROUP = 16  # columns, a power of 2: of these the oldest is found before the oldest of all are sorted
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the G gallery samples of a batch do to the pool. Entries of samples of one identity are equal.
+    """What the G gallery samples of a batch do to the pool.
 
-    labels (G,). columns (G,): where each identity is afterwards. first (G,): the sample is its identity's first.
-    present (G,): the identity was in the pool before. sources (2, G): the sample whose feature slot 0 and slot 1 of the
-    column hold afterwards, -1 where the slot keeps its own. renewed (G,): the column belongs to F²C's set R, whose
-    slot 1 is used. cursors, stamps (G,): the column's next slot and time of last use.
+    Samples of one identity have equal entries, but in last, rows and writers.
+
+    labels (G,). columns (G,): where each identity is afterwards. last (G,): the sample is its identity's last one.
+    present (G,): the identity was in the pool before. cursors, stamps (G,): the column's next slot, time of last use.
+    rows (G,): slot · size + column of a feature that changes. writers (G,): the sample that it is taken from.
+    newest (G,): the slot that the identity's last sample writes. others (G,): the sample whose feature the other slot
+    gets, or -1 - r where it keeps its own, row r; the last sample itself where the column is new and slot 1 unused.
     """
 
     labels: torch.Tensor
     columns: torch.Tensor
-    first: torch.Tensor
+    last: torch.Tensor
     present: torch.Tensor
-    sources: torch.Tensor
-    renewed: torch.Tensor
     cursors: torch.Tensor
     stamps: torch.Tensor
+    rows: torch.Tensor
+    writers: torch.Tensor
+    newest: torch.Tensor
+    others: torch.Tensor
 
 
 class ClassPool(nn.Module):
@@ -76,37 +82,52 @@ class ClassPool(nn.Module):
 
         before = self.columns[labels].long()
         present = before >= 0
-        stamps = self.clock + last
-        touched = self.stamps.scatter_reduce(0, before.clamp_min(0), torch.where(present, stamps, _NEVER), "amax")
-        oldest = touched.topk(min(len(labels), self.size), largest=False, sorted=True).indices
-        is_first = first == index
-        turn = torch.cumsum(is_first & ~present, 0) - 1
-        columns = torch.where(present, before, oldest[turn[first].clamp_min(0)])
+        oldest = self._oldest(len(labels), touched=torch.where(present, before, self.size))
+        turn = torch.cumsum((first == index) & ~present, 0) - 1  # -1 and what it picks: not used
+        columns = torch.where(present, before, oldest[turn[first]])
 
         cursor = torch.where(present, self.cursors[columns].long(), 0)
-        written = (cursor + times - 1) % 2  # slot that the last sample writes; the one before it writes the other
-        previous = torch.where(times > 1, order[(end - 2).clamp_min(0)], -1)
-        sources = torch.stack([torch.where(written == slot, last, previous) for slot in (0, 1)])
+        newest = (cursor + times - 1) % 2  # slot that the last sample writes; the one before it writes the other
+        other = 1 - newest
+        newest_row, other_row = newest * self.size + columns, other * self.size + columns
+        others = torch.where(times > 1, order[end - 2], torch.where(present, -1 - other_row, last))
+        is_last = last == index
         return Plan(
             labels=labels,
             columns=columns,
-            first=is_first,
+            last=is_last,
             present=present,
-            sources=sources,
-            renewed=present | (times > 1),
-            cursors=1 - written,
-            stamps=stamps,
+            cursors=other,
+            stamps=self.clock + last,
+            rows=torch.where(is_last, newest_row, other_row),
+            writers=torch.where(is_last, index, others),
+            newest=newest,
+            others=others,
         )
 
-    def written(self, plan: Plan, features: torch.Tensor) -> torch.Tensor:
-        """Both slots of the plan's columns afterwards (2,G,D), given features (G,D); the pool stays as it is."""
-        sources = plan.sources.flatten()
-        given = features.index_select(0, sources.clamp_min(0))
-        rows = torch.cat([plan.columns, plan.columns + self.size])
-        rows = torch.where(sources >= 0, 0, rows)  # what is replaced need not be fetched: rows far apart are the cost
+    def _oldest(self, count: int, *, touched: torch.Tensor) -> torch.Tensor:
+        """The columns used longest ago, oldest first, `count` of them or all. Those `touched` (`size` for none) last.
+
+        The oldest `count` are in the `count` groups whose oldest is oldest, so only those are sorted.
+        """
+        stamps = torch.cat([self.stamps, self.stamps.new_full((-self.size % _GROUP or _GROUP,), _LATEST)])
+        stamps.index_fill_(0, touched, _LATEST)
+        eldest = stamps.view(_GROUP, -1)
+        while len(eldest) > 1:  # amin of the rows takes 8 times as long on a CPU
+            eldest = torch.minimum(*eldest.chunk(2))
+        groups = eldest[0].topk(min(count, eldest.shape[1]), largest=False, sorted=False).indices
+        members = (torch.arange(0, len(stamps), eldest.shape[1], device=stamps.device)[:, None] + groups).flatten()
+        return members[stamps[members].topk(min(count, self.size), largest=False).indices]
+
+    def other_features(self, plan: Plan, features: torch.Tensor) -> torch.Tensor:
+        """What the slot beside the newest one holds afterwards (G,D), given features (G,D); the pool stays as it is.
+
+        In a new column with one sample, whose slot 1 is unused (it is not in F²C's set R), that sample's feature again.
+        """
+        given = features.index_select(0, plan.others.clamp_min(0))
+        rows = (-1 - plan.others).clamp_min_(0)  # what does not stay need not be fetched: rows far apart are the cost
         kept = self.features.flatten(0, 1).index_select(0, rows)
-        taken = (sources >= 0).to(kept.dtype)[:, None]  # 0 or 1, where lerp is exact; half the time of torch.where
-        return kept.lerp_(given, taken).view(2, len(plan.columns), -1)
+        return given.lerp_(kept, (plan.others < 0)[:, None].to(kept.dtype))  # by 0 or 1, where lerp is exact
 
     def untouched(self, plan: Plan) -> torch.Tensor:
         """(S,) bool: columns that hold an identity and that the plan leaves alone."""
@@ -114,8 +135,8 @@ class ClassPool(nn.Module):
         owned[plan.columns] = False
         return owned
 
-    def commit(self, plan: Plan, written: torch.Tensor) -> None:
-        """Make the plan true. written: what `written` returned. Samples of one identity write the same values."""
+    def commit(self, plan: Plan, features: torch.Tensor) -> None:
+        """Make the plan true, given features (G,D). Samples that write one row write the same values."""
         owners = self.identities[plan.columns].long()
         leaving = torch.where(plan.present | (owners < 0), plan.labels, owners)
         self.columns[leaving] = -1
@@ -123,7 +144,7 @@ class ClassPool(nn.Module):
         self.identities[plan.columns] = plan.labels.to(self.identities.dtype)
         self.stamps[plan.columns] = plan.stamps
         self.cursors[plan.columns] = plan.cursors.to(self.cursors.dtype)
-        self.features[:, plan.columns] = written
+        self.features.flatten(0, 1)[plan.rows] = features[plan.writers]
         self.clock += len(plan.labels)
 
     def check_equal(self, ranks: Ranks) -> None:

@@ -29,7 +29,7 @@ def pool_loss(
     labels: torch.Tensor,
     pool: ClassPool,
     plan: Plan,
-    written: torch.Tensor,
+    features: torch.Tensor,
     *,
     options: Options,
     hardest: int,
@@ -38,24 +38,24 @@ def pool_loss(
 ) -> torch.Tensor:
     """This rank's part of the loss of all ranks' probes: the parts add up to it.
 
-    probes (B,D) of any length and labels (B,) of this rank; plan and written: what the gallery samples of all ranks do
-    to the pool. In the pool afterwards: mean over such probes of the margin softmax against W1 plus that against W2;
-    not in it: mean over such probes and their `hardest` columns (as published; 0: all columns, the paper's text) of
-    max(cos, 0), again for W1 plus W2.
+    probes (B,D) of any length and labels (B,) of this rank; plan and features (G,D): what the gallery samples of all
+    ranks do to the pool. In the pool afterwards: mean over such probes of the margin softmax against W1 plus that
+    against W2; not in it: mean over such probes and their `hardest` columns (as published; 0: all columns, the paper's
+    text) of max(cos, 0), again for W1 plus W2.
     """
     head = options.head
     norms = torch.linalg.vector_norm(probes, dim=1)
     units = probes / norms.clamp_min(SMALLEST_NORM)[:, None]
-    owner = (labels[:, None] == plan.labels) & plan.first  # (B,G): the touched column of a probe's own identity
+    owner = (labels[:, None] == plan.labels) & plan.last  # (B,G): the touched column of a probe's own identity
     touched, row = owner.any(1), owner.int().argmax(1)
     is_open = pool.untouched(plan)
     before = pool.columns[labels].long()
     places = torch.where(~touched & (before >= 0) & is_open[before.clamp_min(0)], before, -1)
     inside = touched | (places >= 0)
     columns = pool.features[0]
-    weights = (written[0], torch.where(plan.renewed[:, None], written[1], written[0]))
-    kept = columns[places.clamp_min(0)]
-    cos_t = [(units * torch.where(touched[:, None], weight[row], kept)).sum(1) for weight in weights]
+    rows, kept = (features, pool.other_features(plan, features)), columns[places.clamp_min(0)]
+    slot_0 = plan.newest == 0  # where the last sample's feature is
+    cos_t = _by_slot(slot_0[row], *((units * torch.where(touched[:, None], r[row], kept)).sum(1) for r in rows))
     if training:
         _observe(head, cos_t[0].detach(), norms.detach(), inside, ranks)
 
@@ -63,22 +63,27 @@ def pool_loss(
         _Swept(*_Sweep.apply(units, columns, is_open, places, cos.detach(), options, hardest))
         for cos in (cos_t if head.changes_negatives else cos_t[:1])
     ]
+    cosines = _by_slot(slot_0, *(units @ r.T for r in rows))
     margin = outside = probes.new_zeros(())
-    for weight, cos_own, swept in zip(weights, cos_t, (sweeps[0], sweeps[-1]), strict=True):
-        cos = units @ weight.T
+    for cos, cos_own, swept in zip(cosines, cos_t, (sweeps[0], sweeps[-1]), strict=True):
         logits = head.scale * head.negatives(cos, cos_own.detach()[:, None])
-        logits = torch.where(plan.first & ~owner, logits, _NO_LOGIT)
+        logits = torch.where(plan.last & ~owner, logits, _NO_LOGIT)
         lse = torch.logsumexp(torch.cat([swept.lse[:, None], logits], 1), 1)
         losses = F.softplus(lse - head.scale * head.target(cos_own, norms))
         penalty = head.penalty(norms)
         losses = losses if penalty is None else losses + penalty
         margin = margin + torch.where(inside, losses, 0.0).sum()
-        pushed = _pushed_away(units, columns, swept, torch.where(plan.first, cos, -torch.inf), hardest)
+        pushed = _pushed_away(units, columns, swept, torch.where(plan.last, cos, -torch.inf), hardest)
         outside = outside + torch.where(inside, 0.0, pushed).sum()
-    filled = is_open.sum() + plan.first.sum()
+    filled = is_open.sum() + plan.last.sum()
     pushing = filled.clamp(max=hardest) if hardest else filled
     counts = ranks.all_reduce_sum(torch.stack([inside.sum(), (~inside).sum() * pushing])).clamp_min(1)
     return margin / counts[0] + outside / counts[1]
+
+
+def _by_slot(slot_0: torch.Tensor, newest: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slot 0's and slot 1's, given those of the slot written last and of the other, and whether the last is slot 0."""
+    return torch.where(slot_0, newest, other), torch.where(slot_0, other, newest)
 
 
 def _observe(head: MarginHead, cos_t: torch.Tensor, norms: torch.Tensor, inside: torch.Tensor, ranks: Ranks) -> None:

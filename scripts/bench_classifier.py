@@ -71,7 +71,7 @@ def fill(pool: Any) -> None:
     for labels in torch.randperm(len(pool.columns))[: pool.size].split(512):
         plan = pool.plan(labels)
         features = torch.nn.functional.normalize(torch.randn(len(labels), pool.features.shape[2]))
-        pool.commit(plan, pool.written(plan, features))
+        pool.commit(plan, features)
 
 
 def our_step(classes: int, embedding: int, chunk: int, batch: int, options: dict[str, Any]) -> Callable[..., float]:

@@ -105,20 +105,19 @@ class PooledClasses(nn.Module):
         with torch.no_grad():
             features, labels = self.ranks.all_gather(features), self.ranks.all_gather(labels)
             plan = self.pool.plan(labels)
-            written = self.pool.written(plan, features)
         loss = pool_loss(
             probes,
             probe_labels,
             self.pool,
             plan,
-            written,
+            features,
             options=self.options,
             hardest=self.hardest,
             ranks=self.ranks,
             training=self.training,
         )
         if commit and self.training:
-            self.pool.commit(plan, written)
+            self.pool.commit(plan, features)
         return loss
 
 

@@ -24,7 +24,7 @@ def pool_with_history(generator: torch.Generator) -> ClassPool:
     for labels in ([1, 2, 3, 4], [2, 5, 5, 6], [7, 1, 2, 8]):
         features = F.normalize(torch.randn(4, DEPTH, generator=generator, dtype=torch.float64))
         plan = pool.plan(torch.tensor(labels))
-        pool.commit(plan, pool.written(plan, features))
+        pool.commit(plan, features)
     return pool
 
 
@@ -72,24 +72,23 @@ def test_every_head_equals_its_dense_form(name: str, chunk: int) -> None:
     probes = [(directions * lengths).requires_grad_() for _ in range(2)]
 
     plan = pool.plan(gallery)
-    written = pool.written(plan, features)
     ours = pool_loss(
         probes[0],
         labels,
         pool,
         plan,
-        written,
+        features,
         options=Options(heads[0], chunk),
         hardest=HARDEST,
         ranks=Ranks(),
         training=True,
     )
     after = copy.deepcopy(pool)
-    after.commit(plan, written)
-    renewed = {int(column) for column, of_r in zip(plan.columns, plan.renewed, strict=True) if of_r}
+    after.commit(plan, features)
+    renewed = {int(pool.columns[2]), int(pool.columns[8]), int(after.columns[9])}  # there before, and given twice
     dense = dense_loss(probes[1], labels, after, renewed, heads[1])
     torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-9)
-    pool.commit(plan, written)  # backward may come after the commit
+    pool.commit(plan, features)  # backward may come after the commit
     for loss in (ours, dense):
         loss.backward()
     torch.testing.assert_close(probes[0].grad, probes[1].grad, rtol=1e-7, atol=1e-9)

@@ -59,27 +59,44 @@ def test_columns_slots_evictions_and_order_equal_the_one_by_one_procedure(
 
         before = snapshot(pool)
         plan = pool.plan(torch.tensor(identities))
-        written = pool.written(plan, torch.tensor(features)[:, None])
+        given = torch.tensor(features)[:, None]
+        others = pool.other_features(plan, given)
         assert all(torch.equal(before[name], buffer) for name, buffer in pool.named_buffers())  # rolled back: exact
         assert plan.columns.tolist() == [ours.column[i] for i in identities]
-        assert {int(c) for c, r in zip(plan.columns, plan.renewed, strict=True) if r} == renewed
-        assert plan.first.tolist() == [identities.index(x) == i for i, x in enumerate(identities)]
-        for slot in (0, 1):
-            for place, column in enumerate(plan.columns.tolist()):
-                assert written[slot, place, 0] == ours.slots.get((slot, column), 0.0)
-        others = set(ours.column.values()) - set(plan.columns.tolist())
-        assert set(pool.untouched(plan).nonzero()[:, 0].tolist()) == others
+        assert plan.last.tolist() == [x not in identities[i + 1 :] for i, x in enumerate(identities)]
+        for place in plan.last.nonzero()[:, 0].tolist():
+            column, newest = int(plan.columns[place]), int(plan.newest[place])
+            w1 = ours.slots[0, column]
+            w2 = ours.slots[1, column] if column in renewed else w1
+            pair = [features[place], others[place, 0]]
+            assert (pair if newest == 0 else pair[::-1]) == [w1, w2]
+        left = set(ours.column.values()) - set(plan.columns.tolist())
+        assert set(pool.untouched(plan).nonzero()[:, 0].tolist()) == left
         if commit:
-            pool.commit(plan, written)
+            pool.commit(plan, given)
             reference = ours
             check_same(pool, reference)
+
+
+@pytest.mark.parametrize(("size", "samples"), [(40, 20), (64, 4), (200, 6)])
+def test_the_least_recently_used_leave_a_pool_of_many_groups(size: int, samples: int) -> None:
+    """Columns are searched for the oldest in groups of 16."""
+    pool, reference = ClassPool(size, 2 * size, 1), Published(size)
+    rng = np.random.default_rng(size)
+    for number in range(4 * size // samples):
+        identities = rng.integers(0, 2 * size, samples).tolist()
+        features = (np.arange(samples) + number * samples + 1.0).tolist()
+        reference.batch(identities, features, touch_first=True)
+        pool.commit(pool.plan(torch.tensor(identities)), torch.tensor(features)[:, None])
+        check_same(pool, reference)
+    assert len(reference.evicted) > size
 
 
 def test_a_batch_as_large_as_the_pool_replaces_all_of_it() -> None:
     pool = ClassPool(4, 8, 1)
     for identities in ([0, 1, 2, 3], [4, 5, 6, 7], [0, 0, 0, 5]):
         plan = pool.plan(torch.tensor(identities))
-        pool.commit(plan, pool.written(plan, torch.ones(4, 1)))
+        pool.commit(plan, torch.ones(4, 1))
     assert order_of(pool) == [6, 7, 0, 5]
 
 
@@ -88,7 +105,9 @@ def test_no_operation_waits_for_the_device() -> None:
     pool = ClassPool(50, 100, 8).to("meta")
     labels = torch.zeros(20, dtype=torch.int64, device="meta")
     plan = pool.plan(labels)
-    pool.commit(plan, pool.written(plan, torch.zeros(20, 8, device="meta")))
+    features = torch.zeros(20, 8, device="meta")
+    assert pool.other_features(plan, features).shape == features.shape
+    pool.commit(plan, features)
     assert pool.untouched(plan).shape == (50,)
 
 
@@ -99,7 +118,7 @@ def test_state_survives_a_checkpoint() -> None:
 
     def feed(pool: ClassPool, labels: torch.Tensor) -> None:
         plan = pool.plan(labels)
-        pool.commit(plan, pool.written(plan, labels[:, None] * torch.ones(4)))
+        pool.commit(plan, labels[:, None] * torch.ones(4))
 
     batches = [torch.from_numpy(rng.integers(0, 100, 20)) for _ in range(10)]
     for labels in batches[:5]:
