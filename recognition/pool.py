@@ -28,7 +28,7 @@ class Plan:
     present (G,): the identity was in the pool before. cursors, stamps (G,): the column's next slot, time of last use.
     rows (G,): slot · size + column of a feature that changes. writers (G,): the sample that it is taken from.
     newest (G,): the slot that the identity's last sample writes. others (G,): the sample whose feature the other slot
-    gets, or -1 - r where it keeps its own, row r; the last sample itself where the column is new and slot 1 unused.
+    gets, or ~r (negative) where it keeps its own, row r; the last sample itself where the column is new and slot 1 unused.
     """
 
     labels: torch.Tensor
@@ -83,14 +83,14 @@ class ClassPool(nn.Module):
         before = self.columns[labels].long()
         present = before >= 0
         oldest = self._oldest(len(labels), touched=torch.where(present, before, self.size))
-        turn = torch.cumsum((first == index) & ~present, 0) - 1  # -1 and what it picks: not used
+        turn = torch.cumsum((first == index) > present, 0) - 1  # -1 and what it picks: not used
         columns = torch.where(present, before, oldest[turn[first]])
 
-        cursor = torch.where(present, self.cursors[columns].long(), 0)
-        newest = (cursor + times - 1) % 2  # slot that the last sample writes; the one before it writes the other
-        other = 1 - newest
-        newest_row, other_row = newest * self.size + columns, other * self.size + columns
-        others = torch.where(times > 1, order[end - 2], torch.where(present, -1 - other_row, last))
+        cursor = self.cursors[columns] * present
+        other = (cursor + times) & 1  # the slot that comes next: the last sample writes the one beside it
+        newest = 1 - other
+        stays = ~torch.add(columns, other, alpha=self.size)
+        others = torch.where(times > 1, order[end - 2], torch.where(present, stays, last))
         is_last = last == index
         return Plan(
             labels=labels,
@@ -99,7 +99,7 @@ class ClassPool(nn.Module):
             present=present,
             cursors=other,
             stamps=self.clock + last,
-            rows=torch.where(is_last, newest_row, other_row),
+            rows=torch.add(columns, torch.where(is_last, newest, other), alpha=self.size),
             writers=torch.where(is_last, index, others),
             newest=newest,
             others=others,
@@ -125,7 +125,7 @@ class ClassPool(nn.Module):
         In a new column with one sample, whose slot 1 is unused (it is not in F²C's set R), that sample's feature again.
         """
         given = features.index_select(0, plan.others.clamp_min(0))
-        rows = (-1 - plan.others).clamp_min_(0)  # what does not stay need not be fetched: rows far apart are the cost
+        rows = (~plan.others).clamp_min_(0)  # what does not stay need not be fetched: rows far apart are the cost
         kept = self.features.flatten(0, 1).index_select(0, rows)
         return given.lerp_(kept, (plan.others < 0)[:, None].to(kept.dtype))  # by 0 or 1, where lerp is exact
 
@@ -145,7 +145,7 @@ class ClassPool(nn.Module):
         self.stamps[plan.columns] = plan.stamps
         self.cursors[plan.columns] = plan.cursors.to(self.cursors.dtype)
         self.features.flatten(0, 1)[plan.rows] = features[plan.writers]
-        self.clock += len(plan.labels)
+        self.clock.add_(len(plan.labels))
 
     def check_equal(self, ranks: Ranks) -> None:
         """RuntimeError unless every rank holds the same pool, by checksums of all its bits; waits for the device."""
