@@ -28,7 +28,7 @@ class Plan:
     present (G,): the identity was in the pool before. cursors, stamps (G,): the column's next slot, time of last use.
     rows (G,): slot · size + column of a feature that changes. writers (G,): the sample that it is taken from.
     newest (G,): the slot that the identity's last sample writes. others (G,): the sample whose feature the other slot
-    gets, or ~r (negative) where it keeps its own, row r; the last sample itself where the column is new and slot 1 unused.
+    gets, or ~r (negative) where it keeps its own, row r; the last one itself where the column is new, slot 1 unused.
     """
 
     labels: torch.Tensor

@@ -164,7 +164,7 @@ def main() -> None:
             command = [sys.executable, "-m", "scripts.bench_classifier", "--measure", variant]
             for name in ("classes", "batch", "embedding", "chunk", "steps"):
                 command += [f"--{name}", str(getattr(args, name))]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             runs[variant].append(json.loads(done.stdout.splitlines()[-1]))
     table = {
         variant: {

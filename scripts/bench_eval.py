@@ -47,7 +47,7 @@ def main() -> int:
     for part in PARTS:
         command = [sys.executable, __file__, "--part", part]
         command += ["--bin", args.bin, "--model", args.model] if args.bin else []
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         record[part] = json.loads(output.splitlines()[-1])
         print(part, *(f"{key} {value}" for key, value in record[part].items()), sep="\n  ")
     if args.json:

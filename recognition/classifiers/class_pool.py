@@ -82,7 +82,8 @@ class PooledClasses(nn.Module):
             features = self.gallery(images if self.swap else images[half:])
         with torch.autocast(images.device.type, enabled=False):
             probes = probes.to(torch.promote_types(probes.dtype, torch.float32))
-            features = _usable(features.to(self.pool.features.dtype))
+            with torch.no_grad():
+                features = _usable(features.to(self.pool.features.dtype))
             if self.swap:
                 kept = self._pass(probes[:half], labels[:half], features[half:], labels[half:], commit=False)
                 local = kept + self._pass(probes[half:], labels[half:], features[:half], labels[:half], commit=True)

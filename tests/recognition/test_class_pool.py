@@ -180,6 +180,22 @@ def test_gallery_takes_parameters_and_buffers_and_is_never_trained() -> None:
                 parameter.grad = None
 
 
+def test_no_gradient_goes_into_the_pool_even_of_a_backbone_that_returns_its_input() -> None:
+    class Nothing(nn.Linear):
+        embedding = DEPTH
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images
+
+    net = Nothing(1, 1)
+    classifier = make(net)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        embeddings = torch.randn(12, DEPTH, generator=generator, requires_grad=True)
+        classifier(net, embeddings, batch(generator)[1]).backward()
+        assert not any(buffer.requires_grad for buffer in classifier.buffers())
+
+
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_single(precision: torch.dtype) -> None:
     """Under autocast, with two micro-batches before each backward pass's step."""
