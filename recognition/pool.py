@@ -27,8 +27,8 @@ class Plan:
     labels (G,). columns (G,): where each identity is afterwards. last (G,): the sample is its identity's last one.
     present (G,): the identity was in the pool before. cursors, stamps (G,): the column's next slot, time of last use.
     rows (G,): slot · size + column of a feature that changes. writers (G,): the sample that it is taken from.
-    newest (G,): the slot that the identity's last sample writes. others (G,): the sample whose feature the other slot
-    gets, or ~r (negative) where it keeps its own, row r; the last one itself where the column is new, slot 1 unused.
+    others (G,): the sample whose feature the slot at the cursor gets (the last sample writes the one beside it), or ~r
+    (negative) where it keeps its own, row r; the last sample itself where the column is new and slot 1 unused.
     """
 
     labels: torch.Tensor
@@ -39,7 +39,6 @@ class Plan:
     stamps: torch.Tensor
     rows: torch.Tensor
     writers: torch.Tensor
-    newest: torch.Tensor
     others: torch.Tensor
 
 
@@ -88,7 +87,6 @@ class ClassPool(nn.Module):
 
         cursor = self.cursors[columns] * present
         other = (cursor + times) & 1  # the slot that comes next: the last sample writes the one beside it
-        newest = 1 - other
         stays = ~torch.add(columns, other, alpha=self.size)
         others = torch.where(times > 1, order[end - 2], torch.where(present, stays, last))
         is_last = last == index
@@ -99,9 +97,8 @@ class ClassPool(nn.Module):
             present=present,
             cursors=other,
             stamps=self.clock + last,
-            rows=torch.add(columns, torch.where(is_last, newest, other), alpha=self.size),
+            rows=torch.add(columns, torch.where(is_last, 1 - other, other), alpha=self.size),
             writers=torch.where(is_last, index, others),
-            newest=newest,
             others=others,
         )
 
@@ -120,7 +117,7 @@ class ClassPool(nn.Module):
         return members[stamps[members].topk(min(count, self.size), largest=False).indices]
 
     def other_features(self, plan: Plan, features: torch.Tensor) -> torch.Tensor:
-        """What the slot beside the newest one holds afterwards (G,D), given features (G,D); the pool stays as it is.
+        """What the slot at the new cursor holds afterwards (G,D), given features (G,D); the pool stays as it is.
 
         In a new column with one sample, whose slot 1 is unused (it is not in F²C's set R), that sample's feature again.
         """

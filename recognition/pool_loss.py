@@ -54,7 +54,7 @@ def pool_loss(
     inside = touched | (places >= 0)
     columns = pool.features[0]
     rows, kept = (features, pool.other_features(plan, features)), columns[places.clamp_min(0)]
-    slot_0 = plan.newest == 0  # where the last sample's feature is
+    slot_0 = plan.cursors == 1  # where the last sample's feature is
     cos_t = _by_slot(slot_0[row], *((units * torch.where(touched[:, None], r[row], kept)).sum(1) for r in rows))
     if training:
         _observe(head, cos_t[0].detach(), norms.detach(), inside, ranks)

@@ -65,11 +65,12 @@ def test_columns_slots_evictions_and_order_equal_the_one_by_one_procedure(
         assert plan.columns.tolist() == [ours.column[i] for i in identities]
         assert plan.last.tolist() == [x not in identities[i + 1 :] for i, x in enumerate(identities)]
         for place in plan.last.nonzero()[:, 0].tolist():
-            column, newest = int(plan.columns[place]), int(plan.newest[place])
+            column = int(plan.columns[place])
+            assert plan.cursors[place] == ours.cursor[column]
             w1 = ours.slots[0, column]
             w2 = ours.slots[1, column] if column in renewed else w1
             pair = [features[place], others[place, 0]]
-            assert (pair if newest == 0 else pair[::-1]) == [w1, w2]
+            assert (pair if ours.cursor[column] == 1 else pair[::-1]) == [w1, w2]
         left = set(ours.column.values()) - set(plan.columns.tolist())
         assert set(pool.untouched(plan).nonzero()[:, 0].tolist()) == left
         if commit:
