@@ -1,14 +1,14 @@
 """F²C's two data loaders (arXiv 2105.10375) as one order of images for the Loader.
 
 A step of b takes 3b images: an identity-based batch of b identities, two different images of each (A₁, A₂), and an
-instance-based batch of b images, halved (I₁, I₂). In a loader's batch they lie as [A₁ | I₁ | A₂ | I₂]; split_dual gives
+instance-based batch of b images, halved (I₁, I₂). In a loader's batch they lie as [A₁ | I₁ | A₂ | I₂]:
 
-    x = A₁ ∪ I₁    and    y = A₂ ∪ I₂    of b + b/2 images each; x.labels[:b] == y.labels[:b].
+    x = A₁ ∪ I₁    and    y = A₂ ∪ I₂    of b + b/2 images each, the batch's halves; x.labels[:b] == y.labels[:b].
 
 An epoch is one pass over all images by the instance half (the last N mod b are left out, other ones each epoch).
 Identities come in shuffled rounds; each round leaves out the last I mod b so that the b identities of a step always
 differ. The two images of an identity are drawn anew at each visit, without equal ones; an identity of one image gives
-it twice. Augment x and y with two different seeds, so that those two are mirrored independently.
+it twice (augmentation draws for each image of a batch, so those two are mirrored independently).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from data.loader import Loader
 from data.order import ByIdentity, index_dtype, shuffled
-from data.types import Batch, FaceSet
+from data.types import FaceSet
 
 
 def dual_order(labels: np.ndarray, *, seed: int, epoch: int, identities: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def dual_order(labels: np.ndarray, *, seed: int, epoch: int, identities: int) ->
 
 
 def dual_loader(faces: FaceSet, *, identities: int, seed: int, **options: Any) -> Loader:
-    """A Loader of batches of 3b images for split_dual; b = `identities` a rank, even. options: as Loader takes them."""
+    """A Loader of batches of 3b images; b = `identities` a rank, even. options: as Loader takes them."""
     present = len(np.unique(faces.labels))
     if identities < 2 or identities % 2 or identities > present:
         raise ValueError(f"identities={identities}: expected an even number, 2 or more, at most the set's {present}")
@@ -56,15 +56,6 @@ def dual_loader(faces: FaceSet, *, identities: int, seed: int, **options: Any) -
         length=len(faces) // identities * 3 * identities,
         group=3 * identities,
         **options,
-    )
-
-
-def split_dual(batch: Batch) -> tuple[Batch, Batch]:
-    """(x, y), views of the halves of a dual_loader's batch."""
-    half = len(batch.labels) // 2
-    return (
-        Batch(images=batch.images[:half], labels=batch.labels[:half]),
-        Batch(images=batch.images[half:], labels=batch.labels[half:]),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from data.parts import find_part, part_names
 from data.types import FaceSet
 
+GENERATED, JOINED = "synthetic:", "concat:"  # what a line begins with that is no path
 log = logging.getLogger(__name__)
 FORMATS = "data.formats"
 
@@ -46,6 +47,26 @@ def open_faces(path: str | Path, format: str = "auto", *, check: bool = True) ->
     if check:
         check_labels(faces.labels, faces.num_classes, str(path))
     return faces
+
+
+def below_root(path: str, root: str | None) -> str:
+    """A set's path, and each path of `concat:PATH;PATH`, below `root`; generators and absolute paths stay as they are.
+
+    root None: as it is.
+    """
+    if path.startswith(JOINED):
+        return JOINED + ";".join(below_root(part, root) for part in path.removeprefix(JOINED).split(";"))
+    if root is None or path.startswith(GENERATED):
+        return path
+    return str(Path(root) / path)
+
+
+def missing_path(path: str) -> str | None:
+    """The first file or folder that a set's line names and that is not there."""
+    if path.startswith(JOINED):
+        found = (missing_path(part) for part in path.removeprefix(JOINED).split(";"))
+        return next((part for part in found if part), None)
+    return None if path.startswith(GENERATED) or Path(path).exists() else path
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:

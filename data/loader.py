@@ -85,7 +85,11 @@ class Loader:
         self.seen = 0
         self._stream: torch.cuda.Stream | None = None
         if drop_last and self.steps_per_epoch == 0:
-            raise ValueError(f"a batch of {batch_size} on {world} ranks is larger than the set of {self.length} images")
+            ranks = f" ({batch_size} on each of {world} ranks)" if world > 1 else ""
+            raise ValueError(
+                f"a batch of {self.global_batch} images{ranks} is larger than an epoch, which has {self.length}; lower"
+                " the batch size"
+            )
 
     @property
     def global_batch(self) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.augment import normalise
-from data.faces import open_faces
+from data.faces import below_root, open_faces
 from data.loader import Loader
 from data.order import named_order
 from data.parts import find_part
@@ -65,14 +65,14 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         faces = _open_training_faces(config, source)
         benchmarks = _build_benchmarks(config, source)
         _check_published(config, source)
-        if ranks.rank == 0:
-            folder = open_run_folder(config, resume)
-        ranks.barrier()
-        folder = Path(config.run.output)
         try:
             parts = build_parts(config, faces, device, ranks)
         except ValueError as error:
             raise ConfigError(f"{source}: {error}") from None
+        if ranks.rank == 0:  # after all that may be refused, so that the corrected command finds no folder in its way
+            folder = open_run_folder(config, resume)
+        ranks.barrier()
+        folder = Path(config.run.output)
         embed = Embedder(parts.backbone, config.data.size, device, config.run.precision, config.run.channels_last)
 
         def evaluate(step: int) -> dict[str, float]:
@@ -213,7 +213,7 @@ def _build_optimizer(config: Config, backbone: nn.Module, classifier: nn.Module)
 
 def _open_training_faces(config: Config, source: str) -> FaceSet:
     data = config.data
-    path = _resolve(data.train, data.root)
+    path = below_root(data.train, data.root)
     try:
         return open_faces(path, data.format)
     except FileNotFoundError as error:
@@ -231,7 +231,7 @@ def _build_benchmarks(config: Config, source: str) -> list[Any]:
         options = {key: value for key, value in item.items() if key != "protocol"}
         for key, value in options.items():
             if value is not None and _is_path(hints.get(key)):
-                options[key] = _resolve(str(value), config.data.root)
+                options[key] = below_root(str(value), config.data.root)
         try:
             benchmarks.append(build(**options))
         except (OSError, ValueError) as error:
@@ -249,11 +249,3 @@ def _check_published(config: Config, source: str) -> None:
 
 def _is_path(hint: Any) -> bool:
     return hint is PathText or PathText in typing.get_args(hint)
-
-
-def _resolve(path: str, root: str | None) -> str:
-    """`path` below `root`; generator names such as `synthetic:identities=200` and absolute paths stay as they are."""
-    head, colon, _ = path.partition(":")
-    if root is None or (colon and "/" not in head) or Path(path).is_absolute():
-        return path
-    return str(Path(root) / path)

@@ -38,7 +38,8 @@ class MarginHead(nn.Module):
         return None
 
     def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
-        """Update moving averages; called once per training forward, without gradient, before the other methods."""
+        """Update moving averages; called once for the probes of a loss (twice a step by a class pool, whose halves swap
+        roles), without gradient, before the other methods."""
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

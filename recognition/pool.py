@@ -15,6 +15,7 @@ from torch import nn
 from recognition.distributed import Ranks
 
 _LATEST = 2**62  # no stamp is so large
+_BLOCK = 1 << 20  # entries in a checksum at a time: three int64 copies of them exist
 _GROUP = 16  # columns, a power of 2: of these the oldest is found before the oldest of all are sorted
 
 
@@ -158,5 +159,9 @@ class ClassPool(nn.Module):
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
     """int64 (): depends on every bit and on its place, wrapping at 2^64."""
     bits = tensor.reshape(-1)
-    bits = (bits.view(torch.int32) if bits.is_floating_point() else bits).long()
-    return (bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()
+    bits = bits.view(torch.int32) if bits.is_floating_point() else bits
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for start in range(0, len(bits), _BLOCK):
+        block = bits[start : start + _BLOCK].long()
+        total += (block * torch.arange(2 * start + 1, 2 * (start + len(block)), 2, device=bits.device)).sum()
+    return total

@@ -56,8 +56,11 @@ def pool_loss(
     rows, kept = (features, pool.other_features(plan, features)), columns[places.clamp_min(0)]
     slot_0 = plan.cursors == 1  # where the last sample's feature is
     cos_t = _by_slot(slot_0[row], *((units * torch.where(touched[:, None], r[row], kept)).sum(1) for r in rows))
+    begin = ranks.rank * len(probes)
+    mine = slice(begin, begin + len(probes))
+    everyone = _of_all_ranks(torch.stack([*cos_t, norms, inside.to(norms.dtype)], 1), ranks).unbind(1)
     if training:
-        _observe(head, cos_t[0].detach(), norms.detach(), inside, ranks)
+        _observe(head, *(column.detach() for column in (everyone[0], *everyone[2:])))
 
     sweeps = [
         _Swept(*_Sweep.apply(units, columns, is_open, places, cos.detach(), options, hardest))
@@ -65,11 +68,11 @@ def pool_loss(
     ]
     cosines = _by_slot(slot_0, *(units @ r.T for r in rows))
     margin = outside = probes.new_zeros(())
-    for cos, cos_own, swept in zip(cosines, cos_t, (sweeps[0], sweeps[-1]), strict=True):
+    for cos, cos_own, all_own, swept in zip(cosines, cos_t, everyone[:2], (sweeps[0], sweeps[-1]), strict=True):
         logits = head.scale * head.negatives(cos, cos_own.detach()[:, None])
         logits = torch.where(plan.last & ~owner, logits, _NO_LOGIT)
         lse = torch.logsumexp(torch.cat([swept.lse[:, None], logits], 1), 1)
-        losses = F.softplus(lse - head.scale * head.target(cos_own, norms))
+        losses = F.softplus(lse - head.scale * head.target(all_own, everyone[2])[mine])
         penalty = head.penalty(norms)
         losses = losses if penalty is None else losses + penalty
         margin = margin + torch.where(inside, losses, 0.0).sum()
@@ -86,9 +89,15 @@ def _by_slot(slot_0: torch.Tensor, newest: torch.Tensor, other: torch.Tensor) ->
     return torch.where(slot_0, newest, other), torch.where(slot_0, other, newest)
 
 
-def _observe(head: MarginHead, cos_t: torch.Tensor, norms: torch.Tensor, inside: torch.Tensor, ranks: Ranks) -> None:
+def _of_all_ranks(own: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """(B,n) of each rank -> (world·B,n) in rank order, differentiable in the own rows."""
+    parts = list(ranks.all_gather(own).chunk(ranks.world))
+    parts[ranks.rank] = own
+    return torch.cat(parts)
+
+
+def _observe(head: MarginHead, cos_t: torch.Tensor, norms: torch.Tensor, inside: torch.Tensor) -> None:
     """Shows the head all ranks' probes; one without a column of its own counts as the mean of those that have one."""
-    cos_t, norms, inside = (ranks.all_gather(tensor) for tensor in (cos_t, norms, inside.to(cos_t.dtype)))
     mean = (cos_t * inside).sum() / inside.sum().clamp_min(1)
     head.observe(torch.where(inside > 0, cos_t, mean), norms)
 

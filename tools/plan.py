@@ -22,6 +22,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from recognition.chunked import CHUNK_BYTES
+from recognition.classifiers.class_pool import BATCH_PARTS, pool_columns
 from recognition.config import Config, ConfigError, Part, build_part, load_config
 
 CUDA_CONTEXT = 600_000_000  # bytes that a process takes on a GPU before its first tensor
@@ -32,7 +33,10 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 def backbone_need(config: Config) -> dict[str, int]:
     """Numbers of the backbone: parameters, and bytes that its forward pass leaves for the backward pass."""
     options = json.dumps(dict(config.backbone.options))
-    return _traced(config.backbone.name, options, config.optim.batch_size, config.data.size, config.run.precision)
+    batch = config.optim.batch_size
+    if config.classifier.name == "class_pool" and not config.classifier.options["swap"]:
+        batch //= 2  # the other half goes through the gallery network, which keeps nothing
+    return _traced(config.backbone.name, options, batch, config.data.size, config.run.precision)
 
 
 @cache  # plans of one command differ in the classifier more often than in the backbone
@@ -85,9 +89,8 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
     }
     gradients, temporary = 4 * net["parameters"], 0
     if config.classifier.name == "class_pool":
-        from recognition.classifiers.class_pool import pool_columns
-
         columns = pool_columns(options["size"], classes, needed=batch // 2)
+        batch = config.optim.batch_size // 2  # each rank compares its own probes, a pass at a time
         need["gallery network"] = 4 * net["parameters"]
         need["class pool"] = 2 * columns * width * 4 + 16 * classes
         centres = columns
@@ -121,7 +124,10 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
 
 
 def alternatives(config: Config) -> list[list[str]]:
-    """Overrides worth trying, from those that change nothing but time to those that change the training."""
+    """Overrides worth trying, from those that change nothing but time to those that change the training.
+
+    Some may be ones that a run refuses.
+    """
     name, options, optim = config.classifier.name, config.classifier.options, config.optim
     tries: list[list[str]] = []
     plain_sgd = optim.name == "sgd" and not optim.nesterov and optim.accumulation == 1
@@ -136,14 +142,17 @@ def alternatives(config: Config) -> list[list[str]]:
     if config.run.precision == "fp32":
         tries.append(["run.precision=bf16"])
     halved, times = optim.batch_size, optim.accumulation
-    while halved % 2 == 0 and halved >= 16 and not options.get("fused"):
+    parts = 2 * (BATCH_PARTS if name == "class_pool" else 1)
+    while halved % parts == 0 and halved >= 16 and not options.get("fused"):
         halved, times = halved // 2, times * 2
         tries.append([f"optim.batch_size={halved}", f"optim.accumulation={times}"])
     if name in ("full", "partial"):
         now = options.get("rate", 1.0)
         head = [] if name == "partial" else ["classifier={name: partial}"]
         tries += [[*head, f"classifier.rate={rate}"] for rate in (0.5, 0.3, 0.1) if rate < now]
-        tries += [[f"classifier={{name: class_pool, size: {size}}}"] for size in (0.1, 0.01)]
+        rest = optim.batch_size % BATCH_PARTS
+        batch = [f"optim.batch_size={optim.batch_size - rest or BATCH_PARTS}"] if rest else []
+        tries += [[f"classifier={{name: class_pool, size: {size}}}", *batch] for size in (0.1, 0.01)]
     return tries
 
 
@@ -152,11 +161,17 @@ def plan(path: str, overrides: Sequence[str], classes: int | None, limit: int | 
     config = load_config(path, overrides)
     count = classes if classes is not None else classes_of(config, path)
     base = process_bytes(config)
-    need = estimate(config, count, ranks, base)
+    try:
+        need = estimate(config, count, ranks, base)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     result: dict[str, Any] = {"classes": count, "ranks": ranks, "bytes": need, "limit": limit, "fitting": []}
     if limit is not None and need["peak"] > limit:
         for tried in alternatives(config):
-            peak = estimate(load_config(path, [*overrides, *tried]), count, ranks, base)["peak"]
+            try:
+                peak = estimate(load_config(path, [*overrides, *tried]), count, ranks, base)["peak"]
+            except ValueError:  # a combination that a run refuses, such as a pool smaller than the batch
+                continue
             if peak <= limit:
                 result["fitting"].append({"overrides": tried, "peak": peak})
     return result
@@ -164,13 +179,10 @@ def plan(path: str, overrides: Sequence[str], classes: int | None, limit: int | 
 
 def classes_of(config: Config, path: str) -> int:
     """Identities of the config's training set. Raises ConfigError where it can't be opened."""
-    from data.faces import open_faces
+    from data.faces import below_root, open_faces
 
-    root = Path(config.data.root or ".")
-    name = config.data.train
-    place = name if name.startswith("synthetic:") else str(root / name)
     try:
-        return open_faces(place, config.data.format).num_classes
+        return open_faces(below_root(config.data.train, config.data.root), config.data.format).num_classes
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: data.train: {error}; give the number of identities with --classes") from None
 
@@ -223,7 +235,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--classes", type=int, help="identities; read from data.train unless given")
     parser.add_argument("--device-memory", type=memory, metavar="24GB", help="what must be enough")
-    parser.add_argument("--ranks", type=int, default=1, help="processes that share the centres")
+    parser.add_argument("--ranks", type=int, default=1, help="processes; they share full and partial centres")
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
     args = parser.parse_intermixed_args()
     try:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.faces import open_faces
+from data.faces import JOINED, open_faces
 from data.types import FaceSet
-
-PREFIX = "concat:"
 
 
 class ConcatSet:
@@ -37,12 +35,12 @@ class ConcatSet:
 
 
 def detect(path: str) -> bool:
-    return path.startswith(PREFIX)
+    return path.startswith(JOINED)
 
 
 def open_set(path: str) -> ConcatSet:
     """Opens each part by its own detected format."""
-    parts = [part for part in path.removeprefix(PREFIX).split(";") if part]
+    parts = [part for part in path.removeprefix(JOINED).split(";") if part]
     if len(parts) < 2:
-        raise ValueError(f"{path}: expected two paths or more, as {PREFIX}PATH;PATH")
+        raise ValueError(f"{path}: expected two paths or more, as {JOINED}PATH;PATH")
     return ConcatSet([open_faces(part, check=False) for part in parts])

@@ -13,7 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-PREFIX = "synthetic:"
+from data.faces import GENERATED
+
 DEFAULTS = {"identities": 200, "images": 20, "first": 0, "seed": 0, "size": 112}
 KEPT_IMAGES = 1 << 16  # drawings held in memory, a few kB each: an epoch after the first draws nothing
 JPEG_QUALITY = 95
@@ -53,13 +54,13 @@ class SyntheticSet:
 
 
 def detect(path: str) -> bool:
-    return path.startswith(PREFIX)
+    return path.startswith(GENERATED)
 
 
 def open_set(path: str) -> SyntheticSet:
     """Reads `synthetic:key=value,…`; keys and defaults are DEFAULTS."""
     options = dict(DEFAULTS)
-    for item in filter(None, path.removeprefix(PREFIX).split(",")):
+    for item in filter(None, path.removeprefix(GENERATED).split(",")):
         key, _, value = item.partition("=")
         if key not in DEFAULTS:
             raise ValueError(f"{path}: unknown option {key!r}; there are {', '.join(DEFAULTS)}")

@@ -1,17 +1,17 @@
 """Verification on pairs by the standard ten-fold protocol: LFW, CFP, AgeDB, CALFW, CPLFW, VGG2, XQLFW, SLLFW, RFW, ...
 
 Embedding of the image plus that of its mirror image, normalised; squared distance; the threshold is chosen on nine
-consecutive, unshuffled folds and applied to the tenth (ALGORITHMS: LFW's protocol as insightface publishes it).
+consecutive, unshuffled folds and applied to the tenth (LFW's protocol as insightface's code has it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from data.faces import missing_path
 from data.types import PathText
 from eval import metrics
 from eval.embed import Embed, embed_views, mirror_setting
@@ -169,5 +169,5 @@ def build(
 
 
 def _missing(paths: list[str]) -> str | None:
-    absent = [path for path in paths if not path.startswith("synthetic:") and not Path(path).exists()]
-    return f"{absent[0]}: no such file or folder" if absent else None
+    absent = next((missing for path in paths if (missing := missing_path(path))), None)
+    return f"{absent}: no such file or folder" if absent else None

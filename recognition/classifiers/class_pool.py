@@ -11,6 +11,7 @@ import copy
 import logging
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -27,6 +28,7 @@ from recognition.pool import ClassPool
 from recognition.pool_loss import pool_loss
 
 log = logging.getLogger(__name__)
+BATCH_PARTS = 6  # a batch divides into three thirds of two halves
 CHECK_EVERY = 1000  # forward passes between comparisons of the ranks' pools, which wait for the device
 
 
@@ -34,8 +36,8 @@ class PooledClasses(nn.Module):
     """(backbone, images, labels) -> loss of the global batch, whose first half x and second half y face each other.
 
     Pass(probe, gallery): the backbone's embeddings of `probe` against the pool after the gallery network's features
-    of `gallery` went in. Loss = Pass(x, y), taken back, + Pass(y, x), kept; without `swap` Pass(x, y), kept. Both
-    halves go through a network together, so batch norm sees the whole batch (the released code: a half at a time).
+    of `gallery` went in. Loss = Pass(x, y), taken back, + Pass(y, x), kept; with it both halves go through a network
+    together, so batch norm sees the whole batch (the released code: a half at a time). Without `swap` Pass(x, y), kept.
     """
 
     def __init__(
@@ -139,16 +141,24 @@ def _sum_of_parts(local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 def make_loader(faces: FaceSet, *, batch_size: int, **options: Any) -> Loader:
     """A Loader for this classifier: of `batch_size` images a third are drawn by image, two thirds by identity in pairs.
 
-    An epoch draws every image once by image, so the backbone sees three times as many. Says how many identities have
-    a single image, which makes their pair (each of the two is augmented for itself).
+    An epoch draws every image once by image, so it has three times as many, all of which the backbone sees (half of
+    them without `swap`). Says how many identities have a single image, which makes their pair (each of the two is
+    augmented for itself).
     """
-    if batch_size % 6:
-        near = batch_size - batch_size % 6
+    near = batch_size - batch_size % BATCH_PARTS
+    if batch_size != near or not near:
         raise ValueError(
-            f"optim.batch_size {batch_size}: a class pool takes three equal parts, each of two halves: a multiple of 6,"
-            f" such as {near or 6} or {near + 6}"
+            f"optim.batch_size {batch_size}: a class pool takes three equal parts, each of two halves: a multiple of"
+            f" {BATCH_PARTS}, such as {near or BATCH_PARTS} or {near + BATCH_PARTS}"
         )
-    if single := single_image_identities(faces.labels):
+    present = len(np.unique(faces.labels))
+    if batch_size // 3 > present:
+        most = 3 * present // BATCH_PARTS * BATCH_PARTS
+        raise ValueError(
+            f"optim.batch_size {batch_size}: a class pool draws a third as many different identities, but the set has"
+            f" {present}; take {most} or less"
+        )
+    if (single := single_image_identities(faces.labels)) and options.get("rank", 0) == 0:
         log.info("%d of %d identities have one image: it is given twice", single, faces.num_classes)
     return dual_loader(faces, identities=batch_size // 3, **options)
 
@@ -158,9 +168,9 @@ def pool_columns(size: float, classes: int, *, needed: int) -> int:
 
     Raises ValueError with the smallest size that fits, where it is too small or no number of columns.
     """
-    columns = round(size * classes) if size <= 1 else int(size)
     needed = min(needed, classes)
-    if size <= 0 or (size > 1 and size != columns) or columns > classes:
+    columns = (round(size * classes) if size <= 1 else int(size)) if 0 < size <= classes else 0
+    if not columns or (size > 1 and size != columns):
         raise ValueError(
             f"classifier.size {size:g}: expected a share of the {classes} identities in (0, 1], or a number of columns"
             f" from {max(needed, 2)} to {classes}"

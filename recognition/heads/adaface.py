@@ -27,10 +27,11 @@ class AdaFace(MarginHead):
         self.register_buffer("std", torch.tensor(100.0))
 
     def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
-        norms = norms.clamp(SHORTEST, LONGEST).to(self.mean.dtype)
-        if norms.isfinite().all() and len(norms) > 1:
-            self.mean.lerp_(norms.mean(), self.rate)
-            self.std.lerp_(norms.std(), self.rate)
+        if len(norms) > 1:
+            norms = norms.clamp(SHORTEST, LONGEST).to(self.mean.dtype)
+            finite = norms.isfinite().all()  # stays on the device: no wait for it
+            for average, newest in ((self.mean, norms.mean()), (self.std, norms.std())):
+                average.lerp_(torch.where(finite, newest, average), self.rate)
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         norms = at_least_float32(norms.detach()).clamp(SHORTEST, LONGEST)

@@ -21,8 +21,8 @@ class CurricularFace(MarginHead):
         self.register_buffer("t", torch.tensor(0.0))
 
     def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
-        if cos_t.isfinite().all():
-            self.t.lerp_(cos_t.mean().to(self.t.dtype), self.rate)
+        newest = cos_t.mean().to(self.t.dtype)
+        self.t.lerp_(torch.where(cos_t.isfinite().all(), newest, self.t), self.rate)  # no wait for the device
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         return of_angle(cos_t, lambda theta: cos_of_sum(theta, self.margin, guard=True))

@@ -160,7 +160,7 @@ def test_state_of_another_set_is_refused():
 
 
 def test_batch_larger_than_the_set_is_refused():
-    with pytest.raises(ValueError, match="larger than the set of 5 images"):
+    with pytest.raises(ValueError, match="a batch of 8 images is larger than an epoch, which has 5"):
         make(5)
 
 

@@ -273,7 +273,10 @@ def test_size_is_a_share_or_a_number(size: float, classes: int, needed: int, col
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [(0.01, "size that fits is 96"), (95, "size that fits is 96"), (2.5, "expected a share"), (5000, "a share")],
+    [
+        *[(size, "size that fits is 96") for size in (0.01, 95)],
+        *[(size, "expected a share") for size in (2.5, 5000, math.nan, math.inf, 0, -1)],
+    ],
 )
 def test_a_pool_that_a_batch_may_overflow_is_refused(size: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

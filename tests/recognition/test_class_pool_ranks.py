@@ -15,11 +15,11 @@ import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.parts import find_part, part_names
 from recognition import checkpoint, experiment
 from recognition.classifiers.class_pool import PooledClasses, build
 from recognition.config import ConfigError, load_config
 from recognition.distributed import Ranks
-from recognition.heads import cosface
 from tests.recognition.test_class_pool import CLASSES, Net, batch
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +52,8 @@ def train(forward: nn.Module, net: nn.Module, classifier: PooledClasses, steps: 
     return losses
 
 
-def make(net: nn.Module, ranks: Ranks, batch_size: int) -> PooledClasses:
-    head = cosface.build(scale=32.0)
+def make(net: nn.Module, ranks: Ranks, batch_size: int, head_name: str) -> PooledClasses:
+    head = find_part("recognition.heads", head_name).build(scale=32.0)
     options = {"batch_size": batch_size, "size": 15, "average": 0.9}
     return build(backbone=net, classes=CLASSES, head=head, ranks=ranks, **options).double()
 
@@ -66,34 +66,36 @@ def start() -> Net:
 def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    net = start()
-    classifier = make(net, Ranks(rank, world), A_RANK)
-    losses = train(DistributedDataParallel(net), net, classifier, [step[rank] for step in batches(world)])
+    for head in part_names("recognition.heads"):
+        net = start()
+        classifier = make(net, Ranks(rank, world), A_RANK, head)
+        losses = train(DistributedDataParallel(net), net, classifier, [step[rank] for step in batches(world)])
+        result = {"losses": losses, "net": net.state_dict(), "classifier": classifier.state_dict()}
+        torch.save(result, f"{folder}/{head}_{rank}.pt")
     classifier.pool.check_equal(Ranks(rank, world))
-    result = {"losses": losses, "net": net.state_dict(), "pool": classifier.pool.state_dict()}
     classifier.pool.features[0, 0] += rank
     with pytest.raises(RuntimeError, match="class pools differ"):
         classifier.pool.check_equal(Ranks(rank, world))
-    result["pool"]["features"] = result["pool"]["features"].clone()
-    torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    """With every head: those that draw or average see the probes of both."""
     mp.start_processes(work, (2, str(tmp_path)), 2, start_method="spawn")
-    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    net = start()
-    classifier = make(net, Ranks(), 2 * A_RANK)
-    losses = train(net, net, classifier, [joined(step) for step in batches(2)])
-    assert results[0]["losses"] == results[1]["losses"]
-    torch.testing.assert_close(torch.tensor(results[0]["losses"]), torch.tensor(losses), rtol=1e-9, atol=1e-9)
-    for key, value in net.state_dict().items():
-        torch.testing.assert_close(results[0]["net"][key], value, rtol=1e-9, atol=1e-9)
-    for key, value in classifier.pool.state_dict().items():
-        if key != "features":
-            assert torch.equal(results[0]["pool"][key], value), key
-    features = classifier.pool.features[:, classifier.pool.stamps >= 0]
-    assert features.isfinite().all()
+    for head in part_names("recognition.heads"):
+        results = [torch.load(tmp_path / f"{head}_{rank}.pt", weights_only=True) for rank in range(2)]
+        net = start()
+        classifier = make(net, Ranks(), 2 * A_RANK, head)
+        losses = train(net, net, classifier, [joined(step) for step in batches(2)])
+        assert results[0]["losses"] == results[1]["losses"]
+        torch.testing.assert_close(torch.tensor(results[0]["losses"]), torch.tensor(losses), rtol=1e-9, atol=1e-9)
+        for name, mine, theirs in (
+            ("net", net.state_dict(), results[0]["net"]),
+            ("classifier", classifier.state_dict(), results[0]["classifier"]),
+        ):
+            for key, value in mine.items():
+                torch.testing.assert_close(theirs[key], value, rtol=1e-8, atol=1e-9, msg=f"{head} {name} {key}")
+        assert classifier.pool.features[:, classifier.pool.stamps >= 0].isfinite().all()
 
 
 RUN = """

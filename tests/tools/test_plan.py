@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_settings_that_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> 
     found = [" ".join(fit["overrides"]) for fit in result["fitting"]]
     assert "classifier.fused=true classifier.momentum_dtype=bfloat16" in found
     assert "classifier={name: partial} classifier.rate=0.1" in found
-    assert "classifier={name: class_pool, size: 0.01}" in found
+    assert "classifier={name: class_pool, size: 0.01} optim.batch_size=60" in found  # a multiple of 6
     for fit in result["fitting"]:
         again = plan.plan(str(config), fit["overrides"], 2_059_906, None, 1)["bytes"]["peak"]
         assert again <= 7_000_000_000
@@ -112,3 +113,21 @@ def test_a_wrong_key_ends_with_code_2(
 @pytest.mark.parametrize(("text", "count"), [("24GB", 24e9), ("512M", 512e6), ("1.5 g", 1.5e9), ("8000", 8000)])
 def test_sizes(text: str, count: float) -> None:
     assert plan.memory(text) == count
+
+
+def test_what_a_run_would_refuse_is_not_proposed(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    small = plan.plan(str(config), ["optim.nesterov=true"], 1000, 100_000_000, 1)  # no fused update, a pool of 10
+    assert not any("0.01" in part for fit in small["fitting"] for part in fit["overrides"])
+    pooled = load_config(config, ["classifier={name: class_pool}", "optim.batch_size=126"])
+    assert not any("optim.batch_size" in part for tried in plan.alternatives(pooled) for part in tried)
+    monkeypatch.setattr(sys, "argv", ["plan", str(config), "classifier={name: class_pool, size: 4}", "--classes=500"])
+    assert plan.main() == 2
+    assert "smallest size that fits is 32" in capsys.readouterr().err
+
+
+def test_a_class_pool_does_not_grow_with_the_ranks_and_without_swap_sees_half(config: Path) -> None:
+    pooled = ["classifier={name: class_pool, size: 0.1}", "optim.batch_size=60"]
+    one, eight = (plan.plan(str(config), pooled, 100_000, None, ranks)["bytes"] for ranks in (1, 8))
+    assert one == pytest.approx(eight, rel=1e-3)
+    half = plan.plan(str(config), [*pooled, "classifier.swap=false"], 100_000, None, 1)["bytes"]
+    assert half["activations"] < 0.6 * one["activations"]
