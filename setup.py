@@ -18,7 +18,6 @@ TRAIN = [
     "matplotlib>=3.8",
     "lmdb>=1.4",
 ]
-EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff", "mypy", "types-PyYAML"]
 
 setup(
@@ -30,7 +29,7 @@ setup(
     packages=["fastface"],
     python_requires=">=3.10",
     install_requires=["torch>=2.4"],
-    extras_require={"train": TRAIN, "export": EXPORT, "dev": TRAIN + DEV},
+    extras_require={"train": TRAIN, "dev": TRAIN + DEV},
     classifiers=[
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",

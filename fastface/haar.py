@@ -89,7 +89,7 @@ class HorizonDetector:
         if total_steps < SHORTEST_HORIZON:
             raise ValueError(
                 f"total_steps is {total_steps}: expected at least {SHORTEST_HORIZON}, as in a shorter run the noise of "
-                "the loss hides its fall; use a schedule that does not read the loss, such as OneCycleLR"
+                "the loss hides its fall; use a schedule that does not read the loss, such as a cosine"
             )
         if threshold is not None and not 0.0 < threshold < math.inf:
             raise ValueError(f"threshold is {threshold}: expected a loss per step above 0, or None")
