@@ -9,6 +9,9 @@ An epoch is one pass over all images by the instance half (the last N mod b are 
 Identities come in shuffled rounds; each round leaves out the last I mod b so that the b identities of a step always
 differ. The two images of an identity are drawn anew at each visit, without equal ones; an identity of one image gives
 it twice (augmentation draws for each image of a batch, so those two are mirrored independently).
+
+With `image_weight` w > 0 (ours, not published) an identity of n images is drawn in proportion to n^w instead, and may
+come twice in a step. Where most people have an image or two, uniform draws mostly pair an image with itself.
 """
 
 from __future__ import annotations
@@ -22,15 +25,19 @@ from data.order import ByIdentity, index_dtype, shuffled
 from data.types import FaceSet
 
 
-def dual_order(labels: np.ndarray, *, seed: int, epoch: int, identities: int) -> np.ndarray:
+def dual_order(labels: np.ndarray, *, seed: int, epoch: int, identities: int, image_weight: float = 0.0) -> np.ndarray:
     """Indices of an epoch, (steps · 3b,) with b = `identities`, each 3b in a row [A₁ | I₁ | A₂ | I₂]."""
     b = identities
     table = ByIdentity(labels)
     steps = len(labels) // b
     rng = np.random.default_rng([seed, epoch, 1])
-    whole = len(table.counts) // b * b
-    rounds = -(-steps * b // whole)
-    picked = np.concatenate([rng.permutation(len(table.counts))[:whole] for _ in range(rounds)])[: steps * b]
+    if image_weight:
+        reach = np.cumsum(table.counts.astype(np.float64) ** image_weight)
+        picked = np.searchsorted(reach[:-1], rng.random(steps * b) * reach[-1], side="right")
+    else:
+        whole = len(table.counts) // b * b
+        rounds = -(-steps * b // whole)
+        picked = np.concatenate([rng.permutation(len(table.counts))[:whole] for _ in range(rounds)])[: steps * b]
     counts, starts = table.counts[picked], table.starts[picked]
     first = rng.integers(0, counts)
     second = (first + 1 + rng.integers(0, np.maximum(counts - 1, 1))) % counts
@@ -43,7 +50,7 @@ def dual_order(labels: np.ndarray, *, seed: int, epoch: int, identities: int) ->
     return order.reshape(-1)
 
 
-def dual_loader(faces: FaceSet, *, identities: int, seed: int, **options: Any) -> Loader:
+def dual_loader(faces: FaceSet, *, identities: int, seed: int, image_weight: float = 0.0, **options: Any) -> Loader:
     """A Loader of batches of 3b images; b = `identities` a rank, even. options: as Loader takes them."""
     present = len(np.unique(faces.labels))
     if identities < 2 or identities % 2 or identities > present:
@@ -52,7 +59,9 @@ def dual_loader(faces: FaceSet, *, identities: int, seed: int, **options: Any) -
         faces,
         batch_size=3 * identities,
         seed=seed,
-        order=lambda epoch: dual_order(faces.labels, seed=seed, epoch=epoch, identities=identities),
+        order=lambda epoch: dual_order(
+            faces.labels, seed=seed, epoch=epoch, identities=identities, image_weight=image_weight
+        ),
         length=len(faces) // identities * 3 * identities,
         group=3 * identities,
         **options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import typing
 from collections.abc import Callable
@@ -102,11 +103,13 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
     make_loader = getattr(find_part("recognition.classifiers", config.classifier.name), "make_loader", None)
-    order: dict[str, Any] = {}
     if make_loader is None:
         order = named_order(faces.labels, config.data.order, seed=run_.seed, batch_size=optim.batch_size)
     elif config.data.order != "shuffled":
         raise ValueError(f"data.order: {config.data.order}, but {config.classifier.name} brings an order of its own")
+    else:
+        wanted = inspect.signature(make_loader).parameters
+        order = {key: value for key, value in config.classifier.options.items() if key in wanted}
     loader: Loader = (make_loader or Loader)(
         faces,
         batch_size=optim.batch_size,

@@ -138,7 +138,7 @@ def _sum_of_parts(local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     return ranks.all_reduce_sum(local) + (scaled - scaled.detach())
 
 
-def make_loader(faces: FaceSet, *, batch_size: int, **options: Any) -> Loader:
+def make_loader(faces: FaceSet, *, batch_size: int, image_weight: float, **options: Any) -> Loader:
     """A Loader for this classifier: of `batch_size` images a third are drawn by image, two thirds by identity in pairs.
 
     An epoch draws every image once by image, so it has three times as many, all of which the backbone sees (half of
@@ -160,7 +160,7 @@ def make_loader(faces: FaceSet, *, batch_size: int, **options: Any) -> Loader:
         )
     if (single := single_image_identities(faces.labels)) and options.get("rank", 0) == 0:
         log.info("%d of %d identities have one image: it is given twice", single, faces.num_classes)
-    return dual_loader(faces, identities=batch_size // 3, **options)
+    return dual_loader(faces, identities=batch_size // 3, image_weight=image_weight, **options)
 
 
 def pool_columns(size: float, classes: int, *, needed: int) -> int:
@@ -193,6 +193,7 @@ def build(
     size: float = 0.1,
     average: float = 0.99,
     swap: bool = True,
+    image_weight: float = 0.0,
     outside: str = "hardest",
     chunk: int | Literal["auto"] = "auto",
     matmul: str = "float32",
@@ -201,13 +202,17 @@ def build(
 
     batch_size: images a rank and micro-batch, three parts (one of images, two of identities). size: columns as a share
     of the identities (up to 1) or as a number. average: share of itself that the gallery network keeps in a step.
-    swap: a second pass with the halves' roles exchanged. outside: what pushes a probe that is not in the pool: its
-    hardest columns (0.02 % of the pool, 3 to 10; the released code) or all (the paper's text). chunk: columns computed
-    at a time. matmul: float32 or bfloat16 products with the columns left alone.
+    swap: a second pass with the halves' roles exchanged. image_weight: how much the images of an identity count when
+    identities are drawn, from 0 (all equally often; published) to 1 (in proportion to their images). outside: what
+    pushes a probe that is not in the pool: its hardest columns (0.02 % of the pool, 3 to 10; the released code) or all
+    (the paper's text). chunk: columns computed at a time. matmul: float32 or bfloat16 products with the columns left
+    alone.
     """
     check_choice("classifier.outside", outside, ("hardest", "all"))
     if not 0 <= average < 1:
         raise ValueError(f"classifier.average {average}: expected 0 ≤ average < 1")
+    if not 0 <= image_weight <= 1:
+        raise ValueError(f"classifier.image_weight {image_weight}: expected 0 to 1")
     columns = pool_columns(size, classes, needed=ranks.world * batch_size // 2)
     options = make_options(head, backbone, chunk=chunk, matmul=matmul, sub_centres=1, filter_above=0.0)
     hardest = min(max(int(0.0002 * columns), 3), 10) if outside == "hardest" else 0

@@ -100,6 +100,20 @@ def test_dual_pairs_are_uniform():
     assert np.abs(mine[~np.eye(3, dtype=bool)] - expected).max() < 5 * np.sqrt(expected)
 
 
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_dual_identities_are_drawn_by_the_weight_of_their_images(weight: float):
+    labels = np.repeat([3, 5, 6, 9], [1, 4, 16, 79])
+    rows = [dual_order(labels, seed=0, epoch=e, identities=4, image_weight=weight).reshape(-1, 12) for e in range(400)]
+    first, second = np.concatenate(rows)[:, :4], np.concatenate(rows)[:, 6:10]
+    assert (labels[first] == labels[second]).all()
+    assert ((first == second) == (labels[first] == 3)).all()
+    share = np.array([1.0, 4, 16, 79]) ** weight
+    expected = share / share.sum() * first.size
+    found = np.bincount(labels[first].ravel(), minlength=10)[[3, 5, 6, 9]]
+    assert (np.abs(found - expected) < 5 * np.sqrt(expected)).all()
+    assert len(np.unique(first)) == 100
+
+
 class Faces:
     """Image i has the colour (i, label, 0)."""
 

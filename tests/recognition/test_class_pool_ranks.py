@@ -153,7 +153,12 @@ def test_two_processes_train_in_fp16_under_accumulation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("classifier.size=5", "smallest size that fits is 6"), ("optim.batch_size=16", "of 6, such as 12 or 18")],
+    [
+        ("classifier.size=5", "smallest size that fits is 6"),
+        ("optim.batch_size=16", "of 6, such as 12 or 18"),
+        ("optim.batch_size=120", "has 30; take 90 or less"),
+        ("classifier.image_weight=2", "expected 0 to 1"),
+    ],
 )
 def test_what_a_pool_cannot_take_is_refused_before_training(tmp_path: Path, override: str, message: str) -> None:
     path = config_file(tmp_path)
