@@ -1,10 +1,14 @@
 """LFW's View 1 experiment: a record file of a set of faces with LFW's View 1 training people beside it, and its test.
 
-    python -m scripts.experiments.view1_faces FACES OUT
+    python -m scripts.experiments.view1_faces FACES OUT [--tuning]
 
-FACES holds train.rec, lfw_112.zip, protocol/peopleDevTrain.txt and protocol/pairsDevTest.txt. Written are OUT/view1.rec
-and OUT/view1_pairs.txt: the pairs of pairsDevTest, none of whose people is in view1.rec, genuine and impostor pairs in
-turn. The official list has all genuine pairs first, which gives consecutive folds of one kind each.
+FACES holds train.rec, lfw_112.zip, and in protocol/ LFW's peopleDevTrain.txt, pairsDevTest.txt and pairsDevTrain.txt.
+Written are OUT/view1.rec and OUT/view1_pairs.txt: the pairs of pairsDevTest, none of whose people is in view1.rec,
+genuine and impostor pairs in turn. The official list has all genuine pairs first, which gives consecutive folds of one
+kind each.
+
+--tuning: OUT/tuning.rec and OUT/tuning_pairs.txt, to choose settings by: the pairs of pairsDevTrain, and train.rec with
+the View 1 training people who are not in them.
 """
 
 from __future__ import annotations
@@ -62,28 +66,38 @@ def alternating(pairs: Path) -> str:
     return "\n".join([count, *taken]) + "\n"
 
 
-def write_view1(faces: Path, out: Path) -> None:
-    """view1.rec and view1_pairs.txt in the folder `out` from the set in `faces`."""
+def people_in_pairs(pairs: Path) -> set[str]:
+    """Everybody whom an LFW pair list names."""
+    lines = [line.split("\t") for line in pairs.read_text().splitlines()[1:]]
+    return {name for line in lines for name in ({line[0]} if len(line) == 3 else {line[0], line[2]})}
+
+
+def write_view1(faces: Path, out: Path, *, tuning: bool = False) -> None:
+    """view1.rec and view1_pairs.txt, or tuning.rec and tuning_pairs.txt, in the folder `out` from the set in `faces`."""
     lfw = open_faces(faces / "lfw_112.zip")
     if not isinstance(lfw, PackedSet) or lfw.names is None:
         raise ValueError(f"{faces / 'lfw_112.zip'}: expected a zip with a folder for each person")
     numbers = {name: number for number, name in enumerate(lfw.names)}
-    people = people_of(faces / "protocol" / "peopleDevTrain.txt")
+    name, pairs = ("tuning", "pairsDevTrain.txt") if tuning else ("view1", "pairsDevTest.txt")
+    tested = people_in_pairs(faces / "protocol" / pairs)
+    people = [person for person in people_of(faces / "protocol" / "peopleDevTrain.txt") if person not in tested]
     kept = SomePeople(lfw, np.array([numbers[name] for name in people]))
     both = ConcatSet([open_faces(faces / "train.rec"), kept])
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "view1_pairs.txt", "w") as file:
-        file.write(alternating(faces / "protocol" / "pairsDevTest.txt"))
-    write_records(both, str(out / "view1.rec"), size=(112, 112), progress=lambda done: None)
-    print(f"{out / 'view1.rec'}: {len(both)} images of {both.num_classes} people")
+    with written_whole(out / f"{name}_pairs.txt", "w") as file:
+        file.write(alternating(faces / "protocol" / pairs))
+    records = out / f"{name}.rec"
+    write_records(both, str(records), size=(112, 112), progress=lambda done: None)
+    print(f"{records}: {len(both)} images of {both.num_classes} people")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faces", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--tuning", action="store_true", help="the set and pairs to choose settings by")
     args = parser.parse_args()
-    write_view1(args.faces, args.out)
+    write_view1(args.faces, args.out, tuning=args.tuning)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def test_pairs_alternate_and_none_is_lost(tmp_path: Path) -> None:
     assert count == "3"
     assert lines[0::2] == genuine
     assert lines[1::2] == impostors
+    assert view1_faces.people_in_pairs(listed) == {"A", "B"}
     listed.write_text("\n".join(["4", *genuine, *impostors]) + "\n")
     with pytest.raises(ValueError, match=r"says 4 pairs of each kind, lists 3 and 3"):
         view1_faces.alternating(listed)
