@@ -73,7 +73,7 @@ def people_in_pairs(pairs: Path) -> set[str]:
 
 
 def write_view1(faces: Path, out: Path, *, tuning: bool = False) -> None:
-    """view1.rec and view1_pairs.txt, or tuning.rec and tuning_pairs.txt, in the folder `out` from the set in `faces`."""
+    """view1.rec and view1_pairs.txt, or tuning.rec and tuning_pairs.txt, in the folder `out` from the set `faces`."""
     lfw = open_faces(faces / "lfw_112.zip")
     if not isinstance(lfw, PackedSet) or lfw.names is None:
         raise ValueError(f"{faces / 'lfw_112.zip'}: expected a zip with a folder for each person")
