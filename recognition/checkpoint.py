@@ -1,7 +1,7 @@
 """Checkpoints that survive a crash: one folder a step, written beside, fsynced, renamed into place.
 
     checkpoints/step_00001200/shared.pt    backbone, its optimizer state, schedule, position in the data, step
-    checkpoints/step_00001200/rank_0.pt    rank 0's part of the classifier (centres; gallery and pool), its optimizer state
+    checkpoints/step_00001200/rank_0.pt    rank 0's centres and their optimizer state, or gallery network and class pool
 
 Read with `torch.load(weights_only=True)`: nothing in a checkpoint is executed.
 """
