@@ -20,7 +20,8 @@ def write_records(faces: FaceSet, path: str, *, size: tuple[int, int], progress:
     """Images sorted by label under keys 1…N, identity records behind them, record 0 in front; bytes copied as they are.
 
     size: (height, width) for `property`. Written as .partial files and renamed at the end; what a killed call left
-    there is continued. ValueError where float32 labels could not hold the keys.
+    there is continued. ValueError where float32 labels could not hold the keys, and where the folder holds another set,
+    whose `property` this one's would replace.
     """
     rec = Path(path)
     if rec.suffix != ".rec":
@@ -31,6 +32,13 @@ def write_records(faces: FaceSet, path: str, *, size: tuple[int, int], progress:
         raise ValueError(
             f"{rec}: {images} images and {identities} identities need keys above {EXACT_LABELS}, which the float32 key "
             "ranges of this format cannot hold; write zip or tar shards"
+        )
+    declared, line = rec.with_name("property"), f"{identities},{size[0]},{size[1]}\n"
+    others = sorted(other.name for other in rec.parent.glob("*.rec") if other != rec)
+    if others and not (declared.exists() and declared.read_text().strip() == line.strip()):
+        raise ValueError(
+            f"{rec}: {others[0]} is in that folder, and a folder has one `property`, which says how many identities its"
+            " set has; write into a folder of its own"
         )
     order = np.argsort(faces.labels, kind="stable")
     bounds = 1 + np.searchsorted(faces.labels[order], np.arange(identities + 1))
@@ -65,8 +73,8 @@ def write_records(faces: FaceSet, path: str, *, size: tuple[int, int], progress:
         _flush(records, index, lines)
         for file in (records, index):
             os.fsync(file.fileno())
-    with written_whole(rec.with_name("property"), "w") as text:
-        text.write(f"{identities},{size[0]},{size[1]}\n")
+    with written_whole(declared, "w") as text:
+        text.write(line)
     names = getattr(faces, "names", None)
     if names is not None:
         with written_whole(rec.with_name(f"{rec.stem}_names.txt"), "w") as text:

@@ -142,7 +142,7 @@ def sensitivity_runs() -> list[Run]:
 
 def train(run: Run, faces: Path, runs: Path) -> dict[str, float]:
     """Run or finish train.py; CPU seconds of what it did now, and whether that was all of it."""
-    source = [f"data.root={faces}"] if run.data == "train" else [f"data.train={view1(faces, runs) / 'view1.rec'}"]
+    source = [f"data.root={faces}"] if run.data == "train" else [f"data.train={view1(faces, runs) / 'train.rec'}"]
     folder = runs / run.name
     command = [sys.executable, "train.py", "--config", CONFIG, "--resume", *source, f"run.output={folder}"]
     command += ["evaluate.sets=[]", f"optim.epochs={run.epochs}", f"run.seed={run.seed}", *run.overrides]
@@ -158,7 +158,7 @@ def train(run: Run, faces: Path, runs: Path) -> dict[str, float]:
 def view1(faces: Path, runs: Path) -> Path:
     """The folder of View 1's record file and test pairs, made the first time."""
     out = runs / "view1"
-    if not (out / "view1.idx").exists():
+    if not (out / "pairs.txt").exists():
         write_view1(faces, out)
     return out
 
@@ -172,7 +172,7 @@ def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarra
 
     pairs_file = faces / "protocol/pairs.txt"
     if run.data == "view1":
-        pairs_file = view1(faces, runs) / "view1_pairs.txt"
+        pairs_file = view1(faces, runs) / "pairs.txt"
     elif run.part == "tune":
         pairs_file = runs / "tune_pairs.txt"
         with written_whole(pairs_file, "w") as file:

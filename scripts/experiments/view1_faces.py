@@ -3,12 +3,11 @@
     python -m scripts.experiments.view1_faces FACES OUT [--tuning]
 
 FACES holds train.rec, lfw_112.zip, and in protocol/ LFW's peopleDevTrain.txt, pairsDevTest.txt and pairsDevTrain.txt.
-Written are OUT/view1.rec and OUT/view1_pairs.txt: the pairs of pairsDevTest, none of whose people is in view1.rec,
-genuine and impostor pairs in turn. The official list has all genuine pairs first, which gives consecutive folds of one
-kind each.
+Written are OUT/train.rec and OUT/pairs.txt: the pairs of pairsDevTest, none of whose people is in the set, genuine and
+impostor pairs in turn. The official list has all genuine pairs first, which gives consecutive folds of one kind each.
 
---tuning: OUT/tuning.rec and OUT/tuning_pairs.txt, to choose settings by: the pairs of pairsDevTrain, and train.rec with
-the View 1 training people who are not in them.
+--tuning: the same for choosing settings: the pairs of pairsDevTrain, and train.rec with the View 1 training people who
+are not in them.
 """
 
 from __future__ import annotations
@@ -73,22 +72,21 @@ def people_in_pairs(pairs: Path) -> set[str]:
 
 
 def write_view1(faces: Path, out: Path, *, tuning: bool = False) -> None:
-    """view1.rec and view1_pairs.txt, or tuning.rec and tuning_pairs.txt, in the folder `out` from the set `faces`."""
+    """train.rec and pairs.txt in the folder `out` from the set in `faces`; of the people to tune by where asked."""
     lfw = open_faces(faces / "lfw_112.zip")
     if not isinstance(lfw, PackedSet) or lfw.names is None:
         raise ValueError(f"{faces / 'lfw_112.zip'}: expected a zip with a folder for each person")
     numbers = {name: number for number, name in enumerate(lfw.names)}
-    name, pairs = ("tuning", "pairsDevTrain.txt") if tuning else ("view1", "pairsDevTest.txt")
-    tested = people_in_pairs(faces / "protocol" / pairs)
+    pairs = faces / "protocol" / ("pairsDevTrain.txt" if tuning else "pairsDevTest.txt")
+    tested = people_in_pairs(pairs)
     people = [person for person in people_of(faces / "protocol" / "peopleDevTrain.txt") if person not in tested]
     kept = SomePeople(lfw, np.array([numbers[name] for name in people]))
     both = ConcatSet([open_faces(faces / "train.rec"), kept])
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / f"{name}_pairs.txt", "w") as file:
-        file.write(alternating(faces / "protocol" / pairs))
-    records = out / f"{name}.rec"
-    write_records(both, str(records), size=(112, 112), progress=lambda done: None)
-    print(f"{records}: {len(both)} images of {both.num_classes} people")
+    write_records(both, str(out / "train.rec"), size=(112, 112), progress=lambda done: None)
+    with written_whole(out / "pairs.txt", "w") as file:
+        file.write(alternating(pairs))
+    print(f"{out / 'train.rec'}: {len(both)} images of {both.num_classes} people")
 
 
 def main() -> None:

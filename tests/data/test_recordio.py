@@ -288,6 +288,14 @@ def test_interrupted_writing_continues_to_the_same_bytes(tmp_path: Path, after: 
     assert target.with_suffix(".idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
 
 
+def test_a_set_beside_another_is_refused_where_it_would_change_its_identities(tmp_path: Path):
+    written(tmp_path / "train.rec")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"train\.rec is in that folder.*a folder of its own"):
+        write_records(Given([b"a", b"b"], [0, 1], 2), str(tmp_path / "more.rec"), size=(112, 112), progress=quiet)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_keys_beyond_float32_are_refused(tmp_path: Path):
     source = Given([], [], 1 << 24)
     with pytest.raises(ValueError, match="keys above 16777216"):
