@@ -1,6 +1,8 @@
-"""Installs `fastface`, the learning-rate schedulers, and declares what the rest of the checkout needs.
+"""Installs `fastface`, the learning-rate schedulers, and declares what the rest of the checkout
+needs.
 
-Only `fastface` goes to site-packages: a top-level `data` or `eval` there would collide with the user's own.
+Only `fastface` goes to site-packages: a top-level `data` or `eval` there would collide with the
+user's own.
 """
 
 from setuptools import setup

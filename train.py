@@ -1,4 +1,5 @@
-"""Train a face-recognition model: python train.py --config configs/NAME.yaml [section.key=value ...]"""
+"""Train a face-recognition model: python train.py --config configs/NAME.yaml [section.key=value
+...]"""
 
 from __future__ import annotations
 
@@ -10,12 +11,22 @@ from recognition.config import ConfigError, load_config, to_yaml
 
 
 def main() -> int:
-    """Exit code 0: trained and evaluated; 2: a mistake in config, data or place; 1: training failed; 130: stopped."""
+    """Exit code 0: trained and evaluated; 2: a mistake in config, data or place; 1: training
+    failed; 130: stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of run.output")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. optim.lr=0.05 data.root=/faces")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint of run.output"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved config and stop"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="e.g. optim.lr=0.05 data.root=/faces",
+    )
     arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
@@ -24,7 +35,11 @@ def main() -> int:
             print(to_yaml(config), end="")
             return 0
         from data.loader import UnreadableImages
-        from recognition import experiment  # imports the evaluators too; a mistake above is told without waiting for it
+
+        # imports the evaluators too; a mistake above is told without waiting for it
+        from recognition import (
+            experiment,
+        )
         from recognition.trainer import Stopped, TrainingError
 
         try:

@@ -1,8 +1,9 @@
-"""Augmentation on whole batches, on the device the batch is on; normalisation comes last.
+"""Augmentation on whole batches, on the device the batch is on; normalization comes last.
 
-Everything geometric here (mirror, shift, zoom, blur, low resolution) acts on rows and columns separately, so per
-image it is one matrix for rows and one for columns: out = R · image · Cᵀ, two batched matrix products whatever is
-switched on. Random numbers are drawn on the CPU from one seed, so a seed gives the same augmentation on every device.
+Everything geometric here (mirror, shift, zoom, blur, low resolution) acts on rows and columns
+separately, so per image it is one matrix for rows and one for columns: out = R · image · Cᵀ, two
+batched matrix products whatever is switched on. Random numbers are drawn on the CPU from one seed,
+so a seed gives the same augmentation on every device.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augment:
-    """flip: probability of mirroring. shift: up to so many pixels each way, edges repeated. zoom: scale 1 ± zoom.
+    """flip: probability of mirroring. shift: up to so many pixels each way, edges repeated. zoom:
+    scale 1 ± zoom.
 
-    crop, photometric, low_resolution: probabilities of AdaFace's three augmentations (it takes 0.2 each): black
-    outside a random part of 20–100 % of the area; brightness, contrast and saturation by factors in 0.5…1.5; shrunk
-    to 20–100 % of the side and back. blur: probability of a Gaussian blur of σ 0.2…2 pixels. grey: probability of
-    dropping colour.
+    crop, photometric, low_resolution: probabilities of AdaFace's three augmentations (it takes 0.2
+    each): black outside a random part of 20–100 % of the area; brightness, contrast and saturation
+    by factors in 0.5…1.5; shrunk to 20–100 % of the side and back. blur: probability of a Gaussian
+    blur of σ 0.2…2 pixels. gray: probability of dropping color.
     """
 
     flip: float = 0.5
@@ -36,23 +38,28 @@ class Augment:
     photometric: float = 0.0
     low_resolution: float = 0.0
     blur: float = 0.0
-    grey: float = 0.0
+    gray: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "crop", "photometric", "low_resolution", "blur", "grey"):
+        for name in ("flip", "crop", "photometric", "low_resolution", "blur", "gray"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name}={getattr(self, name)}, expected a probability 0…1")
+                raise ValueError(
+                    f"augment.{name}={getattr(self, name)}, expected a probability 0…1"
+                )
         if self.shift < 0 or not 0 <= self.zoom < 1:
-            raise ValueError(f"augment.shift={self.shift}, zoom={self.zoom}: expected shift ≥ 0 and 0 ≤ zoom < 1")
+            raise ValueError(
+                f"augment.shift={self.shift}, zoom={self.zoom}: expected shift ≥ 0 and 0 ≤ zoom < 1"
+            )
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """uint8 or float (B,3,H,W) in 0…255 -> float32 (x/255 − 0.5)/0.5."""
     return images.to(torch.float32) / 127.5 - 1
 
 
 def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
-    """uint8 (B,3,H,W) -> float32 (B,3,H,W), augmented and normalised, the same for the same seed on any device."""
+    """uint8 (B,3,H,W) -> float32 (B,3,H,W), augmented and normalized, the same for the same seed on
+    any device."""
     rng = torch.Generator().manual_seed(seed)
     count, _, height, width = images.shape
     device = images.device
@@ -65,26 +72,32 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
         columns = torch.where(mirrored[:, None, None], columns.flip(2), columns)
         pixels = resample(images.float(), rows.to(device), columns.to(device))
     else:
-        pixels = torch.where(mirrored.to(device)[:, None, None, None], images.flip(3), images).float()
+        pixels = torch.where(
+            mirrored.to(device)[:, None, None, None], images.flip(3), images
+        ).float()
     if options.crop:
         pixels = pixels * crop_mask(count, height, width, options.crop, rng).to(device)
     if options.low_resolution or options.blur:
         chosen, rows, columns = _soften(count, height, width, options, rng)
         if len(chosen):
             chosen = chosen.to(device)
-            pixels[chosen] = resample(pixels[chosen], rows.to(device), columns.to(device)).clamp_(0, 255)
-    if options.photometric or options.grey:
-        pixels = recolour(pixels, *_colour_factors(count, options, rng).to(device))
-    return normalise(pixels)
+            pixels[chosen] = resample(pixels[chosen], rows.to(device), columns.to(device)).clamp_(
+                0, 255
+            )
+    if options.photometric or options.gray:
+        pixels = recolor(pixels, *_color_factors(count, options, rng).to(device))
+    return normalize(pixels)
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """R · image · Cᵀ: images float (B,3,H,W), rows (B,H,H), columns (B,W,W) whose lines are the output's weights."""
+    """R · image · Cᵀ: images float (B,3,H,W), rows (B,H,H), columns (B,W,W) whose lines are the
+    output's weights."""
     return rows[:, None] @ images @ columns.transpose(1, 2)[:, None]
 
 
 def place_matrix(size: int, *, shift: Tensor, scale: Tensor) -> Tensor:
-    """(B,size,size): moves by shift (B,) pixels after scaling (B,) about the middle; bilinear, edges repeated."""
+    """(B,size,size): moves by shift (B,) pixels after scaling (B,) about the middle; bilinear,
+    edges repeated."""
     middle = (size - 1) / 2
     source = (torch.arange(size) - middle - shift[:, None]) / scale[:, None] + middle
     source = source.clamp(0, size - 1)
@@ -99,11 +112,14 @@ def blur_matrix(size: int, sigma: Tensor) -> Tensor:
     weights = weights / weights.sum(1, keepdim=True)
     source = (torch.arange(size)[:, None] + taps).clamp(0, size - 1)
     matrix = torch.zeros(len(sigma), size, size)
-    return matrix.scatter_add_(2, source.expand(len(sigma), -1, -1), weights[:, None].expand(-1, size, -1))
+    return matrix.scatter_add_(
+        2, source.expand(len(sigma), -1, -1), weights[:, None].expand(-1, size, -1)
+    )
 
 
 def shrink_matrix(size: int, small: int, down: str, up: str) -> Tensor:
-    """(size,size): to `small` pixels by mode `down` and back by mode `up`, modes as F.interpolate names them."""
+    """(size,size): to `small` pixels by mode `down` and back by mode `up`, modes as F.interpolate
+    names them."""
     shrunk = F.interpolate(torch.eye(size)[None, None], size=(small, size), mode=down)[0, 0]
     return F.interpolate(torch.eye(small)[None, None], size=(size, small), mode=up)[0, 0] @ shrunk
 
@@ -111,7 +127,8 @@ def shrink_matrix(size: int, small: int, down: str, up: str) -> Tensor:
 def _soften(
     count: int, height: int, width: int, options: Augment, rng: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(chosen (K,), rows (K,H,H), columns (K,W,W)): low resolution, then blur, for the images that drew one of them."""
+    """(chosen (K,), rows (K,H,H), columns (K,W,W)): low resolution, then blur, for the images that
+    drew one of them."""
     low = torch.rand(count, generator=rng) < options.low_resolution
     blurred = torch.rand(count, generator=rng) < options.blur
     ratio = 0.2 + 0.8 * torch.rand(count, generator=rng)
@@ -132,8 +149,11 @@ def _soften(
     return chosen, both[0], both[1]
 
 
-def crop_mask(count: int, height: int, width: int, probability: float, rng: torch.Generator) -> Tensor:
-    """float (B,1,H,W), 0 outside a random rectangle of 20–100 % of the area and aspect 3/4…4/3, 1 elsewhere."""
+def crop_mask(
+    count: int, height: int, width: int, probability: float, rng: torch.Generator
+) -> Tensor:
+    """float (B,1,H,W), 0 outside a random rectangle of 20–100 % of the area and aspect 3/4…4/3, 1
+    elsewhere."""
     area = (0.2 + 0.8 * torch.rand(count, generator=rng)) * height * width
     aspect = torch.exp((2 * torch.rand(count, generator=rng) - 1) * math.log(4 / 3))
     tall = (area / aspect).sqrt().round().clamp(max=height)
@@ -148,26 +168,29 @@ def crop_mask(count: int, height: int, width: int, probability: float, rng: torc
     return mask[:, None].float()
 
 
-def _colour_factors(count: int, options: Augment, rng: torch.Generator) -> Tensor:
-    """(3,B) factors of brightness, contrast and saturation; 1 leaves an image alone, saturation 0 is grey."""
+def _color_factors(count: int, options: Augment, rng: torch.Generator) -> Tensor:
+    """(3,B) factors of brightness, contrast and saturation; 1 leaves an image alone, saturation 0
+    is gray."""
     chosen = torch.rand(count, generator=rng) < options.photometric
     factors = torch.where(chosen, 0.5 + torch.rand(3, count, generator=rng), torch.ones(()))
-    factors[2] = torch.where(torch.rand(count, generator=rng) < options.grey, torch.zeros(()), factors[2])
+    factors[2] = torch.where(
+        torch.rand(count, generator=rng) < options.gray, torch.zeros(()), factors[2]
+    )
     return factors
 
 
-def recolour(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Brightness, contrast (about the mean grey), saturation (about each pixel's grey), factors (B,), clipped to
-    0…255.
+def recolor(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Brightness, contrast (about the mean gray), saturation (about each pixel's gray), factors
+    (B,), clipped to 0…255.
     """
     factor = (len(pixels), 1, 1, 1)
     pixels = (pixels * brightness.view(factor)).clamp_(0, 255)
-    mean = _grey(pixels).mean((2, 3), keepdim=True)
+    mean = _gray(pixels).mean((2, 3), keepdim=True)
     pixels = torch.lerp(mean, pixels, contrast.view(factor)).clamp_(0, 255)
-    return torch.lerp(_grey(pixels), pixels, saturation.view(factor)).clamp_(0, 255)
+    return torch.lerp(_gray(pixels), pixels, saturation.view(factor)).clamp_(0, 255)
 
 
-def _grey(pixels: Tensor) -> Tensor:
+def _gray(pixels: Tensor) -> Tensor:
     """(B,1,H,W) luma by ITU-R 601."""
     weights = torch.tensor(LUMA, device=pixels.device).view(1, 3, 1, 1)
     return (pixels * weights).sum(1, keepdim=True)

@@ -31,8 +31,9 @@ def detect_format(path: str | Path) -> str:
 def open_faces(path: str | Path, format: str = "auto", *, check: bool = True) -> FaceSet:
     """A FaceSet from a path (or from a line such as "synthetic:identities=200,images=20").
 
-    format: a name in data/formats/, or "auto" to look. check: refuse sets that cannot train a classifier
-    (no image, a label outside [0, num_classes), one identity only); the tools open without it.
+    format: a name in data/formats/, or "auto" to look. check: refuse sets that cannot train a
+    classifier (no image, a label outside [0, num_classes), one identity only); the tools open
+    without it.
     """
     name = detect_format(path) if format == "auto" else format
     faces: FaceSet = find_part(FORMATS, name).open_set(str(path))
@@ -50,12 +51,15 @@ def open_faces(path: str | Path, format: str = "auto", *, check: bool = True) ->
 
 
 def below_root(path: str, root: str | None) -> str:
-    """A set's path, and each path of `concat:PATH;PATH`, below `root`; generators and absolute paths stay as they are.
+    """A set's path, and each path of `concat:PATH;PATH`, below `root`; generators and absolute
+    paths stay as they are.
 
     root None: as it is.
     """
     if path.startswith(JOINED):
-        return JOINED + ";".join(below_root(part, root) for part in path.removeprefix(JOINED).split(";"))
+        return JOINED + ";".join(
+            below_root(part, root) for part in path.removeprefix(JOINED).split(";")
+        )
     if root is None or path.startswith(GENERATED):
         return path
     return str(Path(root) / path)
@@ -84,4 +88,6 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
             f"(labels 0…{num_classes - 1}); correct `property` or the labels"
         )
     if low == high:
-        raise ValueError(f"{where}: all {len(labels)} images have label {low}; training needs two identities or more")
+        raise ValueError(
+            f"{where}: all {len(labels)} images have label {low}; training needs two identities or more"
+        )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import IO, Any
 
 
-class RandomFile:
+class PreadFile:
     """Reads ranges of one file; no shared position, so threads and forked workers need no lock.
 
-    `pread` and not a memory map: it lets go of the GIL while the disk seeks, fetches an image in one request where a
-    map faults page by page, and a file that was truncated behind our back is an error instead of SIGBUS. Pickles as
-    its path; the other process opens it again.
+    `pread` and not a memory map: it lets go of the GIL while the disk seeks, fetches an image in
+    one request where a map faults page by page, and a file that was truncated behind our back is an
+    error instead of SIGBUS. Pickles as its path; the other process opens it again.
     """
 
     def __init__(self, path: str) -> None:
@@ -31,20 +31,25 @@ class RandomFile:
                 f"{self.path}: asked for bytes {offset}…{offset + length} of {self.size}; truncated, or a wrong index"
             )
         data = os.pread(self._fd, length, offset)
-        if len(data) < length:  # the kernel hands out at most 2 GiB a call; anything else means the file shrank
+        if (
+            len(data) < length
+        ):  # the kernel hands out at most 2 GiB a call; anything else means the file shrank
             rest = self.read(offset + len(data), length - len(data)) if data else b""
             data += rest
             if len(data) < length:
-                raise ValueError(f"{self.path}: has become shorter than {offset + length} bytes since it was opened")
+                raise ValueError(
+                    f"{self.path}: has become shorter than {offset + length} bytes since it was opened"
+                )
         return data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RandomFile, (self.path,)
+        return PreadFile, (self.path,)
 
 
 @contextmanager
-def written_whole(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
-    """A file that appears under its name only when complete: written beside, flushed to disk (if durable), renamed."""
+def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
+    """A file that appears under its name only when complete: written beside, flushed to disk (if
+    durable), renamed."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

@@ -1,8 +1,9 @@
-"""From a FaceSet to batches: decoded by threads into one uint8 array a batch, ahead of the consumer, resumable to the
-image.
+"""From a FaceSet to batches: decoded by threads into one uint8 array a batch, ahead of the
+consumer, resumable to the image.
 
-Threads, not processes: the decoders and pread let go of the GIL, nothing is pickled or copied between processes, and
-scripts/bench_loader.py measures it faster. The Python between two decodes costs a few µs an image.
+Threads, not processes: the decoders and pread let go of the GIL, nothing is pickled or copied
+between processes, and scripts/bench/loader.py measures it faster. The Python between two decodes
+costs a few µs an image.
 """
 
 from __future__ import annotations
@@ -29,19 +30,23 @@ Order = Callable[[int], np.ndarray]
 
 
 class UnreadableImages(ValueError):
-    """So many images can't be read or decoded that the set is broken; the message names the last one."""
+    """So many images can't be read or decoded that the set is broken; the message names the last
+    one."""
 
 
 class Loader:
-    """Iterating gives the rest of the current epoch, then moves to the next: one `for batch in loader` an epoch.
+    """Iterating gives the rest of the current epoch, then moves to the next: one `for batch in
+    loader` an epoch.
 
-    faces: any FaceSet. batch_size: images a rank and step. size: side of the decoded square. order: epoch -> indices
-    of the whole epoch for all ranks together (default: shuffled by seed and epoch; see data/order.py). threads: 0
-    decodes in the caller's thread. prefetch: batches decoded ahead. drop_last=False hands out a smaller last batch
-    (one rank only). device: a CUDA device has batches copied there from pinned memory while the one before is in use.
+    faces: any FaceSet. batch_size: images a rank and step. size: side of the decoded square. order:
+    epoch -> indices of the whole epoch for all ranks together (default: shuffled by seed and epoch;
+    see data/order.py). threads: 0 decodes in the caller's thread. prefetch: batches decoded ahead.
+    drop_last=False hands out a smaller last batch (one rank only). device: a CUDA device has
+    batches copied there from pinned memory while the one before is in use.
 
-    wait_seconds: time the consumer waited for data. skipped: images that could not be read or decoded; each is logged,
-    and another image of its batch stands in. Batches depend on (seed, epoch, step) only, never on threads.
+    wait_seconds: time the consumer waited for data. skipped: images that could not be read or
+    decoded; each is logged, and another image of its batch stands in. Batches depend on (seed,
+    epoch, step) only, never on threads.
     """
 
     def __init__(
@@ -65,16 +70,26 @@ class Loader:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} ranks: expected 0…{world - 1}")
         if batch_size < 1 or size < 1 or threads < 0 or prefetch < 1:
-            raise ValueError(f"{batch_size=} {size=} {threads=} {prefetch=}: all but threads must be 1 or more")
+            raise ValueError(
+                f"{batch_size=} {size=} {threads=} {prefetch=}: all but threads must be 1 or more"
+            )
         if (order is None) != (length is None):
             raise ValueError("order and length (images in one epoch of that order) come together")
         if batch_size % group:
-            raise ValueError(f"batch_size {batch_size} does not divide into the groups of {group} images of its order")
+            raise ValueError(
+                f"batch_size {batch_size} does not divide into the groups of {group} images of its order"
+            )
         if world > 1 and not drop_last:
-            raise ValueError("drop_last=False works on one rank only: the last batch may not divide among ranks")
+            raise ValueError(
+                "drop_last=False works on one rank only: the last batch may not divide among ranks"
+            )
         self.faces, self.size, self.threads, self.seed = faces, size, threads, seed
         self.batch_size, self.rank, self.world, self.drop_last = batch_size, rank, world, drop_last
-        self.prefetch, self.channels_last, self.device = prefetch, channels_last, torch.device(device)
+        self.prefetch, self.channels_last, self.device = (
+            prefetch,
+            channels_last,
+            torch.device(device),
+        )
         self.order = order or (lambda epoch: shuffled(len(faces), seed=seed, epoch=epoch))
         self.epoch = 0
         self.consumed = 0  # images of this epoch handed out, all ranks together
@@ -107,7 +122,8 @@ class Loader:
 
     @property
     def position(self) -> tuple[int, int]:
-        """(epoch, step) of the next batch. After a resume with another batch size the step is rounded down."""
+        """(epoch, step) of the next batch. After a resume with another batch size the step is
+        rounded down."""
         return self.epoch, self.consumed // self.global_batch
 
     @position.setter
@@ -115,20 +131,34 @@ class Loader:
         self.epoch, self.consumed = position[0], position[1] * self.global_batch
 
     def state_dict(self) -> dict[str, int]:
-        """Position of the next batch in images, so that it holds for any number of ranks, threads and batch size."""
-        return {"epoch": self.epoch, "consumed": self.consumed, "seed": self.seed, "length": self.length}
+        """Position of the next batch in images, so that it holds for any number of ranks, threads
+        and batch size."""
+        return {
+            "epoch": self.epoch,
+            "consumed": self.consumed,
+            "seed": self.seed,
+            "length": self.length,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         for key, found in (("seed", self.seed), ("length", self.length)):
             if state[key] != found:
-                raise ValueError(f"loader state has {key} {state[key]}, this run {found}: not the same order of images")
+                raise ValueError(
+                    f"loader state has {key} {state[key]}, this run {found}: not the same order of images"
+                )
         if state["consumed"] % self.group:
-            raise ValueError(f"loader state lies within a group of {self.group} images; batches were made up otherwise")
+            raise ValueError(
+                f"loader state lies within a group of {self.group} images; batches were made up otherwise"
+            )
         self.epoch, self.consumed = int(state["epoch"]), int(state["consumed"])
 
     def __iter__(self) -> Iterator[Batch]:
         order = self.order(self.epoch)
-        stop = self.length - (self.length - self.consumed) % self.global_batch if self.drop_last else self.length
+        stop = (
+            self.length - (self.length - self.consumed) % self.global_batch
+            if self.drop_last
+            else self.length
+        )
         starts = range(self.consumed, stop, self.global_batch)
         decoder = _Decoder(self.faces, self.size, self.threads, pinned=self.device.type == "cuda")
         ahead: deque[_Pending] = deque()
@@ -158,13 +188,18 @@ class Loader:
         if self.device.type == "cuda":
             pinned = torch.from_numpy(labels).pin_memory()
             return _to_cuda(images, pinned, self.device, self._copies(), self.channels_last)
-        return Batch(images=images if self.channels_last else images.contiguous(), labels=torch.from_numpy(labels))
+        return Batch(
+            images=images if self.channels_last else images.contiguous(),
+            labels=torch.from_numpy(labels),
+        )
 
     def _copies(self) -> torch.cuda.Stream:
         self._stream = self._stream or torch.cuda.Stream(self.device)
         return self._stream
 
-    def _replace(self, pending: _Pending, labels: np.ndarray, bad: list[tuple[int, Exception]]) -> None:
+    def _replace(
+        self, pending: _Pending, labels: np.ndarray, bad: list[tuple[int, Exception]]
+    ) -> None:
         """Puts the next good image of the batch, with its label, into the place of each bad one."""
         rows = {row for row, _ in bad}
         for row, error in bad:
@@ -172,18 +207,22 @@ class Loader:
             others = ((row + step) % len(labels) for step in range(1, len(labels)))
             stand_in = next((other for other in others if other not in rows), None)
             if stand_in is None:
-                raise UnreadableImages(f"no image of a whole batch could be read; the last: {error}") from error
+                raise UnreadableImages(
+                    f"no image of a whole batch could be read; the last: {error}"
+                ) from error
             pending.buffer[row] = pending.buffer[stand_in]
             labels[row] = labels[stand_in]
         self.skipped += len(bad)
         if self.skipped > SKIPS_ALLOWED + self.seen // 100:
-            raise UnreadableImages(f"{self.skipped} of {self.seen} images could not be read; the last: {bad[-1][1]}")
+            raise UnreadableImages(
+                f"{self.skipped} of {self.seen} images could not be read; the last: {bad[-1][1]}"
+            )
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch being decoded: indices (B,), buffer uint8 (B,H,W,3), futures of [(row, error)] for its unreadable
-    images.
+    """A batch being decoded: indices (B,), buffer uint8 (B,H,W,3), futures of [(row, error)] for
+    its unreadable images.
     """
 
     indices: np.ndarray
@@ -192,13 +231,15 @@ class _Pending:
 
 
 class _Decoder:
-    """Threads that fill buffers. Errors other than a bad image reach the consumer through the futures."""
+    """Threads that fill buffers. Errors other than a bad image reach the consumer through the
+    futures."""
 
     def __init__(self, faces: FaceSet, size: int, threads: int, *, pinned: bool) -> None:
         self.faces, self.size, self.threads, self.pinned = faces, size, threads, pinned
         self.pool = ThreadPoolExecutor(threads, "decode") if threads else None
         self.spare: list[np.ndarray] = []
-        cv2.setNumThreads(1)  # our threads are the parallelism; OpenCV's own would only queue behind them
+        # our threads are the parallelism; OpenCV's own would only queue behind them
+        cv2.setNumThreads(1)
 
     def begin(self, indices: np.ndarray) -> _Pending:
         buffer = self._buffer((len(indices), self.size, self.size, 3))
@@ -216,15 +257,22 @@ class _Decoder:
         return _Pending(indices, buffer, futures)
 
     def _buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Memory for a batch: that of a former one of which no tensor is left, since new pages cost 5 %."""
+        """Memory for a batch: that of a former one of which no tensor is left, since new pages cost
+        5 %."""
         if self.pinned:  # torch keeps pinned memory for reuse itself
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        memory = self.spare.pop() if self.spare and self.spare[-1].shape == shape else np.empty(shape, np.uint8)
+        memory = (
+            self.spare.pop()
+            if self.spare and self.spare[-1].shape == shape
+            else np.empty(shape, np.uint8)
+        )
         lent = memory[:]
         weakref.finalize(lent, self.spare.append, memory).atexit = False
         return torch.from_numpy(lent)
 
-    def _fill(self, indices: np.ndarray, rows: np.ndarray, start: int) -> list[tuple[int, Exception]]:
+    def _fill(
+        self, indices: np.ndarray, rows: np.ndarray, start: int
+    ) -> list[tuple[int, Exception]]:
         bad: list[tuple[int, Exception]] = []
         for row, index in enumerate(indices.tolist()):
             try:
@@ -239,9 +287,14 @@ class _Decoder:
 
 
 def _to_cuda(
-    images: torch.Tensor, labels: torch.Tensor, device: torch.device, stream: torch.cuda.Stream, channels_last: bool
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    device: torch.device,
+    stream: torch.cuda.Stream,
+    channels_last: bool,
 ) -> Batch:
-    """Copies from pinned memory on a stream of its own, so that the copy overlaps the step that is still computing."""
+    """Copies from pinned memory on a stream of its own, so that the copy overlaps the step that is
+    still computing."""
     current = torch.cuda.current_stream(device)
     with torch.cuda.stream(stream):
         images = images.to(device, non_blocking=True)
@@ -252,16 +305,3 @@ def _to_cuda(
     images.record_stream(current)
     labels.record_stream(current)
     return Batch(images=images, labels=labels)
-
-
-def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
-    """One sentence on what to change when the share (0…1) of a run's time spent waiting for data is above a tenth."""
-    if share <= 0.10:
-        return None
-    waited = f"{share:.0%} of the time went on waiting for data: "
-    if threads < cores:
-        return waited + f"raise data.threads from {threads} towards the {cores} cores of this machine"
-    return waited + (
-        "all cores decode already; store images at the size that is trained on (python -m tools.convert), or, "
-        "if the cores are idle, move the set to a faster disk or take data.order=block"
-    )

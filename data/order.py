@@ -1,8 +1,9 @@
-"""In which order the images of a set are seen: arrays of indices, a function of (seed, epoch) alone.
+"""In which order the images of a set are seen: arrays of indices, a function of (seed, epoch)
+alone.
 
-The order is global. Of each global batch rank r takes the r-th share, so the images of a step do not depend on how
-many ranks divide them, and a position is one number: how many images of the epoch have been handed out by all ranks
-together.
+The order is global. Of each global batch rank r takes the r-th share, so the images of a step do
+not depend on how many ranks divide them, and a position is one number: how many images of the epoch
+have been handed out by all ranks together.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ def shuffled(count: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int = 64) -> np.ndarray:
-    """A permutation of range(count) for disks that seek slowly: blocks of `block` neighbours stay together.
+    """A permutation of range(count) for disks that seek slowly: blocks of `block` neighbors stay
+    together.
 
-    Blocks are shuffled, then images within each run of `mixed` blocks: a reader touches `mixed` places at a time, and
-    the block boundaries shift from epoch to epoch. Set `block` to what the disk likes to read at once, in images.
+    Blocks are shuffled, then images within each run of `mixed` blocks: a reader touches `mixed`
+    places at a time, and the block boundaries shift from epoch to epoch. Set `block` to what the
+    disk likes to read at once, in images.
     """
     rng = np.random.default_rng([seed, epoch])
     first = int(rng.integers(block))
@@ -45,11 +48,12 @@ def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int 
 
 
 def balanced(labels: np.ndarray, *, seed: int, epoch: int, images: int) -> np.ndarray:
-    """P×K sampling: N // K groups of K = `images` images of one identity, flat. P·K images in a row hold P identities.
+    """P×K sampling: N // K groups of K = `images` images of one identity, flat. P·K images in a row
+    hold P identities.
 
-    Identities come in shuffled rounds (a batch over the seam of two rounds may meet one twice). An identity deals its
-    images in an order shuffled for the epoch and goes on where it stopped the round before; one that has fewer than K
-    repeats them.
+    Identities come in shuffled rounds (a batch over the seam of two rounds may meet one twice). An
+    identity deals its images in an order shuffled for the epoch and goes on where it stopped the
+    round before; one that has fewer than K repeats them.
     """
     rng = np.random.default_rng([seed, epoch])
     table = ByIdentity(labels)
@@ -70,7 +74,9 @@ class ByIdentity:
 
     def __init__(self, labels: np.ndarray) -> None:
         self.order = np.argsort(labels, kind="stable").astype(index_dtype(len(labels)))
-        _, self.starts, self.counts = np.unique(labels[self.order], return_index=True, return_counts=True)
+        _, self.starts, self.counts = np.unique(
+            labels[self.order], return_index=True, return_counts=True
+        )
 
 
 def named_order(
@@ -78,11 +84,16 @@ def named_order(
 ) -> dict[str, Any]:
     """Loader's order, length and group for a name in a YAML file: shuffled, block or balanced.
 
-    block: images that a slow disk reads at once. images: K of P×K; batch_size (a rank) must be a multiple of it.
+    block: images that a slow disk reads at once. images: K of P×K; batch_size (a rank) must be a
+    multiple of it.
     """
     count = len(labels)
     if name == "shuffled":
-        return {"order": lambda epoch: shuffled(count, seed=seed, epoch=epoch), "length": count, "group": 1}
+        return {
+            "order": lambda epoch: shuffled(count, seed=seed, epoch=epoch),
+            "length": count,
+            "group": 1,
+        }
     if name == "block":
         if block < 1:
             raise ValueError(f"block={block}: expected 1 image or more")
@@ -93,7 +104,9 @@ def named_order(
         }
     if name == "balanced":
         if images < 1 or batch_size % images:
-            raise ValueError(f"images={images}: a balanced batch of {batch_size} must be a multiple of it")
+            raise ValueError(
+                f"images={images}: a balanced batch of {batch_size} must be a multiple of it"
+            )
         return {
             "order": lambda epoch: balanced(labels, seed=seed, epoch=epoch, images=images),
             "length": count // images * images,

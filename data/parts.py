@@ -1,6 +1,7 @@
 """Finding a part by its file name: the folder of parts is the registry.
 
-`heads/arcface.py` is the head `arcface`. Files whose names begin with an underscore are helpers, not parts.
+`heads/arcface.py` is the head `arcface`. Files whose names begin with an underscore are helpers,
+not parts.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from types import ModuleType
 
 
 def part_names(package: str) -> list[str]:
-    """Names of all parts in a package, e.g. part_names("recognition.heads") -> ["adaface", "arcface", ...]."""
+    """Names of all parts in a package, e.g. part_names("recognition.heads") -> ["adaface",
+    "arcface", ...]."""
     paths = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(paths) if not module.name.startswith("_"))
+    return sorted(
+        module.name for module in pkgutil.iter_modules(paths) if not module.name.startswith("_")
+    )
 
 
 def find_part(package: str, name: str) -> ModuleType:

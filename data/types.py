@@ -1,4 +1,5 @@
-"""The two types that every part shares: a set of face images on disk, and a batch of them in memory."""
+"""The two types that every part shares: a set of face images on disk, and a batch of them in
+memory."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ PathText = Annotated[str, "path"]
 
 
 class FaceSet(Protocol):
-    """Encoded face images with identities. State-free to read: safe from threads and from forked or spawned workers.
+    """Encoded face images with identities. State-free to read: safe from threads and from forked or
+    spawned workers.
 
-    labels: int64 (N,), each in [0, num_classes). num_classes: number of identities declared by the set.
+    labels: int64 (N,), each in [0, num_classes). num_classes: number of identities declared by the
+    set.
     """
 
     labels: np.ndarray

@@ -1,7 +1,8 @@
-"""python -m eval COMMAND: benchmarks by themselves, of a trained run or of stored embeddings; and the embeddings.
+"""python -m eval COMMAND: benchmarks by themselves, of a trained run or of stored embeddings; and
+the embeddings.
 
-pairs      ten-fold verification: LFW, CFP, AgeDB, ... from a list, a .bin, a numbered folder, or drawn from a face set
-templates  IJB-B and IJB-C, 1:1 and 1:N
+pairs      ten-fold verification: LFW, CFP, AgeDB, ... from a list, a .bin, a numbered folder, or
+drawn from a face set templates  IJB-B and IJB-C, 1:1 and 1:N
 identify   1:N from a gallery and a probe folder
 tinyface   TinyFace identification
 rfw        RFW's four groups and their spread
@@ -17,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data.pairs.lists import fold_notes, index_names, read_pair_list
 from eval.benchmarks import identification, pairs, rfw, templates, tinyface
 from eval.embed import Embed, Stored, load_stored
 from eval.extract import extract, model_digest, open_source
-from eval.pair_lists import fold_notes, index_names, read_pair_list
-from eval.published import published_row
-from eval.report import as_json, markdown, write_report
-from eval.result import Result
+from eval.report.published import published_row
+from eval.report.result import Result
+from eval.report.tables import as_json, markdown, write_report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +66,9 @@ def score_listed(name: str, embed: Embed, path: str) -> Result:
     listed, same = read_pair_list(path)
     names, first, second = index_names(listed)
     rows = np.array([embed.row(image) for image in names])
-    return pairs.score_pairs(name, embed.embeddings, rows[first], rows[second], same, notes=fold_notes(same))
+    return pairs.score_pairs(
+        name, embed.embeddings, rows[first], rows[second], same, notes=fold_notes(same)
+    )
 
 
 def run_templates(args: argparse.Namespace) -> Result:
@@ -85,7 +88,9 @@ def run_identify(args: argparse.Namespace) -> Result:
 
 
 def run_tinyface(args: argparse.Namespace) -> Result:
-    benchmark = tinyface.build(name=args.name or "tinyface", root=args.root, mirror=not args.no_mirror)
+    benchmark = tinyface.build(
+        name=args.name or "tinyface", root=args.root, mirror=not args.no_mirror
+    )
     return benchmark.run(*load_embed(args))
 
 
@@ -115,33 +120,45 @@ def load_embed(args: argparse.Namespace) -> tuple[Embed, int]:
         return load_stored(args.embeddings, args.names), 0
     if not args.model:
         raise ValueError("give --model RUN, or --embeddings X.npy with --names X.txt")
-    from recognition.experiment import load_embedder  # here alone: benchmarks know no models
+    from recognition.embedder import load_embedder
 
     return load_embedder(args.model, args.device)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m eval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("pairs", help="ten-fold verification on pairs")
     command.set_defaults(run=run_pairs)
-    command.add_argument("--pairs", help="pair list of LFW, CALFW, CPLFW or SLLFW, or `path path 0|1` lines")
+    command.add_argument(
+        "--pairs", help="pair list of LFW, CALFW, CPLFW or SLLFW, or `path path 0|1` lines"
+    )
     command.add_argument("--images", help="image folder or uncompressed zip of the pair list")
     command.add_argument("--bin", help="verification .bin instead of a list")
-    command.add_argument("--folder", help="folder with imgs/N.jpg and pair_label.npy instead of a list")
+    command.add_argument(
+        "--folder", help="folder with imgs/N.jpg and pair_label.npy instead of a list"
+    )
     command.add_argument("--faces", help="any set of faces to draw pairs from instead of a list")
-    command.add_argument("--count", type=int, default=6000, help="pairs to draw from --faces (default 6000)")
+    command.add_argument(
+        "--count", type=int, default=6000, help="pairs to draw from --faces (default 6000)"
+    )
     _common(command)
 
     command = commands.add_parser("templates", help="IJB-B, IJB-C")
     command.set_defaults(run=run_templates)
     command.add_argument("--root", required=True, help="folder with meta/ and loose_crop/")
     command.add_argument("--target", default="ijbc", help="ijbb or ijbc (default ijbc)")
-    command.add_argument("--no-norm", action="store_true", help="normalise each embedding before pooling")
-    command.add_argument("--no-detector-score", action="store_true", help="do not weigh by the detector's score")
+    command.add_argument(
+        "--no-norm", action="store_true", help="normalize each embedding before pooling"
+    )
+    command.add_argument(
+        "--no-detector-score", action="store_true", help="do not weigh by the detector's score"
+    )
     command.add_argument("--one-to-n", action="store_true", help="search galleries G1 and G2 too")
     _common(command)
 
@@ -149,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_identify)
     command.add_argument("--gallery", required=True, help="folder with one folder a person")
     command.add_argument("--probe", required=True, help="folder with one folder a person")
-    command.add_argument("--no-pool", action="store_true", help="every gallery image is an entry of its own")
+    command.add_argument(
+        "--no-pool", action="store_true", help="every gallery image is an entry of its own"
+    )
     _common(command)
 
     for name, run, help_line in (
@@ -163,12 +182,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("embed", help="embeddings into a .npy file")
     command.set_defaults(run=run_embed)
-    command.add_argument("--data", required=True, help="record file, folder, .bin, or list of names with --images")
+    command.add_argument(
+        "--data", required=True, help="record file, folder, .bin, or list of names with --images"
+    )
     command.add_argument("--images", help="folder or uncompressed zip of the list's images")
-    command.add_argument("--to", required=True, help=".npy to write; the names go beside it as .txt")
+    command.add_argument(
+        "--to", required=True, help=".npy to write; the names go beside it as .txt"
+    )
     command.add_argument("--dtype", default="float32", help="float32 or float16")
     command.add_argument("--model", required=True, help="run folder or model.pt")
-    command.add_argument("--no-mirror", action="store_true", help="without the mirror image's embedding")
+    command.add_argument(
+        "--no-mirror", action="store_true", help="without the mirror image's embedding"
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     command.add_argument("--json", action="store_true", help="print one JSON line last")
     command.set_defaults(embeddings=None, published=None, out=None)
@@ -179,11 +204,15 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="run folder or model.pt")
     parser.add_argument("--embeddings", help=".npy of embeddings instead of a model")
     parser.add_argument("--names", help="text file with the image name of each embedding")
-    parser.add_argument("--no-mirror", action="store_true", help="without the mirror image's embedding")
+    parser.add_argument(
+        "--no-mirror", action="store_true", help="without the mirror image's embedding"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--name", help="name of the benchmark in the results")
-    parser.add_argument("--out", help="folder for results.json, results.md, report.html, roc.png, scores.png")
-    parser.add_argument("--published", help="row of eval/published.yaml to print beside")
+    parser.add_argument(
+        "--out", help="folder for results.json, results.md, report.html, roc.png, scores.png"
+    )
+    parser.add_argument("--published", help="row of eval/report/published.yaml to print beside")
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
 
 

@@ -6,33 +6,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from data.decode import DecodeError, decode
+from data.images import Images, stem
 
 BATCH = 64  # images
 THREADS = 2  # that decode
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Crop = Callable[[int, int], np.ndarray]
 """(image number, S) -> its face, uint8 (S,S,3) RGB."""
 
 
-class Images(Protocol):
-    """What a FaceSet has and extraction needs: encoded images by number."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes: ...
-
-    def describe(self, index: int) -> str: ...
-
-
 @dataclass(frozen=True)
 class Stored:
-    """Embeddings made elsewhere, in place of a model: (N,D) of any float type, and the row of each image's name.
+    """Embeddings made elsewhere, in place of a model: (N,D) of any float type, and the row of each
+    image's name.
 
     An image is found by the longest end of its path that is a name, its suffix aside.
     """
@@ -42,10 +32,13 @@ class Stored:
     source: str
 
     def lookup(self, images: Images, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows of these images (n,D); the array itself, uncopied, where they are all of it in order."""
+        """Rows of these images (n,D); the array itself, uncopied, where they are all of it in
+        order."""
         at = np.array([self.row(images.describe(int(i))) for i in indices])
         if len(np.unique(at)) < len(at):
-            raise ValueError(f"{self.source}: two images have one name in it; store names with their folders")
+            raise ValueError(
+                f"{self.source}: two images have one name in it; store names with their folders"
+            )
         if len(at) == len(self.embeddings) and (at == np.arange(len(at))).all():
             return self.embeddings
         return np.asarray(self.embeddings[at], np.float32)
@@ -60,7 +53,8 @@ class Stored:
 
 
 def load_stored(path: str | Path, names: str | Path) -> Stored:
-    """Embeddings from .npy (mapped, never unpickled) and names from a text file, one a line up to a tab."""
+    """Embeddings from .npy (mapped, never unpickled) and names from a text file, one a line up to a
+    tab."""
     for file in (path, names):
         if not Path(file).is_file():
             raise FileNotFoundError(f"{file}: no such file")
@@ -74,17 +68,16 @@ def load_stored(path: str | Path, names: str | Path) -> Stored:
             f"{path} holds {embeddings.dtype} {embeddings.shape}, {names} {len(listed)} names; expected floats (N,D) "
             "and a name for each"
         )
-    return Stored(embeddings, {stem(line.split("\t")[0].strip()): row for row, line in enumerate(listed)}, str(names))
-
-
-def stem(name: str) -> str:
-    """A path without an image suffix."""
-    head, dot, suffix = name.rpartition(".")
-    return head if dot and f".{suffix.lower()}" in SUFFIXES else name
+    return Stored(
+        embeddings,
+        {stem(line.split("\t")[0].strip()): row for row, line in enumerate(listed)},
+        str(names),
+    )
 
 
 Embed = Callable[[torch.Tensor], torch.Tensor] | Stored
-"""uint8 (B,3,S,S) RGB on the CPU -> (B,D) on any device; the model is in eval mode and normalises its own input."""
+"""uint8 (B,3,S,S) RGB on the CPU -> (B,D) on any device; the model is in eval mode and normalizes
+its own input."""
 
 
 def mirror_setting(embed: Embed, mirror: bool) -> object:
@@ -99,11 +92,13 @@ def decoded_batches(
     *,
     crop: Crop | None = None,
 ) -> Iterator[np.ndarray]:
-    """uint8 (B,S,S,3) of the images in the order of `indices`; the next batch is decoded while one is used.
+    """uint8 (B,S,S,3) of the images in the order of `indices`; the next batch is decoded while one
+    is used.
 
     crop: makes the pixels of an image where resizing the whole is not enough.
 
-    An image that cannot be decoded is a ValueError that says where it lives: without it the figure would be another.
+    An image that cannot be decoded is a ValueError that says where it lives: without it the figure
+    would be another.
     """
 
     def load(index: int) -> np.ndarray:
@@ -135,7 +130,8 @@ def embed_views(
     mirror: bool = True,
     crop: Crop | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Embeddings float32 (N,D) of the images and, with `mirror`, of their mirror images, as the model gives them.
+    """Embeddings float32 (N,D) of the images and, with `mirror`, of their mirror images, as the
+    model gives them.
 
     Stored embeddings are handed through as they are, whatever `mirror` says.
     """
@@ -171,6 +167,7 @@ def embed_faces(
     mirror: bool = True,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """Embeddings float32 (N,D), not normalised: of each image or, with `mirror`, image and mirror image summed."""
+    """Embeddings float32 (N,D), not normalized: of each image or, with `mirror`, image and mirror
+    image summed."""
     plain, mirrored = embed_views(embed, faces, size, indices=indices, mirror=mirror, crop=crop)
     return plain if mirrored is None else np.add(plain, mirrored, out=plain)

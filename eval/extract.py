@@ -1,4 +1,5 @@
-"""Embeddings of a whole set into a .npy file with an index of names; a stopped extraction goes on where it was."""
+"""Embeddings of a whole set into a .npy file with an index of names; a stopped extraction goes on
+where it was."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from data.faces import open_faces
-from data.files import written_whole
-from eval.embed import SUFFIXES, Embed, Images, embed_faces
-from eval.pair_lists import FileImages, from_bin, open_images
+from data.files import atomic_write
+from data.images import SUFFIXES, FileImages, Images, open_images
+from data.pairs.lists import from_bin
+from eval.embed import Embed, embed_faces
 
 BLOCK = 2048  # images between two saves of the position
 
@@ -23,14 +25,21 @@ BLOCK = 2048  # images between two saves of the position
 def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]]:
     """The images of `data` and a name for each.
 
-    data: a list file of image names inside `images` (folder or uncompressed zip); a verification .bin; any format of
-    data.faces; or a folder of image files, at whatever depth, named by their paths in it.
+    data: a list file of image names inside `images` (folder or uncompressed zip); a verification
+    .bin; any format of data.faces; or a folder of image files, at whatever depth, named by their
+    paths in it.
     """
     path = Path(data)
     if images:
         if not path.is_file():
-            raise FileNotFoundError(f"{data}: no such file; expected a list of image names inside {images}")
-        names = [line.split("\t")[0].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            raise FileNotFoundError(
+                f"{data}: no such file; expected a list of image names inside {images}"
+            )
+        names = [
+            line.split("\t")[0].strip()
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         return open_images(images, names), names
     if path.suffix == ".bin":
         packed = from_bin(path).images
@@ -41,7 +50,9 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
             return FileImages(files), [str(file.relative_to(path)) for file in files]
     faces = open_faces(data)
     root = str(path.parent if path.is_file() else path) + "/"
-    return faces, [faces.describe(i).removeprefix(root).replace("\t", " ") for i in range(len(faces))]
+    return faces, [
+        faces.describe(i).removeprefix(root).replace("\t", " ") for i in range(len(faces))
+    ]
 
 
 def extract(
@@ -56,10 +67,12 @@ def extract(
     dtype: str = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes `out` (.npy, (N,D) of dtype) and beside it a .txt with one name a line; says what it did.
+    """Writes `out` (.npy, (N,D) of dtype) and beside it a .txt with one name a line; says what it
+    did.
 
-    Until it is whole it is `out`.part with a position file. An earlier start is continued if model, names and options
-    are the same, and is a ValueError otherwise. model: what tells this model from another, e.g. a digest of its file.
+    Until it is whole it is `out`.part with a position file. An earlier start is continued if model,
+    names and options are the same, and is a ValueError otherwise. model: what tells this model from
+    another, e.g. a digest of its file.
     """
     out = Path(out)
     part, position = out.with_name(out.name + ".part"), out.with_name(out.name + ".position.json")
@@ -72,14 +85,18 @@ def extract(
         saved = json.loads(position.read_text(encoding="utf-8"))
         changed = [key for key in settings if saved.get(key) != settings[key]]
         if changed:
-            raise ValueError(f"{part}: was begun with another {', '.join(changed)}; delete it to start anew")
+            raise ValueError(
+                f"{part}: was begun with another {', '.join(changed)}; delete it to start anew"
+            )
         done = int(saved["done"])
     start, resumed = time.monotonic(), done
     while done < len(names):
         block = np.arange(done, min(done + BLOCK, len(names)))
         vectors = embed_faces(embed, images, size, indices=block, mirror=mirror)
         if np.abs(vectors).max() > np.finfo(dtype).max:
-            raise ValueError(f"{out}: embeddings up to {np.abs(vectors).max():.3g} do not fit {dtype}; take float32")
+            raise ValueError(
+                f"{out}: embeddings up to {np.abs(vectors).max():.3g} do not fit {dtype}; take float32"
+            )
         shape = (len(names), vectors.shape[1])
         mode: Any = "r+" if done else "w+"
         stored = np.lib.format.open_memmap(part, mode, np.dtype(dtype), None if done else shape)
@@ -87,15 +104,19 @@ def extract(
         stored.flush()
         del stored
         done = int(block[-1]) + 1
-        with written_whole(position) as file:
+        with atomic_write(position) as file:
             file.write(json.dumps({**settings, "done": done}).encode())
         if progress:
             progress(done, len(names))
-    with written_whole(out.with_suffix(".txt")) as file:
+    with atomic_write(out.with_suffix(".txt")) as file:
         file.writelines(f"{name}\n".encode() for name in names)
     os.replace(part, out)
     position.unlink()
-    return {"images": len(names), "resumed_at": resumed, "seconds": round(time.monotonic() - start, 3)}
+    return {
+        "images": len(names),
+        "resumed_at": resumed,
+        "seconds": round(time.monotonic() - start, 3),
+    }
 
 
 def model_digest(path: str | Path) -> str:

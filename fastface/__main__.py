@@ -1,4 +1,5 @@
-"""python -m fastface replay LOSSES.csv: when a scheduler would have changed the rate of a logged run."""
+"""python -m fastface replay LOSSES.csv: when a scheduler would have changed the rate of a logged
+run."""
 
 import argparse
 import json
@@ -20,7 +21,8 @@ def restarts(text: str) -> int | None:
     return None if text == "never" else int(text)
 
 
-# The settings of each scheduler, by the names of its arguments. Without a flag its own default holds.
+# The settings of each scheduler, by the names of its arguments. Without a flag its own default
+# holds.
 Settings = dict[str, tuple[Callable[[str], Any], str]]
 FOR_HORIZON: Settings = {
     "total_steps": (int, "T of the run (default: the steps in the file)"),
@@ -51,20 +53,36 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m fastface", description="Learning-rate schedulers that read the loss."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("replay", help="when would a scheduler have changed the rate of a logged run?")
-    command.add_argument("losses", metavar="LOSSES.csv", help="columns step and loss, others are ignored; .gz too")
+    command = commands.add_parser(
+        "replay", help="when would a scheduler have changed the rate of a logged run?"
+    )
+    command.add_argument(
+        "losses", metavar="LOSSES.csv", help="columns step and loss, others are ignored; .gz too"
+    )
     command.add_argument("--scheduler", choices=("fastface", "moving-haar"), default="fastface")
-    command.add_argument("--horizon", action="store_true", help="fastface: FastFaceLR.for_horizon, for short runs")
-    command.add_argument("--lr", type=float, default=0.02, help="base rate (default: the published 0.02)")
-    command.add_argument("--json", action="store_true", help='print {"changes": [{"step", "factor", "rate"}]} only')
-    command.add_argument("--plot", metavar="OUT.png", help="draw loss, signal, threshold and rate (needs matplotlib)")
+    command.add_argument(
+        "--horizon", action="store_true", help="fastface: FastFaceLR.for_horizon, for short runs"
+    )
+    command.add_argument(
+        "--lr", type=float, default=0.02, help="base rate (default: the published 0.02)"
+    )
+    command.add_argument(
+        "--json", action="store_true", help='print {"changes": [{"step", "factor", "rate"}]} only'
+    )
+    command.add_argument(
+        "--plot", metavar="OUT.png", help="draw loss, signal, threshold and rate (needs matplotlib)"
+    )
     for name in {**FASTFACE, **MOVING_HAAR}:
         owners = [
-            label for label, settings in (("fastface", FASTFACE), ("moving-haar", MOVING_HAAR)) if name in settings
+            label
+            for label, settings in (("fastface", FASTFACE), ("moving-haar", MOVING_HAAR))
+            if name in settings
         ]
         kind, text = FASTFACE.get(name) or MOVING_HAAR[name]
         help_text = text if len(owners) == 2 else f"{owners[0]}: {text}"
-        command.add_argument(flag(name), type=kind, default=argparse.SUPPRESS, metavar="N", help=help_text)
+        command.add_argument(
+            flag(name), type=kind, default=argparse.SUPPRESS, metavar="N", help=help_text
+        )
     return parser.parse_args(arguments)
 
 
@@ -82,16 +100,26 @@ def make_scheduler(options: argparse.Namespace, optimizer: Optimizer, steps: int
     }.get(asked)
     if own is None:
         raise ValueError("--horizon belongs to --scheduler fastface")
-    settings = {name: value for name, value in vars(options).items() if name in {**FASTFACE, **MOVING_HAAR}}
+    settings = {
+        name: value for name, value in vars(options).items() if name in {**FASTFACE, **MOVING_HAAR}
+    }
     strange = [flag(name) for name in settings if name not in own]
     if strange:
-        raise ValueError(f"{asked} does not take {', '.join(strange)}; it takes {', '.join(map(flag, own))}")
+        raise ValueError(
+            f"{asked} does not take {', '.join(strange)}; it takes {', '.join(map(flag, own))}"
+        )
     if options.scheduler == "moving-haar":
         if "window" not in settings:
-            raise ValueError("--scheduler moving-haar needs --window N, such as the 4000 of the published run")
+            raise ValueError(
+                "--scheduler moving-haar needs --window N, such as the 4000 of the published run"
+            )
         return MovingHaarLR(optimizer, **settings)
     settings.setdefault("total_steps", steps)
-    return FastFaceLR.for_horizon(optimizer, **settings) if options.horizon else FastFaceLR(optimizer, **settings)
+    return (
+        FastFaceLR.for_horizon(optimizer, **settings)
+        if options.horizon
+        else FastFaceLR(optimizer, **settings)
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,7 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
     for change in trace.changes:
         print(f"step {change.step}: rate × {change.factor:g} = {change.rate:.6g}")
     left_out = len(rows) - len(trace.steps)
-    print(f"{len(trace.changes)} changes from step {rows[0][0]} to {rows[-1][0]}, last rate {trace.rates[-1]:.6g}")
+    print(
+        f"{len(trace.changes)} changes from step {rows[0][0]} to {rows[-1][0]}, last rate {trace.rates[-1]:.6g}"
+    )
     if left_out:
         print(f"{left_out} rows with a NaN or infinite loss were interpolated over")
     return 0

@@ -1,7 +1,9 @@
-"""How fast the loss falls: the Haar responses of the FastFace paper (arXiv 2404.11118), in plain Python.
+"""How fast the loss falls: the Haar responses of the FastFace paper (arXiv 2404.11118), in plain
+Python.
 
-A detector takes one finite loss a step and answers with its signal: positive while the loss falls, near zero when it
-has stopped falling, None while it has seen too few losses. `state()` is all it remembers, in numbers and lists.
+A detector takes one finite loss a step and answers with its signal: positive while the loss falls,
+near zero when it has stopped falling, None while it has seen too few losses. `state()` is all it
+remembers, in numbers and lists.
 """
 
 import math
@@ -9,10 +11,13 @@ from typing import Any
 
 State = dict[str, Any]
 
-# Losses are summed as whole multiples of 2^-80 (8e-25), so sums of any length are exact and leave nothing behind.
+# Losses are summed as whole multiples of 2^-80 (8e-25), so sums of any length are exact and leave
+# nothing behind.
 FIXED_POINT = 2.0**80
 
-PUBLISHED_STEPS = 202_325  # the run that FastFace's constants were published with: MS1MV3, 5 epochs at batch 128
+PUBLISHED_STEPS = (
+    202_325  # the run that FastFace's constants were published with: MS1MV3, 5 epochs at batch 128
+)
 SHORTEST_HORIZON = 1000
 
 
@@ -21,11 +26,13 @@ class FastFaceDetector:
 
         E_0 = L_0           E_t = α L_t + (1 - α) E_{t-1}     exponential moving average of the loss
                             H_t = E_{t-1} - E_t               Haar kernel [1, -1] on it
-        D_1 = H_1           D_t = β H_t + (1 - β) D_{t-1}     the same smoothing again; unit: loss per step
+        D_1 = H_1           D_t = β H_t + (1 - β) D_{t-1}     the same smoothing again; unit: loss
+        per step
 
-    Eliminating E gives the paper's recurrence D_t = (2-α-β) D_{t-1} - (1-α)(1-β) D_{t-2} + αβ (L_{t-1} - L_t), exact
-    only if started with D_0 = D_1 = α (L_0 - L_1): from D_0 = 0 its near-double root lets one noisy first difference
-    grow for 1/α steps. The two stages kept here start exactly.
+    Eliminating E gives the paper's recurrence D_t = (2-α-β) D_{t-1} - (1-α)(1-β) D_{t-2} + αβ
+    (L_{t-1} - L_t), exact only if started with D_0 = D_1 = α (L_0 - L_1): from D_0 = 0 its
+    near-double root lets one noisy first difference grow for 1/α steps. The two stages kept here
+    start exactly.
 
     Args:
         alpha: rate of the first average, in (0, 1].
@@ -37,10 +44,14 @@ class FastFaceDetector:
     def __init__(self, alpha: float = 1e-3, beta: float = 1e-3) -> None:
         for name, rate in (("alpha", alpha), ("beta", beta)):
             if not 0.0 < rate <= 1.0:
-                raise ValueError(f"{name} is {rate}: expected a rate above 0 and at most 1, such as 0.001")
+                raise ValueError(
+                    f"{name} is {rate}: expected a rate above 0 and at most 1, such as 0.001"
+                )
         self.alpha, self.beta = alpha, beta
         self.average: float | None = None
-        self.rest = 0.0  # the part of the average below its last bit (Kahan), so that a slow fall is not rounded away
+        # the part of the average below its last bit (Kahan), so that a slow fall is not rounded
+        # away
+        self.rest = 0.0
         self.signal: float | None = None
 
     def update(self, loss: float) -> float | None:
@@ -65,23 +76,26 @@ class FastFaceDetector:
 
 
 class HorizonDetector:
-    """D_t for runs of any length T: FastFaceDetector, averaging as long as the noise of the loss demands.
+    """D_t for runs of any length T: FastFaceDetector, averaging as long as the noise of the loss
+    demands.
 
-    The published constants belong to T = 202,325. Scaled to T they are λ = 10.11625 / T and α = β = 202.325 / T. White
-    noise of standard deviation σ in the loss makes noise of σ α^1.5 / 2 in D, which grows beside λ as 142 σ / √T: in a
-    short run it alone carries D over λ again and again, and nothing ever looks stationary. So α follows the noise:
+    The published constants belong to T = 202,325. Scaled to T they are λ = 10.11625 / T and α = β =
+    202.325 / T. White noise of standard deviation σ in the loss makes noise of σ α^1.5 / 2 in D,
+    which grows beside λ as 142 σ / √T: in a short run it alone carries D over λ again and again,
+    and nothing ever looks stationary. So α follows the noise:
 
-        n_t = running mean of |L_t - L_{t-1}|       σ_t = (√π / 2) n_t       (for normal white noise)
-        α_t = β_t = (2 λ / (5 σ_t))^(2/3), kept within 50 / T and 202.325 / T
+        n_t = running mean of |L_t - L_{t-1}|       σ_t = (√π / 2) n_t       (for normal white
+        noise) α_t = β_t = (2 λ / (5 σ_t))^(2/3), kept within 50 / T and 202.325 / T
 
-    which holds the noise of D at λ / 5 or, where that would take averages longer than T / 50, as near to it as these
-    come. Longer averages answer later, by 2 / α_t - T / 101.1625 steps: that is `head_start`, the stationary steps that
-    already lie behind when D falls below λ. Until t α_t = 4 the noise of the first losses has not worn off, and the
-    signal is None. Constant time and memory.
+    which holds the noise of D at λ / 5 or, where that would take averages longer than T / 50, as
+    near to it as these come. Longer averages answer later, by 2 / α_t - T / 101.1625 steps: that is
+    `head_start`, the stationary steps that already lie behind when D falls below λ. Until t α_t = 4
+    the noise of the first losses has not worn off, and the signal is None. Constant time and
+    memory.
 
     Args:
-        total_steps: T, at least 1000.
-        threshold: λ, loss per step, if the scaled one does not suit the loss. It is all the same to a scheduler whether
+        total_steps: T, at least 1000. threshold: λ, loss per step, if the scaled one does not suit
+        the loss. It is all the same to a scheduler whether
             a loss stands still or falls by less than λ T, 10.1 as published, over the whole run.
     """
 
@@ -134,14 +148,14 @@ class HorizonDetector:
 class MovingHaarDetector:
     """H_t of Moving Haar (v1 of the paper): two moving windows of m losses, in constant time.
 
-        A_t = mean of L_{t-m+1} … L_t
-        H_t = (sum of A over the older ⌊m/2⌋ of A_{t-m} … A_{t-1} - sum of A over the newer ⌈m/2⌉) / m
+        A_t = mean of L_{t-m+1} … L_t H_t = (sum of A over the older ⌊m/2⌋ of A_{t-m} … A_{t-1} -
+        sum of A over the newer ⌈m/2⌉) / m
 
-    The windows end one step before t, so the first response is at t = 2m - 1; its unit is that of the loss. An odd m is
-    unbalanced, as published: a constant loss c answers -c/m, not 0.
-    With Q_t the sum of all sums L_0 + … + L_{i-1} for i ≤ t, every sum of A is made of differences of Q, and
-    m² H_t = -Q_t + 2 Q_{t-⌈m/2⌉} - 2 Q_{t-m-⌈m/2⌉} + Q_{t-2m}. Q is a whole number, therefore exact: no drift, however
-    long the run. Memory: the last 2m + 1 values of Q.
+    The windows end one step before t, so the first response is at t = 2m - 1; its unit is that of
+    the loss. An odd m is unbalanced, as published: a constant loss c answers -c/m, not 0. With Q_t
+    the sum of all sums L_0 + … + L_{i-1} for i ≤ t, every sum of A is made of differences of Q, and
+    m² H_t = -Q_t + 2 Q_{t-⌈m/2⌉} - 2 Q_{t-m-⌈m/2⌉} + Q_{t-2m}. Q is a whole number, therefore
+    exact: no drift, however long the run. Memory: the last 2m + 1 values of Q.
 
     Args:
         window: m, in steps, at least 2.
@@ -151,7 +165,9 @@ class MovingHaarDetector:
 
     def __init__(self, window: int) -> None:
         if window < 2:
-            raise ValueError(f"window is {window}: expected at least 2 steps, such as the 4000 of the published run")
+            raise ValueError(
+                f"window is {window}: expected at least 2 steps, such as the 4000 of the published run"
+            )
         self.window = window
         self.seen = 0
         self.total = 0
@@ -164,7 +180,8 @@ class MovingHaarDetector:
         head = seen % len(sums)
         newest = sums[head]
         if seen >= 2 * window - 1:
-            middle = head - (window + 1) // 2  # negative indices count from the ring's end, as a ring should
+            # negative indices count from the ring's end, as a ring should
+            middle = head - (window + 1) // 2
             response = 2 * (sums[middle] - sums[middle - window]) - newest + sums[head - 2 * window]
             self.signal = response / (window * window) / FIXED_POINT
         self.total += int(loss * FIXED_POINT)

@@ -7,9 +7,10 @@ from torch import Tensor
 class PinnedCopy:
     """One scalar on its way from a CUDA device to pinned memory.
 
-    `start` queues the copy and returns at once. `value` is called a step later: as a rule the GPU has passed the copy
-    by then. If it has not, `value` waits for it while the GPU still has the whole following step in its queue, so the
-    GPU does not idle; what is read never depends on timing, so that all ranks and resumed runs decide alike.
+    `start` queues the copy and returns at once. `value` is called a step later: as a rule the GPU
+    has passed the copy by then. If it has not, `value` waits for it while the GPU still has the
+    whole following step in its queue, so the GPU does not idle; what is read never depends on
+    timing, so that all ranks and resumed runs decide alike.
     """
 
     def __init__(self) -> None:

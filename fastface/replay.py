@@ -34,7 +34,8 @@ class Trace:
 
 
 def read_losses(path: str | Path) -> list[tuple[int, float]]:
-    """Reads (step, loss) rows, losses of any value, from a CSV with columns `step` and `loss`, gzipped if named .gz.
+    """Reads (step, loss) rows, losses of any value, from a CSV with columns `step` and `loss`,
+    gzipped if named .gz.
 
     Raises:
         OSError, ValueError: the file cannot be read or is no such table, or its steps do not rise.
@@ -72,7 +73,8 @@ def _read_row(row: dict[str, str], where: str) -> tuple[int, float]:
 
 
 def every_step(rows: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-    """All steps from the first row to the last, interpolating linearly between two rows, which must be finite."""
+    """All steps from the first row to the last, interpolating linearly between two rows, which must
+    be finite."""
     for (step, loss), (next_step, next_loss) in pairwise(rows):
         slope = (next_loss - loss) / (next_step - step)
         for between in range(step, next_step):
@@ -81,7 +83,8 @@ def every_step(rows: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
 
 
 def replay(rows: list[tuple[int, float]], scheduler: LossScheduler) -> Trace:
-    """Steps the scheduler through all losses. Rows with a NaN or infinite loss are interpolated over."""
+    """Steps the scheduler through all losses. Rows with a NaN or infinite loss are interpolated
+    over."""
     finite = [row for row in rows if math.isfinite(row[1])]
     if not finite:
         raise ValueError("none of the losses is finite: expected at least one")

@@ -18,7 +18,8 @@ class Detector(Protocol):
 
     @property
     def head_start(self) -> int:
-        """Steps that the loss has been stationary for when the signal says so; 0 unless they are to be counted."""
+        """Steps that the loss has been stationary for when the signal says so; 0 unless they are to
+        be counted."""
         ...
 
     def update(self, loss: float) -> float | None: ...
@@ -29,9 +30,11 @@ class Detector(Protocol):
 
 
 class LossScheduler(LRScheduler):
-    """What FastFaceLR and MovingHaarLR share: everything but when the rate changes, and by how much.
+    """What FastFaceLR and MovingHaarLR share: everything but when the rate changes, and by how
+    much.
 
-    At optimizer step t (0-based) a parameter group's rate is its base rate × `scale` × min(1, (t + 1) / warmup_steps).
+    At optimizer step t (0-based) a parameter group's rate is its base rate × `scale` × min(1, (t +
+    1) / warmup_steps).
 
     Plain numbers to read at any time, for logs and plots:
         signal: D_t or H_t of the last loss that was read; None while undefined.
@@ -45,7 +48,13 @@ class LossScheduler(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, detector: Detector, threshold: float, patience_steps: float, warmup_steps: int
+        self,
+        optimizer: Optimizer,
+        *,
+        detector: Detector,
+        threshold: float,
+        patience_steps: float,
+        warmup_steps: int,
     ) -> None:
         _require(math.isfinite(threshold), "threshold", threshold, "a finite number")
         _require(patience_steps >= 0, "patience_steps", patience_steps, "0 or more steps")
@@ -72,11 +81,13 @@ class LossScheduler(LRScheduler):
         """Call once after each `optimizer.step()`.
 
         Args:
-            loss: this step's loss, a float or a 0-d tensor, the same on all ranks (so averaged over them).
-                A CUDA tensor is copied without blocking and read by the next call: the rate follows one step later, and
-                `flush` reads the last loss of a run. Anything else is read at once.
-                None: the loss scaler skipped this optimizer step; nothing moves, the call is counted.
-                NaN and infinity are counted and leave the signal and the stationary steps as they were.
+            loss: this step's loss, a float or a 0-d tensor, the same on all ranks (so averaged over
+            them).
+                A CUDA tensor is copied without blocking and read by the next call: the rate follows
+                one step later, and `flush` reads the last loss of a run. Anything else is read at
+                once. None: the loss scaler skipped this optimizer step; nothing moves, the call is
+                counted. NaN and infinity are counted and leave the signal and the stationary steps
+                as they were.
         """
         if loss is None:
             self.skipped_steps += 1
@@ -95,7 +106,8 @@ class LossScheduler(LRScheduler):
             self._set_rates(self.get_lr())
 
     def flush(self) -> None:
-        """Reads the last CUDA loss, waiting for it if need be; call it when training ends. Without CUDA a no-op."""
+        """Reads the last CUDA loss, waiting for it if need be; call it when training ends. Without
+        CUDA a no-op."""
         loss = self._arrived()
         self._arriving = None
         if loss is not None:
@@ -107,7 +119,8 @@ class LossScheduler(LRScheduler):
         return [base * (self.scale * warm) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next rates depend on, in numbers and lists; waits for a CUDA loss that is on its way."""
+        """All that the next rates depend on, in numbers and lists; waits for a CUDA loss that is on
+        its way."""
         kept_apart = ("optimizer", "_detector", "_copy", "_arriving")
         state = {
             name: list(value) if isinstance(value, list) else value
@@ -117,7 +130,8 @@ class LossScheduler(LRScheduler):
         return {**state, "detector": self._detector.state(), "arriving": self._arrived()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a `state_dict`, its settings included, and sets the optimizer's rates to those of that moment."""
+        """Takes over a `state_dict`, its settings included, and sets the optimizer's rates to those
+        of that moment."""
         state = dict(state_dict)
         detector = state.pop("detector", {})
         expected = self._detector.state()
@@ -128,7 +142,12 @@ class LossScheduler(LRScheduler):
             )
         groups = len(self.optimizer.param_groups)
         found = len(state["base_lrs"])
-        _require(found <= groups, "the number of parameter groups in the state", found, f"at most {groups}")
+        _require(
+            found <= groups,
+            "the number of parameter groups in the state",
+            found,
+            f"at most {groups}",
+        )
         self._arriving = state.pop("arriving")
         self._detector.load(detector)
         vars(self).update(state)
@@ -136,7 +155,8 @@ class LossScheduler(LRScheduler):
         self._set_rates(self._last_lr)
 
     def _initial_step(self) -> None:
-        """Torch's constructor calls this to set the first rates; torch's own takes a step, which here needs a loss."""
+        """Torch's constructor calls this to set the first rates; torch's own takes a step, which
+        here needs a loss."""
         self._step_count = 1
         self.last_epoch = 0
         self._set_rates(self.get_lr())
@@ -174,11 +194,14 @@ class LossScheduler(LRScheduler):
         """Called at every step that is not stationary."""
 
     def _next_factor(self) -> float | None:
-        """Called when the loss has been stationary for long enough: what to multiply the rate by, None for nothing."""
+        """Called when the loss has been stationary for long enough: what to multiply the rate by,
+        None for nothing."""
         raise NotImplementedError
 
     def _change(self, factor: float) -> None:
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:  # added since: its rate then was base × scale
+        for group in self.optimizer.param_groups[
+            len(self.base_lrs) :
+        ]:  # added since: its rate then was base × scale
             self.base_lrs.append(group.setdefault("initial_lr", group["lr"] / self.scale))
         self.scale *= factor
         self.decays += factor < 1.0
@@ -191,28 +214,31 @@ class LossScheduler(LRScheduler):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = float(rate)
-        self._last_lr = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in groups]
+        self._last_lr = [
+            group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
+            for group in groups
+        ]
 
 
 class FastFaceLR(LossScheduler):
-    """FastFace (arXiv 2404.11118 v2): halves the rate when the smoothed fall of the loss stays below a threshold.
+    """FastFace (arXiv 2404.11118 v2): halves the rate when the smoothed fall of the loss stays
+    below a threshold.
 
-        E_t = α L_t + (1 - α) E_{t-1},  H_t = E_{t-1} - E_t,  D_t = β H_t + (1 - β) D_{t-1};  E_0 = L_0, D_1 = H_1
-        D_t < λ for more than τ T steps in a row:  rate ← rate × factor, and the count starts again
+        E_t = α L_t + (1 - α) E_{t-1},  H_t = E_{t-1} - E_t,  D_t = β H_t + (1 - β) D_{t-1};  E_0 =
+        L_0, D_1 = H_1 D_t < λ for more than τ T steps in a row:  rate ← rate × factor, and the
+        count starts again
 
-    Constant time and memory. The defaults are the published values, which were used with T from 202,325 to 496,875
-    steps and a base rate of 0.02 at batch 128; for runs much shorter than that see `for_horizon`.
+    Constant time and memory. The defaults are the published values, which were used with T from
+    202,325 to 496,875 steps and a base rate of 0.02 at batch 128; for runs much shorter than that
+    see `for_horizon`.
 
     Args:
-        optimizer: the optimizer whose rates are set, all its parameter groups.
-        total_steps: T, optimizer steps of the whole run.
-        alpha: α, rate of the average of the loss, per step.
-        beta: β, rate of the average of its fall, per step.
-        threshold: λ, loss per step.
-        patience_fraction: τ, fraction of the run.
-        factor: what a decay multiplies the rate by (the paper's 1/δ).
-        max_decays: no more decays than this.
-        warmup_steps: steps of linear warm-up, during which the loss is read and no step counts as stationary.
+        optimizer: the optimizer whose rates are set, all its parameter groups. total_steps: T,
+        optimizer steps of the whole run. alpha: α, rate of the average of the loss, per step. beta:
+        β, rate of the average of its fall, per step. threshold: λ, loss per step.
+        patience_fraction: τ, fraction of the run. factor: what a decay multiplies the rate by (the
+        paper's 1/δ). max_decays: no more decays than this. warmup_steps: steps of linear warm-up,
+        during which the loss is read and no step counts as stationary.
     """
 
     def __init__(
@@ -228,7 +254,12 @@ class FastFaceLR(LossScheduler):
         warmup_steps: int = 0,
     ) -> None:
         _require(total_steps >= 1, "total_steps", total_steps, "at least one step")
-        _require(0.0 <= patience_fraction <= 1.0, "patience_fraction", patience_fraction, "a fraction, 0 to 1")
+        _require(
+            0.0 <= patience_fraction <= 1.0,
+            "patience_fraction",
+            patience_fraction,
+            "a fraction, 0 to 1",
+        )
         _require(0.0 < factor < 1.0, "factor", factor, "a number between 0 and 1, such as 0.5")
         _require(max_decays >= 0, "max_decays", max_decays, "0 or more")
         self.total_steps = total_steps
@@ -253,12 +284,14 @@ class FastFaceLR(LossScheduler):
         max_decays: int = 8,
         warmup_steps: int = 0,
     ) -> "FastFaceLR":
-        """FastFace for a run of any length from 1000 steps: an extension of the paper, not a part of it.
+        """FastFace for a run of any length from 1000 steps: an extension of the paper, not a part
+        of it.
 
-        The threshold is λ = 10.11625 / T if none is given, so that the same curve drawn over T steps decays at the same
-        fractions of the run; τ = 0.05; averages are as long as the noise of the loss demands (equations in
-        `fastface.haar.HorizonDetector`). The noise is taken to be independent from step to step: where neighbouring
-        losses are correlated by 0.5 or more, decays are missed. ValueError if total_steps is below 1000.
+        The threshold is λ = 10.11625 / T if none is given, so that the same curve drawn over T
+        steps decays at the same fractions of the run; τ = 0.05; averages are as long as the noise
+        of the loss demands (equations in `fastface.haar.HorizonDetector`). The noise is taken to be
+        independent from step to step: where neighboring losses are correlated by 0.5 or more,
+        decays are missed. ValueError if total_steps is below 1000.
         """
         detector = HorizonDetector(total_steps, threshold)
         scheduler = cls(
@@ -277,24 +310,24 @@ class FastFaceLR(LossScheduler):
 
 
 class MovingHaarLR(LossScheduler):
-    """Moving Haar (arXiv 2404.11118 v1): halves the rate when two moving windows say that the loss has stopped falling.
+    """Moving Haar (arXiv 2404.11118 v1): halves the rate when two moving windows say that the loss
+    has stopped falling.
 
-        A_t = mean of the last m losses
-        H_t = (sum of A over the older ⌊m/2⌋ of A_{t-m} … A_{t-1} - sum over the newer ⌈m/2⌉) / m
-        H_t < λ for more than P steps in a row:  rate ← rate × factor, and the count starts again;
-        after `restart_after` of these without one H_t ≥ λ between them:  rate ← rate × restart_factor instead
+        A_t = mean of the last m losses H_t = (sum of A over the older ⌊m/2⌋ of A_{t-m} … A_{t-1} -
+        sum over the newer ⌈m/2⌉) / m H_t < λ for more than P steps in a row:  rate ← rate × factor,
+        and the count starts again; after `restart_after` of these without one H_t ≥ λ between them:
+        rate ← rate × restart_factor instead
 
-    With m = 4000 this gives the learning rates of the published MS1MV3 run. Constant time, memory for 2m numbers.
+    With m = 4000 this gives the learning rates of the published MS1MV3 run. Constant time, memory
+    for 2m numbers.
 
     Args:
-        optimizer: the optimizer whose rates are set, all its parameter groups.
-        window: m, steps (published: 4000).
-        threshold: λ, in units of the loss.
-        patience_steps: P, steps; None: 2m.
-        factor: what a decay multiplies the rate by.
-        restart_after: R, decays in a row before the rate is raised; None: never raise it.
-        restart_factor: what a restart multiplies the rate by.
-        warmup_steps: steps of linear warm-up, during which the loss is read and no step counts as stationary.
+        optimizer: the optimizer whose rates are set, all its parameter groups. window: m, steps
+        (published: 4000). threshold: λ, in units of the loss. patience_steps: P, steps; None: 2m.
+        factor: what a decay multiplies the rate by. restart_after: R, decays in a row before the
+        rate is raised; None: never raise it. restart_factor: what a restart multiplies the rate by.
+        warmup_steps: steps of linear warm-up, during which the loss is read and no step counts as
+        stationary.
     """
 
     def __init__(
@@ -309,8 +342,18 @@ class MovingHaarLR(LossScheduler):
         warmup_steps: int = 0,
     ) -> None:
         _require(0.0 < factor < 1.0, "factor", factor, "a number between 0 and 1, such as 0.5")
-        _require(restart_after is None or restart_after >= 1, "restart_after", restart_after, "at least 1, or None")
-        _require(1.0 < restart_factor < math.inf, "restart_factor", restart_factor, "a number above 1, such as 4")
+        _require(
+            restart_after is None or restart_after >= 1,
+            "restart_after",
+            restart_after,
+            "at least 1, or None",
+        )
+        _require(
+            1.0 < restart_factor < math.inf,
+            "restart_factor",
+            restart_factor,
+            "a number above 1, such as 4",
+        )
         self.factor = factor
         self.restart_after = restart_after
         self.restart_factor = restart_factor

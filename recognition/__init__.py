@@ -1,1 +1,2 @@
-"""Training: backbones, margin heads, classifiers, the trainer and the experiment that joins the parts."""
+"""Training: backbones, margin heads, classifiers, the trainer and the experiment that joins the
+parts."""

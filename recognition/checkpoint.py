@@ -1,7 +1,9 @@
 """Checkpoints that survive a crash: one folder a step, written beside, fsynced, renamed into place.
 
-    checkpoints/step_00001200/shared.pt    backbone, its optimizer state, schedule, position in the data, step
-    checkpoints/step_00001200/rank_0.pt    rank 0's centres and their optimizer state, or gallery network and class pool
+    checkpoints/step_00001200/shared.pt    backbone, its optimizer state, schedule, position in the
+    data, step
+    checkpoints/step_00001200/rank_0.pt    rank 0's centers and their optimizer state, or gallery
+    network and class pool
 
 Read with `torch.load(weights_only=True)`: nothing in a checkpoint is executed.
 """
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data.files import written_whole
+from data.files import atomic_write
 from recognition.distributed import Ranks
 
 _STEP = re.compile(r"step_(\d{8})")
@@ -25,12 +27,13 @@ _STEP = re.compile(r"step_(\d{8})")
 
 def save_tensors(path: Path, state: Mapping[str, Any]) -> None:
     """torch.save of `state` (tensors and plain values), atomically."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         torch.save(dict(state), file)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """What `save_tensors` wrote, on the CPU. Raises ValueError naming the file if it is not such a file."""
+    """What `save_tensors` wrote, on the CPU. Raises ValueError naming the file if it is not such a
+    file."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -40,8 +43,16 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable weights file ({first})") from None
 
 
-def save(folder: Path, step: int, shared: Mapping[str, Any], local: Mapping[str, Any], ranks: Ranks, keep: int) -> Path:
-    """Write the checkpoint of `step`; every rank calls it. Keeps the newest `keep` and removes the others."""
+def save(
+    folder: Path,
+    step: int,
+    shared: Mapping[str, Any],
+    local: Mapping[str, Any],
+    ranks: Ranks,
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `step`; every rank calls it. Keeps the newest `keep` and removes the
+    others."""
     final = folder / f"step_{step:08d}"
     beside = folder / f"step_{step:08d}.partial"
     if ranks.rank == 0:
@@ -69,7 +80,8 @@ def newest(folder: Path) -> Path | None:
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The shared state of a checkpoint and the local states of all the ranks that wrote it, in rank order."""
+    """The shared state of a checkpoint and the local states of all the ranks that wrote it, in rank
+    order."""
     shared = load_tensors(path / "shared.pt")
     return shared, [load_tensors(path / f"rank_{rank}.pt") for rank in range(shared["world"])]
 

@@ -1,6 +1,8 @@
-"""A run as a value: frozen dataclasses read from one YAML file, checked key by key before anything is allocated.
+"""A run as a value: frozen dataclasses read from one YAML file, checked key by key before anything
+is allocated.
 
-Every mistake is a `ConfigError` of one line that names the file, the key, what was found and what was expected.
+Every mistake is a `ConfigError` of one line that names the file, the key, what was found and what
+was expected.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from data.parts import find_part
 
 
 class ConfigError(ValueError):
-    """A mistake in a config or its overrides; the message is one line for the person who wrote it."""
+    """A mistake in a config or its overrides; the message is one line for the person who wrote
+    it."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part chosen by file name, with the options its `build` takes: `{name: arcface, margin: 0.5}`."""
+    """A part chosen by file name, with the options its `build` takes: `{name: arcface, margin:
+    0.5}`."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -43,12 +47,12 @@ def _part(package: str, default: str | None = None) -> Any:
 class DataConfig:
     """Where the training faces are and how they are read.
 
-    root: folder that relative paths of `data` and `evaluate` start from; the working directory if null.
-    train: record file, folder or other form that `data.faces.open_faces` knows. format: `auto` or a file of
-    `data/formats`.
-    size: side of the square input in pixels. threads: decode threads; null takes one a core.
-    order: shuffled; block (runs of neighbouring images, for spinning disks and network drives); balanced (four images
-    of each identity a batch, identities equally often). A class pool brings an order of its own.
+    root: folder that relative paths of `data` and `evaluate` start from; the working directory if
+    null. train: record file, folder or other form that `data.faces.open_faces` knows. format:
+    `auto` or a file of `data/formats`. size: side of the square input in pixels. threads: decode
+    threads; null takes one a core. order: shuffled; block (runs of neighboring images, for spinning
+    disks and network drives); balanced (four images of each identity a batch, identities equally
+    often). A class pool brings an order of its own.
     """
 
     train: str
@@ -62,12 +66,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """SGD or AdamW over backbone and centres.
+    """SGD or AdamW over backbone and centers.
 
-    lr: base rate. weight_decay and momentum as torch has them. batch_size: images a rank and micro-batch.
-    accumulation: micro-batches an optimizer step. epochs: passes over the data.
-    clip_norm: gradient norm limit on the backbone, null for none. no_decay_1d: no weight decay on biases, PReLU and
-    batch norm.
+    lr: base rate. weight_decay and momentum as torch has them. batch_size: images a rank and
+    micro-batch. accumulation: micro-batches an optimizer step. epochs: passes over the data.
+    clip_norm: gradient norm limit on the backbone, null for none. no_decay_1d: no weight decay on
+    biases, PReLU and batch norm.
     """
 
     lr: float
@@ -84,21 +88,24 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """every_epochs: evaluate after that many epochs (0: only at the end). sets: benchmarks, each a mapping with `name`,
-    its sources, and `protocol`, a file of `eval/benchmarks` (`pairs` unless given). published: row of
-    `eval/published.yaml` whose figures the report prints beside ours."""
+    """every_epochs: evaluate after that many epochs (0: only at the end). sets: benchmarks, each a
+    mapping with `name`, its sources, and `protocol`, a file of `eval/benchmarks` (`pairs` unless
+    given). published: row of `eval/report/published.yaml` whose figures the report prints beside
+    ours."""
 
     every_epochs: int = 1
     published: str | None = None
-    sets: list[dict[str, Any]] = field(default_factory=list, metadata={"package": "eval.benchmarks"})
+    sets: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"package": "eval.benchmarks"}
+    )
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """output: the run folder. precision: dtype of the backbone's matmuls; fp16 brings a GradScaler.
 
-    log_steps: optimizer steps between lines of metrics.jsonl. checkpoint_steps: steps between checkpoints beside those
-    at every epoch's end (0: none). keep: newest checkpoints kept.
+    log_steps: optimizer steps between lines of metrics.jsonl. checkpoint_steps: steps between
+    checkpoints beside those at every epoch's end (0: none). keep: newest checkpoints kept.
     """
 
     output: str
@@ -140,7 +147,8 @@ CONTEXT: Mapping[str, frozenset[str]] = {
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides (values are YAML) and check every key and type.
+    """Read a YAML file, apply `section.key=value` overrides (values are YAML) and check every key
+    and type.
 
     Raises ConfigError with file, key, value found, and the nearest right spelling.
     """
@@ -148,14 +156,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 3, 0.5)
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in path.parent.glob("*.yaml")], 3, 0.5
+        )
         raise ConfigError(f"{path}: no such config file{_hint(near)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections (data:, optim:, …), found {type(tree).__name__}")
+        raise ConfigError(
+            f"{path}: expected sections (data:, optim:, …), found {type(tree).__name__}"
+        )
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, str(path))
@@ -169,9 +181,13 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
 
 
 def to_tree(config: Any) -> Any:
-    """The plain mapping of a config, every default written out; `parse_config` of it gives the same config."""
+    """The plain mapping of a config, every default written out; `parse_config` of it gives the same
+    config."""
     if isinstance(config, Part):
-        return {"name": config.name, **{key: to_tree(value) for key, value in config.options.items()}}
+        return {
+            "name": config.name,
+            **{key: to_tree(value) for key, value in config.options.items()},
+        }
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
@@ -187,7 +203,8 @@ def to_yaml(config: Config) -> str:
 
 
 def build_part(package: str, part: Part, **context: Any) -> Any:
-    """Call `build` of the part's module with its options and as much of `context` as it asks for."""
+    """Call `build` of the part's module with its options and as much of `context` as it asks
+    for."""
     build = find_part(package, part.name).build
     wanted = CONTEXT[package] & set(inspect.signature(build).parameters)
     return build(**part.options, **{key: context[key] for key in wanted})
@@ -223,12 +240,16 @@ def _nearest(key: str, allowed: Sequence[str]) -> str:
 
 def _parse_dataclass(cls: type, tree: Any, source: str, where: str) -> Any:
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{source}: {where or 'top level'}: expected keys and values, found {tree!r}")
+        raise ConfigError(
+            f"{source}: {where or 'top level'}: expected keys and values, found {tree!r}"
+        )
     fields = {f.name: f for f in dataclasses.fields(cls)}
     dot = where + "." if where else ""
     for key in tree:
         if key not in fields:
-            raise ConfigError(f"{source}: {dot}{key}: unknown key{_nearest(str(key), list(fields))}")
+            raise ConfigError(
+                f"{source}: {dot}{key}: unknown key{_nearest(str(key), list(fields))}"
+            )
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for name, spec in fields.items():
@@ -236,7 +257,8 @@ def _parse_dataclass(cls: type, tree: Any, source: str, where: str) -> Any:
         if name in tree:
             value = tree[name]
         elif package and spec.default_factory is not dataclasses.MISSING:
-            value = to_tree(spec.default_factory())  # parsed all the same, which writes the part's own defaults out
+            # parsed all the same, which writes the part's own defaults out
+            value = to_tree(spec.default_factory())
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{source}: {key}: missing, and it has no default")
         else:
@@ -261,14 +283,18 @@ def _parse_part(package: str, tree: Any, source: str, where: str) -> Part:
     return Part(tree["name"], _parse_options(package, tree["name"], options, source, where))
 
 
-def _parse_options(package: str, name: str, tree: Mapping[str, Any], source: str, where: str) -> dict[str, Any]:
+def _parse_options(
+    package: str, name: str, tree: Mapping[str, Any], source: str, where: str
+) -> dict[str, Any]:
     """Options of a part checked against the signature of its `build`, defaults filled in."""
     try:
         build: Callable[..., Any] = find_part(package, name).build
     except ValueError as error:
         raise ConfigError(f"{source}: {where}: {error}") from None
     hints = typing.get_type_hints(build)
-    parameters = {k: p for k, p in inspect.signature(build).parameters.items() if k not in CONTEXT[package]}
+    parameters = {
+        k: p for k, p in inspect.signature(build).parameters.items() if k not in CONTEXT[package]
+    }
     for key in tree:
         if key not in parameters:
             raise ConfigError(
@@ -287,7 +313,9 @@ def _parse_options(package: str, name: str, tree: Mapping[str, Any], source: str
 
 def _parse_benchmarks(tree: Any, source: str, where: str) -> list[dict[str, Any]]:
     if not isinstance(tree, list) or not all(isinstance(item, Mapping) for item in tree):
-        raise ConfigError(f"{source}: {where}: expected a list of {{name: …, its sources}}, found {tree!r}")
+        raise ConfigError(
+            f"{source}: {where}: expected a list of {{name: …, its sources}}, found {tree!r}"
+        )
     sets = []
     for i, item in enumerate(tree):
         protocol = str(item.get("protocol", "pairs"))
@@ -310,20 +338,34 @@ def _parse_value(hint: Any, value: Any, source: str, where: str) -> Any:
                 return _parse_value(choice, value, source, where)
             except ConfigError as error:
                 errors.append(error)
-        raise errors[0] if len(errors) == 1 else ConfigError(f"{source}: {where}: expected {hint}, found {value!r}")
+        raise (
+            errors[0]
+            if len(errors) == 1
+            else ConfigError(f"{source}: {where}: expected {hint}, found {value!r}")
+        )
     if origin is Literal:
         if value in arguments:
             return value
-        near = _nearest(str(value), [str(a) for a in arguments]).replace("known keys", "known values")
+        near = _nearest(str(value), [str(a) for a in arguments]).replace(
+            "known keys", "known values"
+        )
         raise ConfigError(f"{source}: {where}: found {value!r}{near}")
     if origin in (list, tuple, Sequence) or hint in (list, tuple):
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{source}: {where}: expected a list, found {value!r}")
         items = [
-            _parse_value(arguments[0] if arguments else Any, v, source, f"{where}[{i}]") for i, v in enumerate(value)
+            _parse_value(arguments[0] if arguments else Any, v, source, f"{where}[{i}]")
+            for i, v in enumerate(value)
         ]
-        if origin is tuple and arguments and arguments[-1] is not Ellipsis and len(items) != len(arguments):
-            raise ConfigError(f"{source}: {where}: expected {len(arguments)} values, found {len(items)}")
+        if (
+            origin is tuple
+            and arguments
+            and arguments[-1] is not Ellipsis
+            and len(items) != len(arguments)
+        ):
+            raise ConfigError(
+                f"{source}: {where}: expected {len(arguments)} values, found {len(items)}"
+            )
         return tuple(items) if tuple in (origin, hint) else items
     if origin in (dict, Mapping) or inspect.isabstract(origin):
         if not isinstance(value, Mapping):
@@ -362,25 +404,50 @@ def _check_combinations(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: {key}: found {found!r}, expected {expected}")
 
     require(data.size >= 16, "data.size", data.size, "at least 16 pixels")
-    require(data.threads is None or data.threads >= 1, "data.threads", data.threads, "at least 1, or null")
+    require(
+        data.threads is None or data.threads >= 1,
+        "data.threads",
+        data.threads,
+        "at least 1, or null",
+    )
     require(optim.lr > 0, "optim.lr", optim.lr, "a positive rate")
-    require(optim.batch_size >= 2, "optim.batch_size", optim.batch_size, "at least 2, as batch norm needs")
+    require(
+        optim.batch_size >= 2,
+        "optim.batch_size",
+        optim.batch_size,
+        "at least 2, as batch norm needs",
+    )
     require(optim.epochs >= 1, "optim.epochs", optim.epochs, "at least 1")
     require(optim.accumulation >= 1, "optim.accumulation", optim.accumulation, "at least 1")
     require(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "0 ≤ momentum < 1")
     require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or more")
-    require(optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "positive, or null")
-    require(not optim.nesterov or optim.momentum > 0, "optim.nesterov", True, "false where optim.momentum is 0")
+    require(
+        optim.clip_norm is None or optim.clip_norm > 0,
+        "optim.clip_norm",
+        optim.clip_norm,
+        "positive, or null",
+    )
+    require(
+        not optim.nesterov or optim.momentum > 0,
+        "optim.nesterov",
+        True,
+        "false where optim.momentum is 0",
+    )
     fused = config.classifier.options.get("fused") is True
     if fused or config.classifier.name == "partial":
         found = f"{optim.name}{' with nesterov' if optim.nesterov else ''}"
         steps = "sgd without nesterov" if fused else "adamw, or sgd without nesterov"
-        what = f"{steps}, the step that the {config.classifier.name} classifier takes on its own centres"
+        what = f"{steps}, the step that the {config.classifier.name} classifier takes on its own centers"
         require(found == "sgd" or (found == "adamw" and not fused), "optim.name", found, what)
     require(run.log_steps >= 1, "run.log_steps", run.log_steps, "at least 1")
     require(run.keep >= 1, "run.keep", run.keep, "at least 1")
     require(run.checkpoint_steps >= 0, "run.checkpoint_steps", run.checkpoint_steps, "0 or more")
-    require(config.evaluate.every_epochs >= 0, "evaluate.every_epochs", config.evaluate.every_epochs, "0 or more")
+    require(
+        config.evaluate.every_epochs >= 0,
+        "evaluate.every_epochs",
+        config.evaluate.every_epochs,
+        "0 or more",
+    )
     names = [str(s.get("name", "")) for s in config.evaluate.sets]
     require(all(names), "evaluate.sets", names, "a name for every set")
     require(len(set(names)) == len(names), "evaluate.sets", names, "a different name for every set")

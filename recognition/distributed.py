@@ -1,6 +1,7 @@
 """The ranks of a run: who I am, how many we are, and the few collectives that the parts need.
 
-A run is one process unless torchrun started it. Model code receives a `Ranks` and never sees a process group.
+A run is one process unless torchrun started it. Model code receives a `Ranks` and never sees a
+process group.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank `rank` of `world`. With world = 1 every collective returns its input and no process group is touched."""
+    """Rank `rank` of `world`. With world = 1 every collective returns its input and no process
+    group is touched."""
 
     rank: int = 0
     world: int = 1
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Tensors (n, ...) of equal shape on every rank -> (world·n, ...) in rank order; carries no gradient."""
+        """Tensors (n, ...) of equal shape on every rank -> (world·n, ...) in rank order; carries no
+        gradient."""
         if self.world == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
@@ -52,7 +55,8 @@ class Ranks:
 
 @contextmanager
 def ranks_of_this_run(device: torch.device) -> Iterator[Ranks]:
-    """The ranks torchrun declared in the environment (nccl on GPUs, gloo elsewhere); one rank without torchrun."""
+    """The ranks torchrun declared in the environment (nccl on GPUs, gloo elsewhere); one rank
+    without torchrun."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks()

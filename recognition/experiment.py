@@ -1,4 +1,5 @@
-"""The one place where the parts meet: from a config to a trained run folder, and from a run folder to a model."""
+"""The one place where the parts meet: from a config to a trained run folder, and from a run folder
+to a model."""
 
 from __future__ import annotations
 
@@ -6,60 +7,35 @@ import inspect
 import os
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.augment import normalise
 from data.faces import below_root, open_faces
 from data.loader import Loader
 from data.order import named_order
 from data.parts import find_part
 from data.types import FaceSet, PathText
-from eval.published import published_row
-from eval.report import write_report
-from recognition.checkpoint import load_tensors
-from recognition.config import Config, ConfigError, build_part, parse_config
+from eval.report.published import published_row
+from eval.report.tables import write_report
+from recognition.config import Config, ConfigError, build_part
+from recognition.device import choose_device, place_backbone
 from recognition.distributed import Ranks, ranks_of_this_run
-from recognition.run_folder import open_run_folder, plot_training
-from recognition.trainer import Parts, autocast, steps_per_epoch, train
-
-
-@dataclass(frozen=True)
-class Embedder:
-    """A trained backbone as a function: uint8 (B,3,S,S) RGB -> float32 (B,D) embeddings, not normalised.
-
-    size: S, the side of the input in pixels. precision: as `run.precision`.
-    """
-
-    backbone: nn.Module
-    size: int
-    device: torch.device
-    precision: str = "fp32"
-    channels_last: bool = False
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        training = self.backbone.training
-        self.backbone.eval()
-        try:
-            with torch.inference_mode(), autocast(self.device, self.precision):
-                batch = normalise(images.to(self.device, non_blocking=True))
-                if self.channels_last:
-                    batch = batch.contiguous(memory_format=torch.channels_last)
-                return self.backbone(batch).float()
-        finally:
-            self.backbone.train(training)
+from recognition.embedder import Embedder, build_backbone
+from recognition.logs import plot_training
+from recognition.run_folder import open_run_folder
+from recognition.trainer import Parts, steps_per_epoch, train
 
 
 def run(config: Config, source: str, *, resume: bool = False) -> Path:
-    """Train and evaluate as `config` says and return the run folder; `source` names the config file in errors.
+    """Train and evaluate as `config` says and return the run folder; `source` names the config file
+    in errors.
 
-    Raises ConfigError for what the config asks and this machine or these files can't give, before training begins.
+    Raises ConfigError for what the config asks and this machine or these files can't give, before
+    training begins.
     """
     device = choose_device(config, source)
     with ranks_of_this_run(device) as ranks:
@@ -70,16 +46,24 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
             parts = build_parts(config, faces, device, ranks)
         except ValueError as error:
             raise ConfigError(f"{source}: {error}") from None
-        if ranks.rank == 0:  # after all that may be refused, so that the corrected command finds no folder in its way
+        if (
+            ranks.rank == 0
+        ):  # after all that may be refused, so that the corrected command finds no folder in its way
             folder = open_run_folder(config, resume)
         ranks.barrier()
         folder = Path(config.run.output)
-        embed = Embedder(parts.backbone, config.data.size, device, config.run.precision, config.run.channels_last)
+        embed = Embedder(
+            parts.backbone, config.data.size, device, config.run.precision, config.run.channels_last
+        )
 
         def evaluate(step: int) -> dict[str, float]:
             results = [benchmark.run(embed, embed.size) for benchmark in benchmarks]
             write_report(results, folder, published=config.evaluate.published)
-            return {f"{result.name}/{metric}": value for result in results for metric, value in result.metrics.items()}
+            return {
+                f"{result.name}/{metric}": value
+                for result in results
+                for metric, value in result.metrics.items()
+            }
 
         train(config, parts, folder, evaluate, resume=resume)
         if ranks.rank == 0:
@@ -87,26 +71,22 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     return folder
 
 
-def choose_device(config: Config, source: str) -> torch.device:
-    """The device of `run.device`; auto takes cuda, then mps, then cpu. Raises ConfigError for one that is not here."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    asked: str = config.run.device
-    name = next(kind for kind, found in here.items() if found) if asked == "auto" else asked
-    if not here[name]:
-        have = ", ".join(kind for kind, found in here.items() if found)
-        raise ConfigError(f"{source}: run.device: found {name!r}, but this machine has only {have}; use auto")
-    return torch.device(name)
-
-
 def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks) -> Parts:
-    """Everything that `train` needs, on `device`, seeded by `run.seed`. ValueError for what can't go together."""
+    """Everything that `train` needs, on `device`, seeded by `run.seed`. ValueError for what can't
+    go together."""
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
-    make_loader = getattr(find_part("recognition.classifiers", config.classifier.name), "make_loader", None)
+    make_loader = getattr(
+        find_part("recognition.classifiers", config.classifier.name), "make_loader", None
+    )
     if make_loader is None:
-        order = named_order(faces.labels, config.data.order, seed=run_.seed, batch_size=optim.batch_size)
+        order = named_order(
+            faces.labels, config.data.order, seed=run_.seed, batch_size=optim.batch_size
+        )
     elif config.data.order != "shuffled":
-        raise ValueError(f"data.order: {config.data.order}, but {config.classifier.name} brings an order of its own")
+        raise ValueError(
+            f"data.order: {config.data.order}, but {config.classifier.name} brings an order of its own"
+        )
     else:
         wanted = inspect.signature(make_loader).parameters
         order = {key: value for key, value in config.classifier.options.items() if key in wanted}
@@ -124,8 +104,10 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     )
     per_epoch = steps_per_epoch(config, loader)
     if per_epoch < 1:
-        raise ValueError(f"optim.accumulation: {optim.accumulation} of {loader.steps_per_epoch} batches an epoch")
-    backbone = _placed(build_backbone(config), device, run_.channels_last)
+        raise ValueError(
+            f"optim.accumulation: {optim.accumulation} of {loader.steps_per_epoch} batches an epoch"
+        )
+    backbone = place_backbone(build_backbone(config), device, run_.channels_last)
     classifier = build_part(
         "recognition.classifiers",
         config.classifier,
@@ -151,66 +133,42 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     )
     forward: Callable[..., torch.Tensor] = backbone
     if ranks.world > 1:
-        forward = DistributedDataParallel(backbone, device_ids=[device] if device.type == "cuda" else None)
+        forward = DistributedDataParallel(
+            backbone, device_ids=[device] if device.type == "cuda" else None
+        )
     if run_.compile:
         forward = torch.compile(forward)
     # arcface_torch's growth interval: fp16 runs of a few thousand steps find their scale in time
-    scaler = torch.amp.GradScaler(device.type, enabled=run_.precision == "fp16", growth_interval=100)
+    scaler = torch.amp.GradScaler(
+        device.type, enabled=run_.precision == "fp16", growth_interval=100
+    )
     return Parts(backbone, forward, classifier, optimizer, scheduler, scaler, loader, device, ranks)
 
 
-def build_backbone(config: Config) -> nn.Module:
-    """The backbone of a config, for its input size, on the default device."""
-    return build_part("recognition.backbones", config.backbone, size=config.data.size)
-
-
-def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int]:
-    """The model of a run folder (or of a model.pt that lies beside its config.yaml) and its input size in pixels.
-
-    Raises FileNotFoundError or ValueError naming the file that is missing or not what it should be.
-    """
-    path = Path(path)
-    folder, weights = (path, path / "model.pt") if path.is_dir() else (path.parent, path)
-    for needed in (weights, folder / "config.yaml"):
-        if not needed.exists():
-            raise FileNotFoundError(f"{needed}: not found; --model takes a run folder with config.yaml and model.pt")
-    tree = yaml.safe_load((folder / "config.yaml").read_text())
-    tree["run"]["device"] = device
-    config = parse_config(tree, str(folder / "config.yaml"))
-    on = choose_device(config, str(folder / "config.yaml"))
-    backbone = build_backbone(config)
-    try:
-        backbone.load_state_dict(load_tensors(weights))
-    except RuntimeError as error:
-        raise ValueError(f"{weights}: not the weights of {config.backbone.name} in config.yaml: {error}") from None
-    backbone = _placed(backbone, on, config.run.channels_last)
-    embedder = Embedder(backbone, config.data.size, on, config.run.precision, config.run.channels_last)
-    return embedder, config.data.size
-
-
-def _placed(backbone: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """The backbone where and how a run holds it: a model loaded later must take the same kernels."""
-    backbone = backbone.to(device)
-    return backbone.to(memory_format=torch.channels_last) if channels_last else backbone
-
-
-def _build_optimizer(config: Config, backbone: nn.Module, classifier: nn.Module) -> torch.optim.Optimizer:
-    """Backbone parameters first, so that a checkpoint can tell them from the rows of the centres by position."""
+def _build_optimizer(
+    config: Config, backbone: nn.Module, classifier: nn.Module
+) -> torch.optim.Optimizer:
+    """Backbone parameters first, so that a checkpoint can tell them from the rows of the centers by
+    position."""
     optim = config.optim
     parameters = list(backbone.parameters())
-    centres = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    centers = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if optim.no_decay_1d:
         groups = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-    if centres:
-        groups.append({"params": centres})
+    if centers:
+        groups.append({"params": centers})
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
     return torch.optim.SGD(
-        groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
+        groups,
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        nesterov=optim.nesterov,
     )
 
 
@@ -220,7 +178,11 @@ def _open_training_faces(config: Config, source: str) -> FaceSet:
     try:
         return open_faces(path, data.format)
     except FileNotFoundError as error:
-        hint = "" if data.root else " (data.root is not set: relative paths start from the working directory)"
+        hint = (
+            ""
+            if data.root
+            else " (data.root is not set: relative paths start from the working directory)"
+        )
         raise ConfigError(f"{source}: data.train: {error}{hint}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{source}: data.train: {error}") from None

@@ -1,8 +1,8 @@
 """The training loop: reads top to bottom, holds no knowledge of which parts it was given.
 
-State of a run, all of it in a checkpoint: weights, optimizer, schedule, loss scale, position in the data, `Progress`.
-Random numbers are drawn from seeds made of (run seed, step, micro-batch, rank), so nothing else needs saving and a
-resumed run computes the same numbers.
+State of a run, all of it in a checkpoint: weights, optimizer, schedule, loss scale, position in the
+data, `Progress`. Random numbers are drawn from seeds made of (run seed, step, micro-batch, rank),
+so nothing else needs saving and a resumed run computes the same numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -28,14 +27,14 @@ from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
 from recognition.classifiers import Classifier
+from recognition.classifiers._rows import own_share
 from recognition.config import Config
-from recognition.console import Console
+from recognition.device import autocast
 from recognition.distributed import Ranks
-from recognition.reshard import own_share
-from recognition.run_folder import Metrics
+from recognition.logs import Console, Metrics
 from recognition.schedulers import advance
+from recognition.seeds import seed_of
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BAD_WINDOWS = 10  # log windows in a row without a finite loss before a run gives up
 
 
@@ -49,7 +48,8 @@ class Stopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of. `forward` is `backbone` behind DistributedDataParallel and compilation, where asked."""
+    """What a run is made of. `forward` is `backbone` behind DistributedDataParallel and
+    compilation, where asked."""
 
     backbone: nn.Module
     forward: Callable[..., torch.Tensor]
@@ -64,7 +64,8 @@ class Parts:
 
 @dataclass
 class Progress:
-    """Where the run stands. loss_sum, loss_count: losses since the last log line. seconds: time spent training."""
+    """Where the run stands. loss_sum, loss_count: losses since the last log line. seconds: time
+    spent training."""
 
     step: int = 0
     loss_sum: float | torch.Tensor = 0.0
@@ -74,28 +75,31 @@ class Progress:
     seconds: float = 0.0
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context of a run's precision (disabled for fp32)."""
-    return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")
-
-
 def steps_per_epoch(config: Config, loader: Loader) -> int:
     """Optimizer steps an epoch; micro-batches that do not fill a step at its end are dropped."""
     return loader.steps_per_epoch // config.optim.accumulation
 
 
 def train(
-    config: Config, parts: Parts, folder: Path, evaluate: Callable[[int], dict[str, float]], *, resume: bool = False
+    config: Config,
+    parts: Parts,
+    folder: Path,
+    evaluate: Callable[[int], dict[str, float]],
+    *,
+    resume: bool = False,
 ) -> Progress:
     """Train to the end of `optim.epochs`, writing metrics and checkpoints into `folder`.
 
-    evaluate: called with the step on rank 0 after every `evaluate.every_epochs` epochs and at the end; returns the
-    metrics to log. resume: start from the newest checkpoint. Raises TrainingError when the loss stays NaN or infinite,
-    Stopped after a checkpoint when SIGTERM or SIGINT asked for it (looked at whenever a line is logged).
+    evaluate: called with the step on rank 0 after every `evaluate.every_epochs` epochs and at the
+    end; returns the metrics to log. resume: start from the newest checkpoint. Raises TrainingError
+    when the loss stays NaN or infinite, Stopped after a checkpoint when SIGTERM or SIGINT asked for
+    it (looked at whenever a line is logged).
     """
     per_epoch = steps_per_epoch(config, parts.loader)
     total = per_epoch * config.optim.epochs
-    progress, saved_step = _restore(folder, parts, config.optim.accumulation) if resume else (Progress(), 0)
+    progress, saved_step = (
+        _restore(folder, parts, config.optim.accumulation) if resume else (Progress(), 0)
+    )
     first = parts.ranks.rank == 0
     threads = parts.loader.threads
     with (
@@ -117,7 +121,9 @@ def train(
                     asked = torch.tensor(float(stop.is_set()), device=parts.device)
                     if parts.ranks.all_reduce_max(asked) > 0:
                         _save(config, parts, folder, progress, clock)
-                        raise Stopped(f"stopped at step {progress.step} of {total}; go on with --resume")
+                        raise Stopped(
+                            f"stopped at step {progress.step} of {total}; go on with --resume"
+                        )
                 if into_epoch == 0 and metrics and _evaluation_due(config, epoch):
                     with clock.paused():
                         values = evaluate(progress.step)
@@ -132,13 +138,16 @@ def train(
 
 
 def _optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress: Progress) -> None:
-    """One step of SGD on the mean loss of the micro-batches, and one of the schedule on the same loss."""
+    """One step of SGD on the mean loss of the micro-batches, and one of the schedule on the same
+    loss."""
     optim, loss = config.optim, torch.zeros((), device=parts.device)
     parts.classifier.prepare(parts.optimizer.param_groups[0]["lr"])
     for micro, batch in enumerate(batches):
-        seed = _seed(config.run.seed, progress.step, micro, parts.ranks.rank)
+        seed = seed_of(config.run.seed, progress.step, micro, parts.ranks.rank)
         torch.manual_seed(seed)  # dropout and the like
-        images = augment(batch.images.to(parts.device, non_blocking=True), config.data.augment, seed)
+        images = augment(
+            batch.images.to(parts.device, non_blocking=True), config.data.augment, seed
+        )
         if config.run.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         labels = batch.labels.to(parts.device, non_blocking=True)
@@ -156,7 +165,8 @@ def _optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress
     advance(parts.scheduler, None if skipped else loss)
     progress.step += 1
     progress.skipped_steps += skipped
-    progress.loss_sum = progress.loss_sum + loss  # stays on the device until the next log line: no wait for it
+    # stays on the device until the next log line: no wait for it
+    progress.loss_sum = progress.loss_sum + loss
     progress.loss_count += 1
 
 
@@ -173,10 +183,6 @@ def _scaled_step(parts: Parts) -> bool:
     return bool(taken)
 
 
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
 def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     while len(group := list(islice(batches, size))) == size:
         yield group
@@ -188,7 +194,8 @@ def _evaluation_due(config: Config, epoch: int) -> bool:
 
 
 class _Clock:
-    """Time since the last log line, without evaluation and saving, and how much of it was spent waiting for data."""
+    """Time since the last log line, without evaluation and saving, and how much of it was spent
+    waiting for data."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -208,11 +215,19 @@ class _Clock:
         self._began += time.perf_counter() - paused
 
 
-def _log_line(config: Config, parts: Parts, progress: Progress, per_epoch: int, clock: _Clock) -> dict[str, Any]:
-    """What metrics.jsonl, TensorBoard and the terminal are told; reading the loss is the one wait for the device."""
+def _log_line(
+    config: Config, parts: Parts, progress: Progress, per_epoch: int, clock: _Clock
+) -> dict[str, Any]:
+    """What metrics.jsonl, TensorBoard and the terminal are told; reading the loss is the one wait
+    for the device."""
     loss = float(progress.loss_sum) / progress.loss_count
     elapsed, waited = clock.read()
-    images = progress.loss_count * config.optim.batch_size * config.optim.accumulation * parts.ranks.world
+    images = (
+        progress.loss_count
+        * config.optim.batch_size
+        * config.optim.accumulation
+        * parts.ranks.world
+    )
     progress.seconds += elapsed
     line: dict[str, Any] = {
         "epoch": progress.step / per_epoch,
@@ -236,7 +251,11 @@ def _log_line(config: Config, parts: Parts, progress: Progress, per_epoch: int, 
 def _check_loss(config: Config, progress: Progress, loss: float) -> None:
     progress.bad_windows = 0 if math.isfinite(loss) else progress.bad_windows + 1
     if progress.bad_windows >= _BAD_WINDOWS:
-        advice = "lower optim.lr" if config.run.precision == "fp32" else "lower optim.lr or take run.precision=bf16"
+        advice = (
+            "lower optim.lr"
+            if config.run.precision == "fp32"
+            else "lower optim.lr or take run.precision=bf16"
+        )
         raise TrainingError(
             f"the loss is {loss} since {_BAD_WINDOWS * config.run.log_steps} steps (now step {progress.step}): "
             f"{advice}; the checkpoints are in {config.run.output}"
@@ -261,7 +280,9 @@ def _save(config: Config, parts: Parts, folder: Path, progress: Progress, clock:
             "classifier": parts.classifier.state_dict(),
             "optimizer": {k: v for k, v in optimizer["state"].items() if k >= of_backbone},
         }
-        checkpoint.save(folder / "checkpoints", progress.step, shared, local, parts.ranks, config.run.keep)
+        checkpoint.save(
+            folder / "checkpoints", progress.step, shared, local, parts.ranks, config.run.keep
+        )
         if parts.ranks.rank == 0:
             checkpoint.save_tensors(folder / "model.pt", shared["backbone"])
 
@@ -269,8 +290,8 @@ def _save(config: Config, parts: Parts, folder: Path, progress: Progress, clock:
 def _restore(folder: Path, parts: Parts, accumulation: int) -> tuple[Progress, int]:
     """Load the newest checkpoint of `folder` into the parts, and say at which step it was written.
 
-    A run without one starts from the beginning. Another number of processes makes other steps of the same epoch: then
-    the position in the data is kept and the step counted anew.
+    A run without one starts from the beginning. Another number of processes makes other steps of
+    the same epoch: then the position in the data is kept and the step counted anew.
     """
     path = checkpoint.newest(folder / "checkpoints")
     if path is None:
@@ -295,7 +316,8 @@ def _restore(folder: Path, parts: Parts, accumulation: int) -> tuple[Progress, i
 
 @contextmanager
 def _stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set while the context lasts; a second SIGINT interrupts at once."""
+    """An event that SIGTERM and SIGINT set while the context lasts; a second SIGINT interrupts at
+    once."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -1,14 +1,16 @@
-"""The papers' tables: published figures, ours and the difference; for rows not run, the command and the plan.
+"""The papers' tables: published figures, ours and the difference; for rows not run, the command and
+the plan.
 
     python -m scripts.reproduce [--table fastface ...] [--runs DIR] [--logs FILE ...] [--out DIR]
 
-The rows are those of eval/published.yaml; configs/ROW.yaml trains a row. A folder below DIR that holds config.yaml and
-results.json is a run of the row that its `evaluate.published` names, whatever the folder is called. All results.json in
-it count, its own first: `python -m eval templates --model RUN --root IJBC --out RUN/ijbc` adds IJB-C.
+The rows are those of eval/report/published.yaml; configs/ROW.yaml trains a row. A folder below DIR
+that holds config.yaml and results.json is a run of the row that its `evaluate.published` names,
+whatever the folder is called. All results.json in it count, its own first: `python -m eval
+templates --model RUN --root IJBC --out RUN/ijbc` adds IJB-C.
 
-Written to --out: tables.md, tables.csv, and loss.png of the runs and of --logs, where there are any. A log is a CSV
-with columns step, loss and learning_rate, or, named .log or .txt, what arcface_torch and FastFace write; either may be
-gzipped, named .gz.
+Written to --out: tables.md, tables.csv, and loss.png of the runs and of --logs, where there are
+any. A log is a CSV with columns step, loss and learning_rate, or, named .log or .txt, what
+arcface_torch and FastFace write; either may be gzipped, named .gz.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from data.files import written_whole
-from eval.published import benchmark_key, published_figure, published_rows
+from data.files import atomic_write
+from eval.report.published import benchmark_key, published_figure, published_rows
 from recognition.config import load_config, to_tree
-from recognition.run_folder import flat, read_metrics
+from recognition.logs import read_metrics
+from recognition.run_folder import flat
 from tools.plan import plan
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +49,19 @@ SHOWN = {
     ("ijbc", "nearest_tar@1e-05"): "IJB-C 1e-5",
 }
 # What a run may change and still be the row's: where it ran, and how often it logged.
-RECIPE = ("data.size", "data.order", "data.augment", "backbone", "head", "classifier", "optim", "scheduler")
-LOG_LINE = re.compile(r"Loss (?P<loss>\S+) +LearningRate (?P<learning_rate>\S+) .*Global Step: (?P<step>\d+)")
+RECIPE = (
+    "data.size",
+    "data.order",
+    "data.augment",
+    "backbone",
+    "head",
+    "classifier",
+    "optim",
+    "scheduler",
+)
+LOG_LINE = re.compile(
+    r"Loss (?P<loss>\S+) +LearningRate (?P<learning_rate>\S+) .*Global Step: (?P<step>\d+)"
+)
 POINTS = 1000  # of a curve in the figure; each is the mean of the losses between two
 
 Figures = dict[tuple[str, str], float]
@@ -55,7 +69,8 @@ Figures = dict[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder of the published row `row`. figures: percent by (benchmark, metric). notes: what to know of it."""
+    """A run folder of the published row `row`. figures: percent by (benchmark, metric). notes: what
+    to know of it."""
 
     folder: Path
     row: str
@@ -66,7 +81,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """A published row, how to train it, and our runs of it. memory: planned bytes a rank, with `ranks` processes."""
+    """A published row, how to train it, and our runs of it. memory: planned bytes a rank, with
+    `ranks` processes."""
 
     name: str
     table: str
@@ -77,8 +93,14 @@ class Row:
     runs: tuple[Run, ...]
 
     def figures(self) -> Figures:
-        benchmarks = {key: value for key, value in self.published.items() if isinstance(value, dict)}
-        return {(name, metric): figure for name, of in benchmarks.items() for metric, figure in of.items()}
+        benchmarks = {
+            key: value for key, value in self.published.items() if isinstance(value, dict)
+        }
+        return {
+            (name, metric): figure
+            for name, of in benchmarks.items()
+            for metric, figure in of.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -92,7 +114,8 @@ class Curve:
 
 
 def choose_tables(asked: Sequence[str]) -> list[str]:
-    """The tables asked for, all of them if none was. ValueError names the nearest of an unknown one."""
+    """The tables asked for, all of them if none was. ValueError names the nearest of an unknown
+    one."""
     known = list(dict.fromkeys(row["table"] for row in published_rows().values()))
     for name in asked:
         if name not in known:
@@ -102,9 +125,12 @@ def choose_tables(asked: Sequence[str]) -> list[str]:
 
 
 def read_runs(root: Path) -> list[Run]:
-    """The runs below `root` that name a published row. OSError without `root`, ValueError for broken files."""
+    """The runs below `root` that name a published row. OSError without `root`, ValueError for
+    broken files."""
     if not root.is_dir():
-        raise FileNotFoundError(f"--runs {root}: no such folder; give the folder that holds run folders")
+        raise FileNotFoundError(
+            f"--runs {root}: no such folder; give the folder that holds run folders"
+        )
     runs = []
     for path in sorted(root.rglob("config.yaml")):
         tree = yaml.safe_load(path.read_text())
@@ -114,7 +140,9 @@ def read_runs(root: Path) -> list[Run]:
         if row is None or not results:
             continue
         if row not in published_rows():
-            raise ValueError(f"{path}: evaluate.published: found {row!r}, which eval/published.yaml does not have")
+            raise ValueError(
+                f"{path}: evaluate.published: found {row!r}, which eval/report/published.yaml does not have"
+            )
         lines = [line for line in read_metrics(path.parent) if "loss" in line]
         hours = lines[-1]["seconds"] / 3600 if lines else None
         notes = (*_unfinished(lines, tree["optim"]["epochs"]), *_changed(tree, row))
@@ -162,9 +190,19 @@ def read_rows(table: str, runs: Sequence[Run]) -> list[Row]:
             command = start_command(_config(name))
             torchrun = re.match(r"torchrun --nproc_per_node=(\d+) ", command)
             ranks = int(torchrun[1]) if torchrun else 1
-            memory = plan(str(_config(name)), [], published["identities"], None, ranks)["bytes"]["peak"]
+            memory = plan(str(_config(name)), [], published["identities"], None, ranks)["bytes"][
+                "peak"
+            ]
             rows.append(
-                Row(name, table, published, command, ranks, memory, tuple(run for run in runs if run.row == name))
+                Row(
+                    name,
+                    table,
+                    published,
+                    command,
+                    ranks,
+                    memory,
+                    tuple(run for run in runs if run.row == name),
+                )
             )
     return rows
 
@@ -178,21 +216,38 @@ def start_command(path: Path) -> str:
 
 
 def markdown(tables: dict[str, list[Row]]) -> str:
-    """For each table: a line for each published row, and below it one for each run of ours with the differences.
+    """For each table: a line for each published row, and below it one for each run of ours with the
+    differences.
 
     Hours are on one GPU unless another number follows, memory is for one unless it says so.
     """
     lines = []
     for table, rows in tables.items():
-        shown = {key: head for key, head in SHOWN.items() if any(key in row.figures() for row in rows)}
+        shown = {
+            key: head for key, head in SHOWN.items() if any(key in row.figures() for row in rows)
+        }
         heads = ["row", *shown.values(), "hours", "planned memory", "ours"]
         lines += [f"## {table}", "", _line(heads), _line(["---"] * len(heads))]
         notes = []
         for row in rows:
-            lines.append(_line([f"`{row.name}`", *_published_cells(row, shown), "" if row.runs else "not run"]))
+            lines.append(
+                _line(
+                    [f"`{row.name}`", *_published_cells(row, shown), "" if row.runs else "not run"]
+                )
+            )
             for run in row.runs:
                 hours = "" if run.hours is None else f"{run.hours:.2f}"
-                lines.append(_line(["", *(_our_cell(row, run, key) for key in shown), hours, "", f"`{run.folder}`"]))
+                lines.append(
+                    _line(
+                        [
+                            "",
+                            *(_our_cell(row, run, key) for key in shown),
+                            hours,
+                            "",
+                            f"`{run.folder}`",
+                        ]
+                    )
+                )
                 notes += [f"- `{run.folder}`: {note}." for note in run.notes]
         lines += ["", *notes, *([""] if notes else [])]
     return "\n".join(lines)
@@ -205,7 +260,9 @@ def _line(cells: Sequence[str]) -> str:
 def _published_cells(row: Row, shown: dict[tuple[str, str], str]) -> list[str]:
     figures = [row.figures().get(key) for key in shown]
     memory = f"{row.memory / 1e9:.1f} GB" + (f" on each of {row.ranks}" if row.ranks > 1 else "")
-    hours = str(row.published.get("hours", "")) + (f" on {row.published['gpus']}" if "gpus" in row.published else "")
+    hours = str(row.published.get("hours", "")) + (
+        f" on {row.published['gpus']}" if "gpus" in row.published else ""
+    )
     return [*("" if f is None else f"{f:.2f}" for f in figures), hours, memory]
 
 
@@ -217,31 +274,52 @@ def _our_cell(row: Row, run: Run, key: tuple[str, str]) -> str:
 
 
 def csv_text(tables: dict[str, list[Row]]) -> str:
-    """A line for each figure that is published or ours, for each run; a row without either has one line."""
+    """A line for each figure that is published or ours, for each run; a row without either has one
+    line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["table", "row", "run", "benchmark", "metric", "published", "ours", "difference"]
-        + ["published_hours", "published_gpus", "our_hours", "planned_bytes", "processes", "command", "notes"]
+        + [
+            "published_hours",
+            "published_gpus",
+            "our_hours",
+            "planned_bytes",
+            "processes",
+            "command",
+            "notes",
+        ]
     )
     for row in (row for rows in tables.values() for row in rows):
         for run in row.runs or (None,):
             ours = run.figures if run else {}
             published = row.figures()
-            both = list(published) + [key for key in ours if key[0] in row.published and key not in published]
+            both = list(published) + [
+                key for key in ours if key[0] in row.published and key not in published
+            ]
             for key in both or [("", "")]:
                 theirs, mine = published.get(key), ours.get(key)
                 difference = None if theirs is None or mine is None else round(mine - theirs, 2)
                 writer.writerow(
                     [row.table, row.name, run.folder if run else "", *key, theirs, mine, difference]
-                    + [row.published.get("hours"), row.published.get("gpus", 1), run.hours if run else None]
-                    + [row.memory, row.ranks, row.command, "; ".join(run.notes) if run else "not run"]
+                    + [
+                        row.published.get("hours"),
+                        row.published.get("gpus", 1),
+                        run.hours if run else None,
+                    ]
+                    + [
+                        row.memory,
+                        row.ranks,
+                        row.command,
+                        "; ".join(run.notes) if run else "not run",
+                    ]
                 )
     return text.getvalue()
 
 
 def read_log(path: Path) -> Curve:
-    """A published log, named as its file is. ValueError or OSError where it can't be read or holds no steps."""
+    """A published log, named as its file is. ValueError or OSError where it can't be read or holds
+    no steps."""
     opened = gzip.open if path.suffix == ".gz" else open
     name = path.name.removesuffix(".gz")
     try:
@@ -254,10 +332,16 @@ def read_log(path: Path) -> Curve:
         raise ValueError(f"{path}: damaged, or no text: {error}") from None
     columns = set(rows[0]) if rows else set()
     if not {"step", "loss"} <= columns:
-        raise ValueError(f"{path}: the columns are {sorted(map(str, columns))}, expected step, loss and learning_rate")
+        raise ValueError(
+            f"{path}: the columns are {sorted(map(str, columns))}, expected step, loss and learning_rate"
+        )
     try:
         steps, losses = (np.array([float(row[name]) for row in rows]) for name in ("step", "loss"))
-        rates = np.array([float(row["learning_rate"]) for row in rows]) if "learning_rate" in columns else None
+        rates = (
+            np.array([float(row["learning_rate"]) for row in rows])
+            if "learning_rate" in columns
+            else None
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected numbers in every line: {error}") from None
     return Curve(Path(name).stem, steps, losses, rates)
@@ -268,12 +352,15 @@ def run_curve(run: Run) -> Curve | None:
     lines = [line for line in read_metrics(run.folder) if "loss" in line]
     if not lines:
         return None
-    steps, losses, rates = (np.array([line[key] for line in lines]) for key in ("step", "loss", "learning_rate"))
+    steps, losses, rates = (
+        np.array([line[key] for line in lines]) for key in ("step", "loss", "learning_rate")
+    )
     return Curve(str(run.folder), steps, losses, rates)
 
 
 def thinned(curve: Curve, points: int = POINTS) -> Curve:
-    """At most `points` points: the mean loss of each stretch, with the step and the rate at its end."""
+    """At most `points` points: the mean loss of each stretch, with the step and the rate at its
+    end."""
     if len(curve.steps) <= points:
         return curve
     ends = np.linspace(0, len(curve.steps), points + 1).astype(int)
@@ -304,24 +391,44 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr for a wrong argument or file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="append", default=[], help="a table of eval/published.yaml (default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        help="a table of eval/report/published.yaml (default: all)",
+    )
     parser.add_argument("--runs", type=Path, metavar="DIR", help="folder that holds run folders")
-    parser.add_argument("--logs", type=Path, nargs="+", default=[], metavar="FILE", help="published logs for loss.png")
-    parser.add_argument("--out", type=Path, default=Path("reproduced"), metavar="DIR", help="(default: reproduced)")
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="published logs for loss.png",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("reproduced"), metavar="DIR", help="(default: reproduced)"
+    )
     args = parser.parse_args(argv)
     try:
         names = choose_tables(args.table)
         runs = read_runs(args.runs) if args.runs else []
         tables = {name: read_rows(name, runs) for name in names}
         shown = [run for rows in tables.values() for row in rows for run in row.runs]
-        curves = [curve for curve in (*map(read_log, args.logs), *map(run_curve, shown)) if curve is not None]
+        curves = [
+            curve
+            for curve in (*map(read_log, args.logs), *map(run_curve, shown))
+            if curve is not None
+        ]
         files = {"tables.md": markdown(tables).encode(), "tables.csv": csv_text(tables).encode()}
         if curves:
             files["loss.png"] = loss_png(curves)
         args.out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            with written_whole(args.out / name) as file:
+            with atomic_write(args.out / name) as file:
                 file.write(content)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -40,7 +40,10 @@ def _violations(path: Path, source: str) -> list[str]:
             found.append(f"{relative} imports {module}")
         if top == "mxnet":
             found.append(f"{relative} imports mxnet")
-        if folder == "fastface" and top not in {"fastface", "torch", "matplotlib", "__future__"} | _standard_library():
+        if (
+            folder == "fastface"
+            and top not in {"fastface", "torch", "matplotlib", "__future__"} | _standard_library()
+        ):
             found.append(f"{relative} imports {module}, but fastface needs torch alone")
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):

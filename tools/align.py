@@ -1,11 +1,13 @@
-"""Ordinary photos to aligned crops: python -m tools.align PHOTOS OUT [--size 112] [--largest] [--json]
+"""Ordinary photos to aligned crops: python -m tools.align PHOTOS OUT [--size 112] [--largest]
+[--json]
 
-PHOTOS holds a folder an identity (or images directly); OUT gets the same tree, one JPEG a photo, on the five-point
-template of ArcFace. Photos without a face, or with several (unless --largest), are listed in OUT/align_report.tsv and
-left out. Photos whose crop is there already are not done again.
+PHOTOS holds a folder an identity (or images directly); OUT gets the same tree, one JPEG a photo, on
+the five-point template of ArcFace. Photos without a face, or with several (unless --largest), are
+listed in OUT/align_report.tsv and left out. Photos whose crop is there already are not done again.
 
-The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel carries its weights (2 MB). Its pins are older than the
-releases this project runs on, so install it without them: pip install --no-deps facenet-pytorch==2.6.0 requests tqdm
+The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel carries its weights (2 MB). Its pins
+are older than the releases this project runs on, so install it without them: pip install --no-deps
+facenet-pytorch==2.6.0 requests tqdm
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ import numpy as np
 
 from data.align import align
 from data.decode import decode_any
-from data.files import written_whole
-from data.formats.folder import SUFFIXES
+from data.files import atomic_write
+from data.images import SUFFIXES
 from tools.progress import bar
 
 JPEG_QUALITY = 95
@@ -51,8 +53,11 @@ def mtcnn() -> Detector:
     return detect
 
 
-def align_folder(photos: Path, out: Path, detect: Detector, *, size: int = 112, largest: bool = False) -> Counter:
-    """Writes OUT and its report; counts of aligned, kept (done before), no_face, several, unreadable."""
+def align_folder(
+    photos: Path, out: Path, detect: Detector, *, size: int = 112, largest: bool = False
+) -> Counter:
+    """Writes OUT and its report; counts of aligned, kept (done before), no_face, several,
+    unreadable."""
     found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         raise ValueError(f"{photos}: holds no photo ({', '.join(SUFFIXES)})")
@@ -70,12 +75,14 @@ def align_folder(photos: Path, out: Path, detect: Detector, *, size: int = 112, 
                 report.append(f"{name}\t{outcome}\t{detail}\n")
             advance(1)
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / REPORT, "w") as file:
+    with atomic_write(out / REPORT, "w") as file:
         file.writelines(["photo\toutcome\tdetail\n", *report])
     return counts
 
 
-def _align_one(photo: Path, target: Path, detect: Detector, size: int, largest: bool) -> tuple[str, str]:
+def _align_one(
+    photo: Path, target: Path, detect: Detector, size: int, largest: bool
+) -> tuple[str, str]:
     try:
         image = decode_any(photo.read_bytes())
     except ValueError as error:
@@ -89,13 +96,15 @@ def _align_one(photo: Path, target: Path, detect: Detector, size: int, largest: 
     crop = align(image, landmarks[int(areas.argmax())], size)
     _, encoded = cv2.imencode(".jpg", crop[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target, durable=False) as file:
+    with atomic_write(target, durable=False) as file:
         file.write(encoded.tobytes())
     return "aligned", ""
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photos")
     parser.add_argument("out")
     parser.add_argument("--size", type=int, default=112)
@@ -110,7 +119,10 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) + f"; details in {out / REPORT}")
+    print(
+        ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+        + f"; details in {out / REPORT}"
+    )
     if options.json:
         print(json.dumps(counts))
     return 0

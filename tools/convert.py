@@ -1,12 +1,15 @@
 """Face sets from one format to another, losslessly: encoded images are copied byte by byte.
 
-    python -m tools.convert SOURCE TARGET.rec                 insightface record file with .idx and property
-    python -m tools.convert SOURCE TARGET.zip | TARGET.tar    one file; with --shard 100000 a folder of them
+    python -m tools.convert SOURCE TARGET.rec                 insightface record file with .idx and
+    property
+    python -m tools.convert SOURCE TARGET.zip | TARGET.tar    one file; with --shard 100000 a folder
+    of them
     python -m tools.convert SOURCE FOLDER                     a folder per identity
-    python -m tools.convert IMAGES TARGET.bin --pairs P.txt   verification .bin from a pair list and its images
+    python -m tools.convert IMAGES TARGET.bin --pairs P.txt   verification .bin from a pair list and
+    its images
 
-SOURCE is anything that data.faces.open_faces takes. What a killed call had written is continued, and a file appears
-under its name only when it is whole.
+SOURCE is anything that data.faces.open_faces takes. What a killed call had written is continued,
+and a file appears under its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ import numpy as np
 
 from data.decode import decode_any
 from data.faces import detect_format, open_faces
-from data.record_writer import write_records
+from data.pairs.lists import from_list
+from data.pairs.verification_bin import write_bin
 from data.types import FaceSet
-from data.writers import write_folder, write_shards
-from eval.bin_file import write_bin
-from eval.pair_lists import from_list
+from data.writers.folder import write_folder
+from data.writers.records import write_records
+from data.writers.shards import write_shards
 from tools.progress import bar
 
 KINDS = ("rec", "zip", "tar", "bin", "folder")
@@ -50,7 +54,9 @@ def convert(source: str, target: str, *, kind: str, form: str, shard: int) -> No
 def _say_what_changes(faces: FaceSet, kind: str) -> None:
     gaps = faces.num_classes - len(np.unique(faces.labels))
     if gaps and kind in ("zip", "folder"):
-        print(f"note: {gaps} identities have no image; a {kind} cannot say so, and numbers the others without gaps")
+        print(
+            f"note: {gaps} identities have no image; a {kind} cannot say so, and numbers the others without gaps"
+        )
 
 
 def convert_pairs(images: str, target: str, pairs: str) -> None:
@@ -67,13 +73,19 @@ def convert_pairs(images: str, target: str, pairs: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument("--format", default="auto", help="format of SOURCE where it is ambiguous")
     parser.add_argument("--to", choices=KINDS, help="format of TARGET (default: by its suffix)")
-    parser.add_argument("--shard", type=int, default=0, help="zip, tar: images a shard; TARGET is a folder then")
-    parser.add_argument("--pairs", help="bin: the list of pairs; SOURCE is the folder or zip of its images")
+    parser.add_argument(
+        "--shard", type=int, default=0, help="zip, tar: images a shard; TARGET is a folder then"
+    )
+    parser.add_argument(
+        "--pairs", help="bin: the list of pairs; SOURCE is the folder or zip of its images"
+    )
     options = parser.parse_args(argv)
     kind = options.to or Path(options.target).suffix.lstrip(".") or "folder"
     try:
@@ -81,13 +93,17 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{options.target}: unknown suffix; say --to {' | '.join(KINDS)}")
         whole = kind != "folder" and not options.shard
         if whole and os.path.exists(options.target):
-            raise FileExistsError(f"{options.target}: exists already; remove it or choose another name")
+            raise FileExistsError(
+                f"{options.target}: exists already; remove it or choose another name"
+            )
         if kind == "bin":
             if not options.pairs:
                 raise ValueError("a .bin needs --pairs LIST")
             convert_pairs(options.source, options.target, options.pairs)
         else:
-            convert(options.source, options.target, kind=kind, form=options.format, shard=options.shard)
+            convert(
+                options.source, options.target, kind=kind, form=options.format, shard=options.shard
+            )
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

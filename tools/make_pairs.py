@@ -1,8 +1,10 @@
-"""python -m tools.make_pairs: verification pairs of one's own pictures, as a list or packed into a .bin.
+"""python -m tools.make_pairs: verification pairs of one's own pictures, as a list or packed into a
+.bin.
 
 Draws balanced pairs from any set of faces, in ten folds that share no person:
     python -m tools.make_pairs MY_FACES my_pairs.bin --count 6000
-A target that ends in .txt gets `path path 0|1` lines instead, for face sets that are folders of image files.
+A target that ends in .txt gets `path path 0|1` lines instead, for face sets that are folders of
+image files.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.files import written_whole
-from eval.bin_file import write_bin
-from eval.pair_lists import Pairs, from_faces
+from data.files import atomic_write
+from data.pairs.drawn import from_faces
+from data.pairs.lists import Pairs
+from data.pairs.verification_bin import write_bin
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr for a wrong argument or file."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.make_pairs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.make_pairs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("faces", help="any set of faces to draw from")
     parser.add_argument("target", help=".bin or .txt to write")
@@ -55,9 +60,13 @@ def write_list(out: Path, pairs: Pairs, root: Path) -> None:
     for a, b, same in zip(pairs.first, pairs.second, pairs.same, strict=True):
         paths = [Path(pairs.images.describe(int(row))) for row in (a, b)]
         if not all(path.is_file() for path in paths):
-            raise ValueError(f"{paths[0]} is no image file of its own; write a .bin instead of {out.name}")
-        lines.append("\t".join([*(str(path.relative_to(root)) for path in paths), str(int(same))]) + "\n")
-    with written_whole(out) as file:
+            raise ValueError(
+                f"{paths[0]} is no image file of its own; write a .bin instead of {out.name}"
+            )
+        lines.append(
+            "\t".join([*(str(path.relative_to(root)) for path in paths), str(int(same))]) + "\n"
+        )
+    with atomic_write(out) as file:
         file.write("".join(lines).encode())
 
 

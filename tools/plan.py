@@ -1,10 +1,11 @@
 """What a training run will need in memory, and which settings fit when it does not.
 
-    python -m tools.plan configs/NAME.yaml [section.key=value ...] [--classes N] [--device-memory 24GB] [--ranks K]
+    python -m tools.plan configs/NAME.yaml [section.key=value ...] [--classes N] [--device-memory
+    24GB] [--ranks K]
 
-Nothing of the run's size is allocated: the backbone's forward pass is traced on tensors without storage. Figures are
-for one rank. The peak is the larger of two moments: the start of the backward pass, when all activations are alive,
-and the optimizer step, when all gradients are.
+Nothing of the run's size is allocated: the backbone's forward pass is traced on tensors without
+storage. Figures are for one rank. The peak is the larger of two moments: the start of the backward
+pass, when all activations are alive, and the optimizer step, when all gradients are.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 
-from recognition.chunked import CHUNK_BYTES
+from recognition.classifiers._margin_softmax import CHUNK_BYTES
 from recognition.classifiers.class_pool import BATCH_PARTS, pool_columns
 from recognition.config import Config, ConfigError, Part, build_part, load_config
 
 CUDA_CONTEXT = 600_000_000  # bytes that a process takes on a GPU before its first tensor
-CPU_RUNTIME = 200_000_000  # bytes that the first training step adds on a CPU however small the model (measured)
+# bytes that the first training step adds on a CPU however small the model (measured)
+CPU_RUNTIME = 200_000_000
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def backbone_need(config: Config) -> dict[str, int]:
-    """Numbers of the backbone: parameters, and bytes that its forward pass leaves for the backward pass."""
+    """Numbers of the backbone: parameters, and bytes that its forward pass leaves for the backward
+    pass."""
     options = json.dumps(dict(config.backbone.options))
     batch = config.optim.batch_size
     if config.classifier.name == "class_pool" and not config.classifier.options["swap"]:
@@ -41,7 +44,7 @@ def backbone_need(config: Config) -> dict[str, int]:
 
 @cache  # plans of one command differ in the classifier more often than in the backbone
 def _traced(name: str, options: str, batch_size: int, size: int, precision: str) -> dict[str, int]:
-    from recognition.trainer import autocast
+    from recognition.device import autocast
 
     saved: dict[int, int] = {}
     parameters: set[int] = set()
@@ -74,7 +77,8 @@ def _traced(name: str, options: str, batch_size: int, size: int, precision: str)
 
 
 def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, int]:
-    """Bytes of each part of one rank's memory, and their `peak`. base: what the process takes without the run."""
+    """Bytes of each part of one rank's memory, and their `peak`. base: what the process takes
+    without the run."""
     net = backbone_need(config)
     options = config.classifier.options
     states = 2 if config.optim.name == "adamw" else int(config.optim.momentum > 0)
@@ -93,28 +97,31 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         batch = config.optim.batch_size // 2  # each rank compares its own probes, a pass at a time
         need["gallery network"] = 4 * net["parameters"]
         need["class pool"] = 2 * columns * width * 4 + 16 * classes
-        centres = columns
+        centers = columns
     else:
-        rows = local * options.get("sub_centres", 1)
-        centres = local
-        need["centres"] = rows * width * 4
+        rows = local * options.get("sub_centers", 1)
+        centers = local
+        need["centers"] = rows * width * 4
         half = options.get("momentum_dtype") == "bfloat16"
         if config.classifier.name == "partial":
-            rate, times = options["rate"], config.optim.accumulation
+            rate, times = options["sample_rate"], config.optim.accumulation
             sampled = round(rows * rate) * width * 4
-            need["centres' momentum"] = rows * width * ((2 if half else 4) + 4 * (config.optim.name == "adamw"))
-            need["centres' gradient"] = 2 * sampled * times  # each micro-batch's rows themselves, and theirs
+            need["centers' momentum"] = (
+                rows * width * ((2 if half else 4) + 4 * (config.optim.name == "adamw"))
+            )
+            # each micro-batch's rows themselves, and theirs
+            need["centers' gradient"] = 2 * sampled * times
             temporary = sampled + round(rows * (1 - (1 - rate) ** times)) * width * 4
         elif options.get("fused"):
-            need["centres' momentum"] = rows * width * (2 if half else 4)
+            need["centers' momentum"] = rows * width * (2 if half else 4)
         else:
-            need["centres' momentum"] = rows * width * 4 * states
-            need["centres' gradient"] = rows * width * 4
+            need["centers' momentum"] = rows * width * 4 * states
+            need["centers' gradient"] = rows * width * 4
             temporary = rows * width * 4 * (bool(config.optim.weight_decay) + config.optim.nesterov)
     chunk = options.get("chunk")
     if not isinstance(chunk, int):
         chunk = CHUNK_BYTES["cuda" if on_gpu(config) else "cpu"] // (4 * width)
-    need["logits (one chunk)"] = min(chunk, centres) * (4 * batch + 2 * width) * 4
+    need["logits (one chunk)"] = min(chunk, centers) * (4 * batch + 2 * width) * 4
     backward = need["activations"] + need["logits (one chunk)"]
     stepping = gradients + temporary
     need["backbone gradients"] = gradients
@@ -124,7 +131,8 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
 
 
 def alternatives(config: Config) -> list[list[str]]:
-    """Overrides worth trying, from those that change nothing but time to those that change the training.
+    """Overrides worth trying, from those that change nothing but time to those that change the
+    training.
 
     Some may be ones that a run refuses.
     """
@@ -132,10 +140,15 @@ def alternatives(config: Config) -> list[list[str]]:
     tries: list[list[str]] = []
     plain_sgd = optim.name == "sgd" and not optim.nesterov and optim.accumulation == 1
     if name == "full" and not options["fused"] and plain_sgd:
-        bf16 = ["run.precision=bf16"] if config.run.precision == "fp16" else []  # loss scaling forbids the fused update
+        # loss scaling forbids the fused update
+        bf16 = ["run.precision=bf16"] if config.run.precision == "fp16" else []
         tries.append([*bf16, "classifier.fused=true"])
         tries.append([*bf16, "classifier.fused=true", "classifier.momentum_dtype=bfloat16"])
-    elif name in ("full", "partial") and options.get("momentum_dtype") == "float32" and (options.get("fused", True)):
+    elif (
+        name in ("full", "partial")
+        and options.get("momentum_dtype") == "float32"
+        and (options.get("fused", True))
+    ):
         tries.append(["classifier.momentum_dtype=bfloat16"])
     if config.backbone.options.get("checkpoint") is False:
         tries.append(["backbone.checkpoint=true"])
@@ -147,17 +160,24 @@ def alternatives(config: Config) -> list[list[str]]:
         halved, times = halved // 2, times * 2
         tries.append([f"optim.batch_size={halved}", f"optim.accumulation={times}"])
     if name in ("full", "partial"):
-        now = options.get("rate", 1.0)
+        now = options.get("sample_rate", 1.0)
         head = [] if name == "partial" else ["classifier={name: partial}"]
-        tries += [[*head, f"classifier.rate={rate}"] for rate in (0.5, 0.3, 0.1) if rate < now]
+        tries += [
+            [*head, f"classifier.sample_rate={rate}"] for rate in (0.5, 0.3, 0.1) if rate < now
+        ]
         rest = optim.batch_size % BATCH_PARTS
         batch = [f"optim.batch_size={optim.batch_size - rest or BATCH_PARTS}"] if rest else []
-        tries += [[f"classifier={{name: class_pool, size: {size}}}", *batch] for size in (0.1, 0.01)]
+        tries += [
+            [f"classifier={{name: class_pool, size: {size}}}", *batch] for size in (0.1, 0.01)
+        ]
     return tries
 
 
-def plan(path: str, overrides: Sequence[str], classes: int | None, limit: int | None, ranks: int) -> dict[str, Any]:
-    """Estimate of the config as written and, where a limit is given and passed, of the settings that fit in it."""
+def plan(
+    path: str, overrides: Sequence[str], classes: int | None, limit: int | None, ranks: int
+) -> dict[str, Any]:
+    """Estimate of the config as written and, where a limit is given and passed, of the settings
+    that fit in it."""
     config = load_config(path, overrides)
     count = classes if classes is not None else classes_of(config, path)
     base = process_bytes(config)
@@ -165,12 +185,20 @@ def plan(path: str, overrides: Sequence[str], classes: int | None, limit: int | 
         need = estimate(config, count, ranks, base)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    result: dict[str, Any] = {"classes": count, "ranks": ranks, "bytes": need, "limit": limit, "fitting": []}
+    result: dict[str, Any] = {
+        "classes": count,
+        "ranks": ranks,
+        "bytes": need,
+        "limit": limit,
+        "fitting": [],
+    }
     if limit is not None and need["peak"] > limit:
         for tried in alternatives(config):
             try:
                 peak = estimate(load_config(path, [*overrides, *tried]), count, ranks, base)["peak"]
-            except ValueError:  # a combination that a run refuses, such as a pool smaller than the batch
+            except (
+                ValueError
+            ):  # a combination that a run refuses, such as a pool smaller than the batch
                 continue
             if peak <= limit:
                 result["fitting"].append({"overrides": tried, "peak": peak})
@@ -182,13 +210,18 @@ def classes_of(config: Config, path: str) -> int:
     from data.faces import below_root, open_faces
 
     try:
-        return open_faces(below_root(config.data.train, config.data.root), config.data.format).num_classes
+        return open_faces(
+            below_root(config.data.train, config.data.root), config.data.format
+        ).num_classes
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: data.train: {error}; give the number of identities with --classes") from None
+        raise ConfigError(
+            f"{path}: data.train: {error}; give the number of identities with --classes"
+        ) from None
 
 
 def process_bytes(config: Config) -> int:
-    """Bytes of a run's process without the run: this one's resident size on a CPU, the context's on a GPU."""
+    """Bytes of a run's process without the run: this one's resident size on a CPU, the context's on
+    a GPU."""
     status = Path("/proc/self/status")
     if on_gpu(config) or not status.exists():
         return CUDA_CONTEXT
@@ -199,7 +232,9 @@ def process_bytes(config: Config) -> int:
 
 def on_gpu(config: Config) -> bool:
     """Whether the run will be on a GPU."""
-    return config.run.device == "cuda" or (config.run.device == "auto" and torch.cuda.is_available())
+    return config.run.device == "cuda" or (
+        config.run.device == "auto" and torch.cuda.is_available()
+    )
 
 
 def memory(text: str) -> int:
@@ -230,12 +265,16 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--classes", type=int, help="identities; read from data.train unless given")
     parser.add_argument("--device-memory", type=memory, metavar="24GB", help="what must be enough")
-    parser.add_argument("--ranks", type=int, default=1, help="processes; they share full and partial centres")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="processes; they share full and partial centers"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
     args = parser.parse_intermixed_args()
     try:

@@ -1,6 +1,7 @@
 """What is in a face set: python -m tools.stats PATH [--png FILE.png] [--json].
 
-Images, identities, images an identity as a histogram (printed, and as PNG), sizes in pixels and bytes of a sample.
+Images, identities, images an identity as a histogram (printed, and as PNG), sizes in pixels and
+bytes of a sample.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ SAMPLE = 500
 
 
 def describe_set(faces: FaceSet) -> dict[str, float]:
-    """Counts of images and identities, images an identity, and mean sizes of an even sample of SAMPLE images."""
+    """Counts of images and identities, images an identity, and mean sizes of an even sample of
+    SAMPLE images."""
     per_identity = np.bincount(faces.labels, minlength=faces.num_classes)
     sample = np.unique(np.linspace(0, len(faces) - 1, min(SAMPLE, len(faces))).astype(np.int64))
     lengths, shapes = [], []
@@ -76,7 +78,9 @@ def plot(rows: list[tuple[str, int]], title: str, path: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path")
     parser.add_argument("--format", default="auto")
     parser.add_argument("--png", help="write the histogram there")

@@ -1,8 +1,10 @@
-"""Reads every image of a face set and says what is wrong with it: python -m tools.verify PATH [--size 112] [--json].
+"""Reads every image of a face set and says what is wrong with it: python -m tools.verify PATH
+[--size 112] [--json].
 
-Finds: a set that cannot be opened (truncated, bad index), broken records, records without an index line, undecodable
-images, images of another size than most (or than --size), labels without an image, exact duplicates within an identity
-and across identities. Exit code 0 clean, 1 something found, 2 no such set.
+Finds: a set that cannot be opened (truncated, bad index), broken records, records without an index
+line, undecodable images, images of another size than most (or than --size), labels without an
+image, exact duplicates within an identity and across identities. Exit code 0 clean, 1 something
+found, 2 no such set.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import numpy as np
 
 from data.decode import decode_any
 from data.faces import detect_format, open_faces
+from data.formats._record_bytes import FRAME, MAGIC, MAX_PART
 from data.formats.recordio import RecordSet
-from data.recordio import FRAME, MAGIC, MAX_PART
 from data.types import FaceSet
 from tools.progress import bar
 
@@ -36,7 +38,9 @@ class Finding:
     what: str
 
 
-def verify(path: str, *, form: str = "auto", size: int | None = None, threads: int = 8) -> list[Finding]:
+def verify(
+    path: str, *, form: str = "auto", size: int | None = None, threads: int = 8
+) -> list[Finding]:
     """All findings of the set, in the order of its images. FileNotFoundError without one."""
     form = detect_format(path) if form == "auto" else form
     try:
@@ -77,7 +81,9 @@ def _labels(faces: FaceSet, path: str) -> list[Finding]:
         what = f"label {faces.num_classes + label} in a set of {faces.num_classes} identities"
         findings.append(Finding("label", path, what))
     for index in np.flatnonzero(faces.labels < 0).tolist():
-        findings.append(Finding("label", faces.describe(index), f"negative label {faces.labels[index]}"))
+        findings.append(
+            Finding("label", faces.describe(index), f"negative label {faces.labels[index]}")
+        )
     for label in np.flatnonzero(counts[: faces.num_classes] == 0).tolist():
         findings.append(Finding("gap", path, f"identity {label} has no image"))
     return findings
@@ -93,14 +99,20 @@ def _unindexed(faces: RecordSet) -> list[Finding]:
         raw = file.read(at, min(FRAME.size, file.size - at))
         magic, word = FRAME.unpack(raw) if len(raw) == FRAME.size else (0, 0)
         if magic != MAGIC:
-            findings.append(Finding("magic", f"{file.path} at byte {at}", "no record begins here; the walk stops"))
+            findings.append(
+                Finding(
+                    "magic", f"{file.path} at byte {at}", "no record begins here; the walk stops"
+                )
+            )
             break
         length = word & MAX_PART
         if word >> 29 in (0, 1) and at not in starts:
             unknown += 1
         at += FRAME.size + length + -length % 4
         if at > file.size + 3:
-            findings.append(Finding("truncated", f"{file.path} at byte {at}", "the last record is cut off"))
+            findings.append(
+                Finding("truncated", f"{file.path} at byte {at}", "the last record is cut off")
+            )
     headers = faces.headers
     if unknown != headers:
         what = f"{unknown} records are not images of the index, expected {headers} (record 0 and identities)"
@@ -116,7 +128,11 @@ def _sizes(faces: FaceSet, sizes: np.ndarray, size: int | None) -> list[Finding]
     odd = np.flatnonzero((sizes[:, 0] > 0) & (sizes != usual).any(1)).tolist()
     expected = f"{usual[0]}×{usual[1]}"
     return [
-        Finding("size", faces.describe(index), f"{sizes[index][0]}×{sizes[index][1]} pixels, expected {expected}")
+        Finding(
+            "size",
+            faces.describe(index),
+            f"{sizes[index][0]}×{sizes[index][1]} pixels, expected {expected}",
+        )
         for index in odd
     ]
 
@@ -131,17 +147,25 @@ def _duplicates(faces: FaceSet, hashes: np.ndarray) -> list[Finding]:
         if not hashes[first].any():
             continue  # could not be read
         across = faces.labels[first] != faces.labels[second]
-        whose = f"identities {faces.labels[first]} and {faces.labels[second]}" if across else "one identity"
+        whose = (
+            f"identities {faces.labels[first]} and {faces.labels[second]}"
+            if across
+            else "one identity"
+        )
         what = f"the same bytes as {faces.describe(first)} ({whose})"
         findings.append(Finding("duplicate", faces.describe(second), what))
     return findings
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path")
     parser.add_argument("--format", default="auto")
-    parser.add_argument("--size", type=int, help="side that every image should have (default: the commonest)")
+    parser.add_argument(
+        "--size", type=int, help="side that every image should have (default: the commonest)"
+    )
     parser.add_argument("--json", action="store_true", help="print counts as one JSON line last")
     options = parser.parse_args(argv)
     try:
@@ -152,7 +176,10 @@ def main(argv: list[str] | None = None) -> int:
     for found in findings:
         print(f"{found.kind}: {found.where}: {found.what}")
     counts = Counter(found.kind for found in findings)
-    print(", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing wrong found")
+    print(
+        ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        or "nothing wrong found"
+    )
     if options.json:
         print(json.dumps({"findings": len(findings), **counts}))
     return 1 if findings else 0

@@ -1,4 +1,5 @@
-"""Several sets as one: `concat:PATH;PATH;…`, identities of each numbered behind those of the one before."""
+"""Several sets as one: `concat:PATH;PATH;…`, identities of each numbered behind those of the one
+before."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ class ConcatSet:
         self.sets = sets
         self.starts = np.cumsum([0, *(len(faces) for faces in sets)])
         offsets = np.cumsum([0, *(faces.num_classes for faces in sets)])
-        self.labels = np.concatenate([faces.labels + offset for faces, offset in zip(sets, offsets, strict=False)])
+        self.labels = np.concatenate(
+            [faces.labels + offset for faces, offset in zip(sets, offsets, strict=False)]
+        )
         self.num_classes = int(offsets[-1])
 
     def __len__(self) -> int:

@@ -1,4 +1,5 @@
-"""A folder per identity: ROOT/NAME/IMAGE.jpg. Identities are numbered in the order of their names."""
+"""A folder per identity: ROOT/NAME/IMAGE.jpg. Identities are numbered in the order of their
+names."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from data.images import SUFFIXES
 
 
 class FolderSet:
-    """A FaceSet on a folder of folders. File names are held as one bytes array, not as Python objects."""
+    """A FaceSet on a folder of folders. File names are held as one bytes array, not as Python
+    objects."""
 
     def __init__(self, root: str, names: list[str], files: np.ndarray, labels: np.ndarray) -> None:
         self.root = root
@@ -27,7 +29,9 @@ class FolderSet:
         return Path(self.describe(index)).read_bytes()
 
     def describe(self, index: int) -> str:
-        return os.path.join(self.root, self.names[self.labels[index]], os.fsdecode(bytes(self.files[index])))
+        return os.path.join(
+            self.root, self.names[self.labels[index]], os.fsdecode(bytes(self.files[index]))
+        )
 
 
 def detect(path: str) -> bool:
@@ -39,11 +43,14 @@ def detect(path: str) -> bool:
 
 
 def open_set(path: str) -> FolderSet:
-    """Lists ROOT/NAME/IMAGE; names an identity without images. Opening lists folders only, it opens no image."""
+    """Lists ROOT/NAME/IMAGE; names an identity without images. Opening lists folders only, it opens
+    no image."""
     if not os.path.isdir(path):
         raise FileNotFoundError(f"{path}: no such folder")
     with os.scandir(path) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+        )
     if not names:
         raise ValueError(f"{path}: no folders in it; expected one per identity")
     files: list[bytes] = []
@@ -51,12 +58,18 @@ def open_set(path: str) -> FolderSet:
     for label, name in enumerate(names):
         images = _images(os.path.join(path, name))
         if not images:
-            raise ValueError(f"{os.path.join(path, name)}: holds no image ({', '.join(SUFFIXES)}); remove the folder")
+            raise ValueError(
+                f"{os.path.join(path, name)}: holds no image ({', '.join(SUFFIXES)}); remove the folder"
+            )
         files += images
         counts[label] = len(images)
-    return FolderSet(path, names, np.array(files, np.bytes_), np.repeat(np.arange(len(names)), counts))
+    return FolderSet(
+        path, names, np.array(files, np.bytes_), np.repeat(np.arange(len(names)), counts)
+    )
 
 
 def _images(folder: str) -> list[bytes]:
     with os.scandir(folder) as entries:
-        return sorted(os.fsencode(entry.name) for entry in entries if entry.name.lower().endswith(SUFFIXES))
+        return sorted(
+            os.fsencode(entry.name) for entry in entries if entry.name.lower().endswith(SUFFIXES)
+        )

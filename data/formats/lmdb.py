@@ -1,8 +1,9 @@
-"""LMDB as F²C's public code writes it: `data.mdb` with `*_kv.txt` beside it, lines `KEY LABEL`; values protobuf Datum
-or images.
+"""LMDB as F²C's public code writes it: `data.mdb` with `*_kv.txt` beside it, lines `KEY LABEL`;
+values protobuf Datum or images.
 
-Read by walking the B-tree once (LMDB 0.9's file format, 64-bit) and keeping where each value lies, not through liblmdb:
-that maps the file, and a broken one would end the process instead of raising an error.
+Read by walking the B-tree once (LMDB 0.9's file format, 64-bit) and keeping where each value lies,
+not through liblmdb: that maps the file, and a broken one would end the process instead of raising
+an error.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import RandomFile
-from data.packed import PackedSet, indexed
+from data.files import PreadFile
+from data.formats._packed import PackedSet, indexed
 
 MAGIC = 0xBEEFC0DE
 PAGE = struct.Struct("<Q4H")  # page number, pad, flags, lower, upper
@@ -39,7 +40,9 @@ def open_set(path: str) -> PackedSet:
         raise FileNotFoundError(f"{mdb}: no such file")
     lists = sorted(mdb.parent.glob("*kv.txt"))
     if len(lists) != 1:
-        raise ValueError(f"{mdb.parent}: expected one list of keys and labels, *_kv.txt, but found {len(lists)}")
+        raise ValueError(
+            f"{mdb.parent}: expected one list of keys and labels, *_kv.txt, but found {len(lists)}"
+        )
     columns = indexed(str(mdb), [str(mdb), str(lists[0])], lambda: _scan(str(mdb), lists[0]))
     return PackedSet([str(mdb)], columns, unwrap)
 
@@ -56,12 +59,16 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
         if byte < 0x80:
             break
     if at + length != len(raw):
-        raise ValueError(f"{faces.describe(index)}: Datum of {length} bytes in a value of {len(raw)}")
+        raise ValueError(
+            f"{faces.describe(index)}: Datum of {length} bytes in a value of {len(raw)}"
+        )
     return raw[at:]
 
 
 def _scan(mdb: str, keys: Path) -> dict[str, np.ndarray]:
-    held, offsets, sizes = _columns((key, *place) for key, place in values(RandomFile(mdb)) if b"\0" not in key)
+    held, offsets, sizes = _columns(
+        (key, *place) for key, place in values(PreadFile(mdb)) if b"\0" not in key
+    )
     wanted, labels, lines = _columns(_listed(keys))
     if not len(wanted):
         raise ValueError(f"{keys}: is empty")
@@ -70,7 +77,9 @@ def _scan(mdb: str, keys: Path) -> dict[str, np.ndarray]:
     missing[~missing] = held[rows[~missing]] != wanted[~missing]
     if missing.any():
         first = int(missing.argmax())
-        raise ValueError(f"{keys} line {lines[first]}: key {bytes(wanted[first])!r} is not in {mdb}")
+        raise ValueError(
+            f"{keys} line {lines[first]}: key {bytes(wanted[first])!r} is not in {mdb}"
+        )
     return {
         "shard": np.zeros(len(rows), np.int32),
         "offset": offsets[rows],
@@ -93,7 +102,8 @@ def _listed(keys: Path) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _columns(rows: Iterator[tuple[bytes, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(keys as fixed-width bytes, int64, int64), (N,) each: few Python objects at a time, however many rows."""
+    """(keys as fixed-width bytes, int64, int64), (N,) each: few Python objects at a time, however
+    many rows."""
     keys, first, second = [np.zeros(0, "S1")], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     while some := list(islice(rows, ROWS_AT_ONCE)):
         keys.append(np.array([row[0] for row in some], np.bytes_))
@@ -102,18 +112,20 @@ def _columns(rows: Iterator[tuple[bytes, int, int]]) -> tuple[np.ndarray, np.nda
     return np.concatenate(keys), np.concatenate(first), np.concatenate(second)
 
 
-def values(file: RandomFile) -> Iterator[tuple[bytes, tuple[int, int]]]:
+def values(file: PreadFile) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """(key, (offset, size)) of every value of the main database, in the order of keys."""
     page_size, root, pages = _meta(file)
     before: bytes | None = None
     for key, place in _walk(file, root, page_size, pages, 0, set()) if root != EMPTY else ():
         if before is not None and key <= before:
-            raise ValueError(f"{file.path}: key {key!r} stands behind {before!r}; the tree is broken")
+            raise ValueError(
+                f"{file.path}: key {key!r} stands behind {before!r}; the tree is broken"
+            )
         before = key
         yield key, place
 
 
-def _meta(file: RandomFile) -> tuple[int, int, int]:
+def _meta(file: PreadFile) -> tuple[int, int, int]:
     """(page size, root page, pages in use) of the newer of the two meta pages."""
     found = []
     page_size = _read_meta(file, 0)[1]
@@ -124,16 +136,20 @@ def _meta(file: RandomFile) -> tuple[int, int, int]:
         found.append((txn, root, last + 1))
     _, root, pages = max(found)
     if pages * page_size > file.size or file.size % page_size:
-        raise ValueError(f"{file.path}: {pages} pages of {page_size} bytes, but the file has {file.size}; truncated")
+        raise ValueError(
+            f"{file.path}: {pages} pages of {page_size} bytes, but the file has {file.size}; truncated"
+        )
     return page_size, root, pages
 
 
-def _read_meta(file: RandomFile, at: int) -> tuple[int, int, int, int]:
+def _read_meta(file: PreadFile, at: int) -> tuple[int, int, int, int]:
     """(transaction, page size, root, last page)."""
     raw = file.read(at + PAGE.size, 136)
     magic, version = struct.unpack_from("<II", raw)
     if magic != MAGIC or version != 1:
-        raise ValueError(f"{file.path}: magic {magic:#x} version {version}, expected LMDB's {MAGIC:#x} version 1")
+        raise ValueError(
+            f"{file.path}: magic {magic:#x} version {version}, expected LMDB's {MAGIC:#x} version 1"
+        )
     page_size = struct.unpack_from("<I", raw, 24)[0]
     root, last, txn = struct.unpack_from("<3Q", raw, 24 + 48 + 40)
     if page_size not in (1 << power for power in range(9, 17)):
@@ -142,14 +158,20 @@ def _read_meta(file: RandomFile, at: int) -> tuple[int, int, int, int]:
 
 
 def _walk(
-    file: RandomFile, number: int, page_size: int, pages: int, depth: int, visited: set[int]
+    file: PreadFile, number: int, page_size: int, pages: int, depth: int, visited: set[int]
 ) -> Iterator[tuple[bytes, tuple[int, int]]]:
     if number >= pages or depth > DEEPEST or number in visited:
-        raise ValueError(f"{file.path}: tree points to page {number} of {pages}, or in a circle; broken")
+        raise ValueError(
+            f"{file.path}: tree points to page {number} of {pages}, or in a circle; broken"
+        )
     visited.add(number)
     page = file.read(number * page_size, page_size)
     own, _, flags, lower, upper = PAGE.unpack_from(page)
-    if own != number or flags & (BRANCH | LEAF) not in (BRANCH, LEAF) or not PAGE.size <= lower <= page_size:
+    if (
+        own != number
+        or flags & (BRANCH | LEAF) not in (BRANCH, LEAF)
+        or not PAGE.size <= lower <= page_size
+    ):
         raise ValueError(f"{file.path}: page {number} is no page of the tree")
     used = 0
     for at in struct.unpack_from(f"<{(lower - PAGE.size) // 2}H", page, PAGE.size):
@@ -159,7 +181,9 @@ def _walk(
         held = 0 if flags & BRANCH else 8 if bits & BIG else low | high << 16
         used += (NODE.size + key_size + held + 1) // 2 * 2
         if flags & BRANCH:
-            yield from _walk(file, low | high << 16 | bits << 32, page_size, pages, depth + 1, visited)
+            yield from _walk(
+                file, low | high << 16 | bits << 32, page_size, pages, depth + 1, visited
+            )
             continue
         size, begin = low | high << 16, at + NODE.size + key_size
         key = page[at + NODE.size : begin]
@@ -177,5 +201,9 @@ def _walk(
             if begin + size > page_size:
                 raise ValueError(f"{file.path}: value of {key!r} lies beyond its page")
         yield key, (where, size)
-    if used != page_size - upper:  # nodes fill the page's end without a gap: a wrong size or pointer shows here
-        raise ValueError(f"{file.path}: nodes of page {number} fill {used} bytes, its header says {page_size - upper}")
+    if (
+        used != page_size - upper
+    ):  # nodes fill the page's end without a gap: a wrong size or pointer shows here
+        raise ValueError(
+            f"{file.path}: nodes of page {number} fill {used} bytes, its header says {page_size - upper}"
+        )

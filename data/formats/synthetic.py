@@ -1,9 +1,11 @@
-"""Synthetic identities: drawn faces, so that everything runs and can be tested without a picture of any person.
+"""Synthetic identities: drawn faces, so that everything runs and can be tested without a picture of
+any person.
 
-An identity is a handful of geometry and colour parameters; pose, light, background, expression, cover, blur and noise
-vary by image. Image k of identity i under a seed is always the same drawing. The path is a line of options, all
-optional: `synthetic:identities=200,images=20,first=0,seed=0,size=112`. Identities first…first+identities−1 are labels
-0…identities−1, so `first` gives sets without a person in common.
+An identity is a handful of geometry and color parameters; pose, light, background, expression,
+cover, blur and noise vary by image. Image k of identity i under a seed is always the same drawing.
+The path is a line of options, all optional:
+`synthetic:identities=200,images=20,first=0,seed=0,size=112`. Identities first…first+identities−1
+are labels 0…identities−1, so `first` gives sets without a person in common.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ import numpy as np
 from data.faces import GENERATED
 
 DEFAULTS = {"identities": 200, "images": 20, "first": 0, "seed": 0, "size": 112}
-KEPT_IMAGES = 1 << 16  # drawings held in memory, a few kB each: an epoch after the first draws nothing
+# drawings held in memory, a few kB each: an epoch after the first draws nothing
+KEPT_IMAGES = 1 << 16
 JPEG_QUALITY = 95
 SUBPIXEL = 4  # cv2 takes coordinates in 1/2**SUBPIXEL pixels
 
 
 class SyntheticSet:
-    """A FaceSet that draws image `index` when it is read: identity index // images, image index % images."""
+    """A FaceSet that draws image `index` when it is read: identity index // images, image index %
+    images."""
 
     def __init__(self, *, identities: int, images: int, first: int, seed: int, size: int) -> None:
         self.images = images
@@ -40,7 +44,9 @@ class SyntheticSet:
         encoded = self._drawn.get(index)
         if encoded is None:
             identity, image = divmod(range(len(self))[index], self.images)
-            encoded = _encode(draw(seed=self.seed, identity=self.first + identity, image=image, size=self.size))
+            encoded = _encode(
+                draw(seed=self.seed, identity=self.first + identity, image=image, size=self.size)
+            )
             if len(self._drawn) < KEPT_IMAGES:
                 self._drawn[index] = encoded
         return encoded
@@ -74,7 +80,8 @@ def open_set(path: str) -> SyntheticSet:
 
 
 def draw(*, seed: int, identity: int, image: int, size: int) -> np.ndarray:
-    """uint8 (size,size,3) RGB drawing. Lengths below are in halves of the picture: (0, 0) the middle, ±1 the edges."""
+    """uint8 (size,size,3) RGB drawing. Lengths below are in halves of the picture: (0, 0) the
+    middle, ±1 the edges."""
     person = _person(np.random.default_rng([seed, identity]))
     rng = np.random.default_rng([seed, identity, image])
     canvas = _background(rng, size)
@@ -100,7 +107,7 @@ def _person(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """uint8 (size,size,3): a coarse random colour field, as rooms and streets are."""
+    """uint8 (size,size,3): a coarse random color field, as rooms and streets are."""
     coarse = rng.integers(0, 256, (rng.integers(2, 6), rng.integers(2, 6), 3), dtype=np.uint8)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
 
@@ -111,16 +118,21 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
     half = canvas.shape[0] / 2
     angle, zoom = u(-0.20, 0.20), u(0.90, 1.08)
     turn, tilt = u(-0.16, 0.16), u(-0.07, 0.07)  # features slide over the head as it turns
-    centre = np.array([u(-0.09, 0.09), u(-0.02, 0.12)])
+    center = np.array([u(-0.09, 0.09), u(-0.02, 0.12)])
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * zoom
-    smile, opened, blink, frown = u(-0.06, 0.07), max(0.0, u(-0.12, 0.12)), u(0.45, 1.0), u(-0.03, 0.03)
+    smile, opened, blink, frown = (
+        u(-0.06, 0.07),
+        max(0.0, u(-0.12, 0.12)),
+        u(0.45, 1.0),
+        u(-0.03, 0.03),
+    )
 
     def pixels(points: np.ndarray) -> np.ndarray:
-        placed = points @ rotation.T + centre
+        placed = points @ rotation.T + center
         return np.round(((placed + 1) * half - 0.5) * (1 << SUBPIXEL)).astype(np.int32)
 
-    def fill(points: np.ndarray, colour: np.ndarray) -> None:
-        rgb = tuple(float(value) for value in np.clip(colour, 0, 255))
+    def fill(points: np.ndarray, color: np.ndarray) -> None:
+        rgb = tuple(float(value) for value in np.clip(color, 0, 255))
         cv2.fillPoly(canvas, [pixels(points)], rgb, cv2.LINE_AA, SUBPIXEL)
 
     def oval(x: float, y: float, width: float, height: float, steps: int = 16) -> np.ndarray:
@@ -130,7 +142,9 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
     skin, hair = p["skin"], p["hair"]
     w, h = p["width"], p["height"]
     back = oval(0, -0.10, w + p["volume"], h + p["volume"] * 0.7, 24)
-    back[:, 1] = np.where(back[:, 1] > 0, np.minimum(back[:, 1], 0) + p["length"] * (back[:, 1] > 0.05), back[:, 1])
+    back[:, 1] = np.where(
+        back[:, 1] > 0, np.minimum(back[:, 1], 0) + p["length"] * (back[:, 1] > 0.05), back[:, 1]
+    )
     fill(back, hair)
     fill(np.array([[-0.3 * w, 0.5], [0.3 * w, 0.5], [0.5 * w, 1.6], [-0.5 * w, 1.6]]), skin * 0.82)
     outline = oval(0, 0, w, h, 32)
@@ -153,7 +167,9 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
         lids[:, 1] += side * p["slant"] * (lids[:, 0] - x) / p["eye_w"]
         fill(lids, np.array([240, 238, 235]))
         gaze = turn * 0.15
-        fill(oval(x + gaze, y, p["eye_h"] * 0.85, p["eye_h"] * 0.85 * min(1, blink * 1.1)), p["iris"])
+        fill(
+            oval(x + gaze, y, p["eye_h"] * 0.85, p["eye_h"] * 0.85 * min(1, blink * 1.1)), p["iris"]
+        )
         fill(oval(x + gaze, y, p["eye_h"] * 0.35, p["eye_h"] * 0.35, 8), np.array([10, 10, 10]))
         inner, outer = x - side * p["eye_w"], x + side * p["eye_w"] * 1.2
         by = y - p["brow_y"] + frown
@@ -178,21 +194,27 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
         for side in (-1.0, 1.0):
             rim = oval(side * p["eye_x"] + slide[0], p["eye_y"] + slide[1], 0.2, 0.15)
             thickness = 1 + canvas.shape[0] // 56
-            cv2.polylines(canvas, [pixels(rim)], True, (25.0, 25.0, 30.0), thickness, cv2.LINE_AA, SUBPIXEL)
+            cv2.polylines(
+                canvas, [pixels(rim)], True, (25.0, 25.0, 30.0), thickness, cv2.LINE_AA, SUBPIXEL
+            )
     if u() < 0.12:
         x, y = u(-0.9, 0.9), u(0.2, 0.9)
         fill(oval(x, y, u(0.1, 0.35), u(0.1, 0.35), 12), u(0, 255, 3))
 
 
 def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Light from one side, exposure, colour cast, contrast, blur and sensor noise."""
+    """Light from one side, exposure, color cast, contrast, blur and sensor noise."""
     size = canvas.shape[0]
     u = rng.uniform
     across = np.linspace(-1, 1, size, dtype=np.float32)
     direction, strength = u(0, 2 * np.pi), u(0.0, 0.65)
-    light = 1 + strength * (np.cos(direction) * across[None, :] + np.sin(direction) * across[:, None])
+    light = 1 + strength * (
+        np.cos(direction) * across[None, :] + np.sin(direction) * across[:, None]
+    )
     cast = (u(0.55, 1.35) * u(0.85, 1.15, 3)).astype(np.float32)
-    picture = canvas.astype(np.float32) * np.clip(light, 0.12, 2)[:, :, None].astype(np.float32) * cast
+    picture = (
+        canvas.astype(np.float32) * np.clip(light, 0.12, 2)[:, :, None].astype(np.float32) * cast
+    )
     if (sigma := u(0.0, 1.3) * size / 112) > 0.4:
         picture = cv2.GaussianBlur(picture, (0, 0), sigma)
     grain = np.float32(u(1, 9)) * rng.standard_normal((size, size, 1), np.float32)

@@ -1,7 +1,8 @@
-"""WebDataset tar shards read in place: KEY.jpg with KEY.cls (its label as text); without .cls the folder is the
-identity.
+"""WebDataset tar shards read in place: KEY.jpg with KEY.cls (its label as text); without .cls the
+folder is the identity.
 
-In one file or a folder of them; `.tar` only (a compressed tar cannot be read out of order). GNU and pax long names.
+In one file or a folder of them; `.tar` only (a compressed tar cannot be read out of order). GNU and
+pax long names.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.files import RandomFile
-from data.formats.folder import SUFFIXES
-from data.packed import PackedSet, indexed, is_shards, numbered, shards_of
+from data.files import PreadFile
+from data.formats._packed import PackedSet, indexed, is_shards, numbered, shards_of
+from data.images import SUFFIXES
 
 BLOCK = 512
 LONGEST_NAME = 1 << 16
@@ -35,10 +36,16 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
 
 
 def _scan(shards: list[str]) -> dict[str, np.ndarray]:
-    shard_of, offset_of, size_of, class_of, identity = array("i"), array("q"), array("q"), array("q"), array("i")
+    shard_of, offset_of, size_of, class_of, identity = (
+        array("i"),
+        array("q"),
+        array("q"),
+        array("q"),
+        array("i"),
+    )
     parents: dict[bytes, int] = {}
     for shard, path in enumerate(shards):
-        file = RandomFile(path)
+        file = PreadFile(path)
         classes: dict[bytes, int] = {}
         keys: list[bytes] = []
         for name, offset, size in members(file):
@@ -72,7 +79,9 @@ def _scan(shards: list[str]) -> dict[str, np.ndarray]:
         labels = np.array(class_of, np.int64)
         return {**columns, "labels": labels, "classes": np.array(labels.max() + 1)}
     if b"" in parents:
-        raise ValueError(f"{shards[0]}: images have neither a .cls label nor a folder; expected KEY.jpg with KEY.cls")
+        raise ValueError(
+            f"{shards[0]}: images have neither a .cls label nor a folder; expected KEY.jpg with KEY.cls"
+        )
     labels, names = numbered(list(parents), np.array(identity, np.int32))
     return {**columns, "labels": labels, "names": names}
 
@@ -83,14 +92,16 @@ def _key(name: bytes) -> bytes:
     return folder + slash + base.partition(b".")[0]
 
 
-def members(file: RandomFile) -> Iterator[tuple[bytes, int, int]]:
+def members(file: PreadFile) -> Iterator[tuple[bytes, int, int]]:
     """(name, offset, size) of each regular file in a tar."""
     at = 0
     long_name: bytes | None = None
     long_size: int | None = None
     while True:
         if at + BLOCK > file.size:
-            raise ValueError(f"{file.path}: ends at byte {file.size} without an end mark; truncated")
+            raise ValueError(
+                f"{file.path}: ends at byte {file.size} without an end mark; truncated"
+            )
         header = file.read(at, BLOCK)
         if not header.strip(b"\0"):
             return
@@ -112,7 +123,9 @@ def members(file: RandomFile) -> Iterator[tuple[bytes, int, int]]:
             else:
                 records = _pax(text, file.path)
                 long_name = records.get(b"path", long_name)
-                long_size = int(records[b"size"]) if records.get(b"size", b"").isdigit() else long_size
+                long_size = (
+                    int(records[b"size"]) if records.get(b"size", b"").isdigit() else long_size
+                )
             continue
         if kind in b"07\0":
             prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""

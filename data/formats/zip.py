@@ -1,7 +1,8 @@
-"""Zip shards read in place, as WebFace42M ships (0_0.zip …): IDENTITY/IMAGE.jpg in one file or a folder of them.
+"""Zip shards read in place, as WebFace42M ships (0_0.zip …): IDENTITY/IMAGE.jpg in one file or a
+folder of them.
 
-An identity is a folder inside the archive (its whole path there); the same path in two shards is the same identity.
-Stored and deflated members, ZIP64; the index is kept beside the shards.
+An identity is a folder inside the archive (its whole path there); the same path in two shards is
+the same identity. Stored and deflated members, ZIP64; the index is kept beside the shards.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from array import array
 
 import numpy as np
 
-from data.files import RandomFile
-from data.formats.folder import SUFFIXES
-from data.packed import PackedSet, indexed, is_shards, numbered, shards_of
+from data.files import PreadFile
+from data.formats._packed import PackedSet, indexed, is_shards, numbered, shards_of
+from data.images import SUFFIXES
 
 LOCAL = struct.Struct("<4s5H3I2H")
 CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -37,10 +38,13 @@ def open_set(path: str) -> PackedSet:
 
 
 def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
-    """The member of a local header, after checking that it is of the right identity, whole, and by its CRC."""
+    """The member of a local header, after checking that it is of the right identity, whole, and by
+    its CRC."""
     where = faces.describe(index)
     if len(raw) < LOCAL.size or raw[:4] != b"PK\x03\x04":
-        raise ValueError(f"{where}: no zip member begins here; the archive has changed or is broken")
+        raise ValueError(
+            f"{where}: no zip member begins here; the archive has changed or is broken"
+        )
     _, _, flags, method, _, _, _, _, _, name_length, extra_length = LOCAL.unpack_from(raw)
     begin = LOCAL.size + name_length + extra_length
     name = raw[LOCAL.size : LOCAL.size + name_length]
@@ -50,13 +54,17 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
     stored = raw[begin : begin + int(faces.columns["stored"][index])]
     length = int(faces.columns["length"][index])
     if flags & 1 or method not in (0, 8):
-        raise ValueError(f"{where}: {name!r} is {'encrypted' if flags & 1 else f'compressed by method {method}'}")
+        raise ValueError(
+            f"{where}: {name!r} is {'encrypted' if flags & 1 else f'compressed by method {method}'}"
+        )
     try:
         data = stored if method == 0 else zlib.decompressobj(-15).decompress(stored, length + 1)
     except zlib.error as error:
         raise ValueError(f"{where}: {name!r}: {error}") from None
     if len(data) != length or zlib.crc32(data) != int(faces.columns["crc"][index]):
-        raise ValueError(f"{where}: {name!r} has another length or checksum than the archive's directory says")
+        raise ValueError(
+            f"{where}: {name!r} has another length or checksum than the archive's directory says"
+        )
     return data
 
 
@@ -65,7 +73,7 @@ def _scan(shards: list[str]) -> dict[str, np.ndarray]:
     crc, identity = array("L"), array("i")
     parents: dict[bytes, int] = {}
     for shard, path in enumerate(shards):
-        file = RandomFile(path)
+        file = PreadFile(path)
         directory, start = _directory(file)
         at, first = 0, len(identity)
         while at < len(directory):
@@ -73,7 +81,9 @@ def _scan(shards: list[str]) -> dict[str, np.ndarray]:
             if name.lower().endswith(IMAGE_ENDS):
                 parent = name.rpartition(b"/")[0]
                 if not parent:
-                    raise ValueError(f"{path}: image {name!r} lies in no folder; expected IDENTITY/IMAGE")
+                    raise ValueError(
+                        f"{path}: image {name!r} lies in no folder; expected IDENTITY/IMAGE"
+                    )
                 identity.append(parents.setdefault(parent, len(parents)))
                 for column, value in zip(("offset", "stored", "length"), member[:3], strict=True):
                     columns[column].append(value)
@@ -86,16 +96,21 @@ def _scan(shards: list[str]) -> dict[str, np.ndarray]:
         spans[order] = following - offsets[order]
         limit = LOCAL.size + 2 * 0xFFFF + np.array(columns["stored"], np.int64)[first:]
         if (spans <= 0).any() or (limit > LARGEST_IMAGE).any():
-            raise ValueError(f"{path}: directory with overlapping members or an image above {LARGEST_IMAGE} bytes")
+            raise ValueError(
+                f"{path}: directory with overlapping members or an image above {LARGEST_IMAGE} bytes"
+            )
         columns["size"].frombytes(np.minimum(spans, limit).tobytes())
     if not parents:
         raise ValueError(f"{shards[0]}: holds no image ({', '.join(SUFFIXES)})")
     labels, names = numbered(list(parents), np.array(identity, np.int32))
-    flat = {name: np.array(column, np.int64 if name == "offset" else np.int32) for name, column in columns.items()}
+    flat = {
+        name: np.array(column, np.int64 if name == "offset" else np.int32)
+        for name, column in columns.items()
+    }
     return {**flat, "crc": np.array(crc, np.uint32), "labels": labels, "names": names}
 
 
-def _directory(file: RandomFile) -> tuple[bytes, int]:
+def _directory(file: PreadFile) -> tuple[bytes, int]:
     """(bytes of the central directory, its offset)."""
     tail_at = max(0, file.size - END.size - 0xFFFF)
     tail = file.read(tail_at, file.size - tail_at)
@@ -112,12 +127,15 @@ def _directory(file: RandomFile) -> tuple[bytes, int]:
     if disk not in (0, 0xFFFF):
         raise ValueError(f"{file.path}: is one volume of a split archive; join the volumes first")
     if start + size > tail_at + at:
-        raise ValueError(f"{file.path}: directory of {size} bytes at {start} lies beyond its end; truncated")
+        raise ValueError(
+            f"{file.path}: directory of {size} bytes at {start} lies beyond its end; truncated"
+        )
     return file.read(start, size), start
 
 
 def _entry(directory: bytes, at: int, path: str) -> tuple[int, bytes, tuple[int, int, int, int]]:
-    """(where the next entry begins, name, (local offset, stored bytes, length, CRC)) of one directory entry."""
+    """(where the next entry begins, name, (local offset, stored bytes, length, CRC)) of one
+    directory entry."""
     if at + CENTRAL.size > len(directory) or directory[at : at + 4] != b"PK\x01\x02":
         raise ValueError(f"{path}: broken zip directory at its byte {at}")
     fields = CENTRAL.unpack_from(directory, at)
@@ -129,7 +147,9 @@ def _entry(directory: bytes, at: int, path: str) -> tuple[int, bytes, tuple[int,
     if following > len(directory):
         raise ValueError(f"{path}: zip directory is cut off at its byte {at}")
     if WORD in (stored, length, offset):
-        length, stored, offset = _zip64(directory[begin + name_length : following], length, stored, offset, path)
+        length, stored, offset = _zip64(
+            directory[begin + name_length : following], length, stored, offset, path
+        )
     return following, name, (offset, stored, length, crc)
 
 
@@ -138,9 +158,13 @@ def _zip64(extra: bytes, length: int, stored: int, offset: int, path: str) -> tu
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)
         if kind == 1:
-            values = iter(struct.unpack_from(f"<{min(size, len(extra) - at - 4) // 8}Q", extra, at + 4))
+            values = iter(
+                struct.unpack_from(f"<{min(size, len(extra) - at - 4) // 8}Q", extra, at + 4)
+            )
             try:
-                length, stored, offset = (next(values) if v == WORD else v for v in (length, stored, offset))
+                length, stored, offset = (
+                    next(values) if v == WORD else v for v in (length, stored, offset)
+                )
                 return length, stored, offset
             except RuntimeError:  # a generator that ran out of values
                 break

@@ -1,7 +1,9 @@
-"""Verification on pairs by the standard ten-fold protocol: LFW, CFP, AgeDB, CALFW, CPLFW, VGG2, XQLFW, SLLFW, RFW, ...
+"""Verification on pairs by the standard ten-fold protocol: LFW, CFP, AgeDB, CALFW, CPLFW, VGG2,
+XQLFW, SLLFW, RFW, ...
 
-Embedding of the image plus that of its mirror image, normalised; squared distance; the threshold is chosen on nine
-consecutive, unshuffled folds and applied to the tenth (LFW's protocol as insightface's code has it).
+Embedding of the image plus that of its mirror image, normalized; squared distance; the threshold is
+chosen on nine consecutive, unshuffled folds and applied to the tenth (LFW's protocol as
+insightface's code has it).
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.faces import missing_path
+from data.pairs.drawn import from_faces
+from data.pairs.lists import Pairs, from_bin, from_list, from_numbered
 from data.types import PathText
-from eval import metrics
 from eval.embed import Embed, embed_views, mirror_setting
-from eval.pair_lists import Pairs, from_bin, from_faces, from_list, from_numbered
-from eval.result import Curve, Result, WorstPair, histogram
+from eval.metrics import verification as metrics
+from eval.report.result import Curve, Result, WorstPair, histogram
 
 WORST = 12  # false accepts and false rejects kept for the picture sheet, each
 FARS = (1e-2, 1e-3, 1e-4)
@@ -24,7 +27,8 @@ FARS = (1e-2, 1e-3, 1e-4)
 
 @dataclass(frozen=True)
 class PairBenchmark:
-    """`open_pairs` reads the lists when the benchmark runs, so that a benchmark in waiting holds no images."""
+    """`open_pairs` reads the lists when the benchmark runs, so that a benchmark in waiting holds no
+    images."""
 
     name: str
     open_pairs: Callable[[], Pairs]
@@ -63,7 +67,8 @@ def score_pairs(
     worst_of: Pairs | None = None,
     mirror: object = "as stored",
 ) -> Result:
-    """The protocol from embeddings (N,D): rows first, second int64 (P,) and same bool (P,) -> accuracy, TAR, AUC, EER.
+    """The protocol from embeddings (N,D): rows first, second int64 (P,) and same bool (P,) ->
+    accuracy, TAR, AUC, EER.
 
     worst_of: where to read the pictures of the worst mistakes, if they are wanted.
     """
@@ -80,7 +85,10 @@ def score_pairs(
     curves = {}
     if same.all() or not same.any():
         kind = "genuine" if same.all() else "impostors"
-        notes = (*notes, f"all {len(same)} pairs are {kind}: no ROC, and no accuracy that means anything")
+        notes = (
+            *notes,
+            f"all {len(same)} pairs are {kind}: no ROC, and no accuracy that means anything",
+        )
     else:
         curve = metrics.roc(-distances, same)
         curves[name] = Curve.thinned(curve)
@@ -106,7 +114,8 @@ def score_pairs(
 
 
 def rates(curve: metrics.Roc, fold_tar: np.ndarray, fold_far: np.ndarray) -> dict[str, float]:
-    """Figures of the whole ROC, and of a threshold for FAR 1e-3 chosen on nine folds and applied to the tenth, in %."""
+    """Figures of the whole ROC, and of a threshold for FAR 1e-3 chosen on nine folds and applied to
+    the tenth, in %."""
     return {
         **{f"tar@{rate:g}": 100 * metrics.tar_at_far(curve, rate) for rate in FARS},
         "fold_tar@0.001": 100 * float(np.nanmean(fold_tar)),
@@ -118,10 +127,14 @@ def rates(curve: metrics.Roc, fold_tar: np.ndarray, fold_far: np.ndarray) -> dic
 
 
 def _worst(pairs: Pairs, scores: np.ndarray, accepted: np.ndarray) -> tuple[WorstPair, ...]:
-    """The impostors most alike and the genuine pairs least alike among the wrong decisions at the chosen threshold."""
+    """The impostors most alike and the genuine pairs least alike among the wrong decisions at the
+    chosen threshold."""
     accepts = np.flatnonzero(accepted & ~pairs.same)
     rejects = np.flatnonzero(~accepted & pairs.same)
-    chosen = [*accepts[np.argsort(-scores[accepts])][:WORST], *rejects[np.argsort(scores[rejects])][:WORST]]
+    chosen = [
+        *accepts[np.argsort(-scores[accepts])][:WORST],
+        *rejects[np.argsort(scores[rejects])][:WORST],
+    ]
     found = []
     for i in chosen:
         a, b = int(pairs.first[i]), int(pairs.second[i])
@@ -144,25 +157,34 @@ def build(
     mirror: bool = True,
     optional: bool = False,
 ) -> PairBenchmark:
-    """A pair benchmark from one source: `pairs` with `images` (folder or zip), `bin`, `folder` (imgs/N.jpg and
-    pair_label.npy) or `faces` (`count` pairs drawn from any set of faces).
+    """A pair benchmark from one source: `pairs` with `images` (folder or zip), `bin`, `folder`
+    (imgs/N.jpg and pair_label.npy) or `faces` (`count` pairs drawn from any set of faces).
 
-    Missing files are a FileNotFoundError now, not after the training; with `optional` they are said in the result.
+    Missing files are a FileNotFoundError now, not after the training; with `optional` they are said
+    in the result.
     """
-    given = [key for key, value in (("pairs", pairs), ("bin", bin), ("folder", folder), ("faces", faces)) if value]
+    given = [
+        key
+        for key, value in (("pairs", pairs), ("bin", bin), ("folder", folder), ("faces", faces))
+        if value
+    ]
     if len(given) != 1 or bool(pairs) != bool(images):
         raise ValueError(
             f"benchmark {name}: give one source, of pairs with images, bin, folder, or faces; found {given or 'none'}"
         )
     missing = _missing([path for path in (pairs, images, bin, folder, faces) if path])
     if missing and not optional:
-        raise FileNotFoundError(f"benchmark {name}: {missing}; correct the path or mark the benchmark optional: true")
+        raise FileNotFoundError(
+            f"benchmark {name}: {missing}; correct the path or mark the benchmark optional: true"
+        )
     if bin:
         return PairBenchmark(name, lambda: from_bin(bin), mirror, missing)
     if folder:
         return PairBenchmark(name, lambda: from_numbered(folder), mirror, missing)
     if faces:
-        return PairBenchmark(name, lambda: from_faces(faces, count=count, seed=seed), mirror, missing)
+        return PairBenchmark(
+            name, lambda: from_faces(faces, count=count, seed=seed), mirror, missing
+        )
     assert pairs is not None
     assert images is not None
     return PairBenchmark(name, lambda: from_list(pairs, images), mirror, missing)

@@ -1,8 +1,10 @@
-"""IJB-B and IJB-C as published: 1:1 verification of templates and, if wanted, 1:N search in galleries G1 and G2.
+"""IJB-B and IJB-C as published: 1:1 verification of templates and, if wanted, 1:N search in
+galleries G1 and G2.
 
-Folder: `meta/ijbc_face_tid_mid.txt` (image, template, media), `meta/ijbc_name_5pts_score.txt` (image, landmarks,
-detector score), `meta/ijbc_template_pair_label.txt` (template, template, 0|1), `loose_crop/` with the images, and for
-1:N `meta/ijbc_1N_gallery_G1.csv`, `..._G2.csv`, `meta/ijbc_1N_probe_mixed.csv` (template, subject; S1, S2 in IJB-B).
+Folder: `meta/ijbc_face_tid_mid.txt` (image, template, media), `meta/ijbc_name_5pts_score.txt`
+(image, landmarks, detector score), `meta/ijbc_template_pair_label.txt` (template, template, 0|1),
+`loose_crop/` with the images, and for 1:N `meta/ijbc_1N_gallery_G1.csv`, `..._G2.csv`,
+`meta/ijbc_1N_probe_mixed.csv` (template, subject; S1, S2 in IJB-B).
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import numpy as np
 
 from data.align import align
 from data.decode import decode_any
-from eval import metrics
+from data.images import FileImages
 from eval.embed import Embed, embed_faces, mirror_setting
-from eval.pair_lists import FileImages
-from eval.pooling import pair_scores, pool_templates, rows_of
-from eval.result import Curve, Result, histogram
-from eval.search import Search, concatenated_tpir, rank_rate, search, tpir
+from eval.metrics import verification as metrics
+from eval.metrics.identification import Search, concatenated_tpir, rank_rate, search, tpir
+from eval.metrics.templates import pair_scores, pool_templates, rows_of
+from eval.report.result import Curve, Result, histogram
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FPIRS = (1e-2, 1e-1)
@@ -29,7 +31,8 @@ RANKS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class TemplateBenchmark:
-    """keep_norm: embeddings weigh by their norm. detector_score: and by the detector's. one_to_n: search too."""
+    """keep_norm: embeddings weigh by their norm. detector_score: and by the detector's. one_to_n:
+    search too."""
 
     name: str
     root: Path
@@ -52,7 +55,9 @@ class TemplateBenchmark:
 
         embeddings = embed_faces(embed, images, size, mirror=self.mirror, crop=crop)
         result = self.score(embeddings)
-        return replace(result, settings={**result.settings, "mirror": mirror_setting(embed, self.mirror)})
+        return replace(
+            result, settings={**result.settings, "mirror": mirror_setting(embed, self.mirror)}
+        )
 
     def images(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """File names (N), landmarks float64 (N,5,2) and detector scores float64 (N,)."""
@@ -60,12 +65,14 @@ class TemplateBenchmark:
         rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line]
         for number, row in enumerate(rows, 1):
             if len(row) != 12:
-                raise ValueError(f"{path}, line {number}: {len(row)} fields; expected name, ten coordinates, score")
+                raise ValueError(
+                    f"{path}, line {number}: {len(row)} fields; expected name, ten coordinates, score"
+                )
         numbers = np.array([row[1:] for row in rows], np.float64)
         return [row[0] for row in rows], numbers[:, :10].reshape(-1, 5, 2), numbers[:, 10]
 
     def score(self, embeddings: np.ndarray) -> Result:
-        """From embeddings (N,D) in the order of the image list, not normalised."""
+        """From embeddings (N,D) in the order of the image list, not normalized."""
         templates, media = self.template_ids()
         _, _, detector = self.images()
         if not len(embeddings) == len(templates) == len(detector):
@@ -74,13 +81,21 @@ class TemplateBenchmark:
                 "with landmarks; expected as many of each"
             )
         ids, vectors = pool_templates(
-            embeddings, templates, media, detector=detector if self.detector_score else None, keep_norm=self.keep_norm
+            embeddings,
+            templates,
+            media,
+            detector=detector if self.detector_score else None,
+            keep_norm=self.keep_norm,
         )
         first, second, same = self.listed_pairs()
-        scores = pair_scores(vectors, rows_of(ids, first, "template"), rows_of(ids, second, "template"))
+        scores = pair_scores(
+            vectors, rows_of(ids, first, "template"), rows_of(ids, second, "template")
+        )
         curve = metrics.roc(scores, same)
         nearest = metrics.nearest_tar(curve, FARS)
-        figures = {f"nearest_tar@{far:g}": 100 * tar for far, tar in zip(FARS, nearest, strict=True)}
+        figures = {
+            f"nearest_tar@{far:g}": 100 * tar for far, tar in zip(FARS, nearest, strict=True)
+        }
         figures |= {f"tar@{far:g}": 100 * metrics.tar_at_far(curve, far) for far in FARS}
         figures |= {"auc": 100 * metrics.auc(curve), "eer": 100 * metrics.eer(curve)}
         if self.one_to_n:
@@ -102,9 +117,13 @@ class TemplateBenchmark:
         )
 
     def search_figures(self, ids: np.ndarray, vectors: np.ndarray) -> dict[str, float]:
-        """`rank*`, `tpir@*`: mean over both galleries, as IJB says. `concatenated_*`: in one, as insightface does."""
+        """`rank*`, `tpir@*`: mean over both galleries, as IJB says. `concatenated_*`: in one, as
+        insightface does."""
         probes = self.subjects("1N_probe_mixed.csv")
-        galleries = [self.subjects(f"1N_gallery_{'S' if self.target == 'ijbb' else 'G'}{k}.csv") for k in (1, 2)]
+        galleries = [
+            self.subjects(f"1N_gallery_{'S' if self.target == 'ijbb' else 'G'}{k}.csv")
+            for k in (1, 2)
+        ]
         both = tuple(np.concatenate(column) for column in zip(*galleries, strict=True))
         rows = rows_of(ids, probes[0], "probe template")
 
@@ -113,11 +132,18 @@ class TemplateBenchmark:
             return search(vectors[rows], probes[1], vectors[entries], gallery[1], hardest=hardest)
 
         found = [look(gallery) for gallery in galleries]
-        figures = {f"rank{rank}": 100 * float(np.mean([rank_rate(x, rank) for x in found])) for rank in RANKS}
-        figures |= {f"tpir@{fpir:g}": 100 * float(np.mean([tpir(x, fpir) for x in found])) for fpir in FPIRS}
+        figures = {
+            f"rank{rank}": 100 * float(np.mean([rank_rate(x, rank) for x in found]))
+            for rank in RANKS
+        }
+        figures |= {
+            f"tpir@{fpir:g}": 100 * float(np.mean([tpir(x, fpir) for x in found])) for fpir in FPIRS
+        }
         whole = look(both, hardest=int(np.ceil(max(FPIRS) * len(rows))))
         figures |= {f"concatenated_rank{rank}": 100 * rank_rate(whole, rank) for rank in RANKS}
-        figures |= {f"concatenated_tpir@{fpir:g}": 100 * concatenated_tpir(whole, fpir) for fpir in FPIRS}
+        figures |= {
+            f"concatenated_tpir@{fpir:g}": 100 * concatenated_tpir(whole, fpir) for fpir in FPIRS
+        }
         return figures
 
     def template_ids(self) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +159,8 @@ class TemplateBenchmark:
         """Template numbers int64 (P,), (P,) and same bool (P,)."""
         path = self.meta("template_pair_label.txt")
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy only warns where it stops at something that is no number
+            # numpy only warns where it stops at something that is no number
+            warnings.simplefilter("error")
             try:
                 numbers = np.fromfile(path, np.int64, sep=" ")
             except (DeprecationWarning, ValueError) as error:
@@ -144,7 +171,9 @@ class TemplateBenchmark:
 
     def subjects(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Templates and subjects int64 (K,) of a 1:N list, each template once."""
-        table = np.loadtxt(self.meta(name), np.int64, delimiter=",", skiprows=1, usecols=(0, 1), ndmin=2)
+        table = np.loadtxt(
+            self.meta(name), np.int64, delimiter=",", skiprows=1, usecols=(0, 1), ndmin=2
+        )
         table = table[np.unique(table[:, 0], return_index=True)[1]]
         return table[:, 0], table[:, 1]
 
@@ -166,7 +195,8 @@ def build(
     one_to_n: bool = False,
     optional: bool = False,
 ) -> TemplateBenchmark:
-    """IJB-B or IJB-C (target ijbb or ijbc) from its folder. The published rows have all three options on.
+    """IJB-B or IJB-C (target ijbb or ijbc) from its folder. The published rows have all three
+    options on.
 
     Missing files are a FileNotFoundError now; with `optional` they are said in the result.
     """
@@ -178,6 +208,8 @@ def build(
             bare.meta(listed)
     except FileNotFoundError as error:
         if not optional:
-            raise FileNotFoundError(f"benchmark {error}; correct the path or mark it optional: true") from None
+            raise FileNotFoundError(
+                f"benchmark {error}; correct the path or mark it optional: true"
+            ) from None
         return TemplateBenchmark(name, Path(root), target, missing=str(error))
     return bare

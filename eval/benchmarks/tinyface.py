@@ -1,7 +1,9 @@
-"""TinyFace identification: `Probe/ID_n.jpg` in `Gallery_Match/ID_n.jpg` and `Gallery_Distractor/*`, rank-1/5/20.
+"""TinyFace identification: `Probe/ID_n.jpg` in `Gallery_Match/ID_n.jpg` and `Gallery_Distractor/*`,
+rank-1/5/20.
 
-Works on the original `Testing_Set` folder and on an aligned copy with the same three folders. A hit is any image of the
-probe's identity among the first entries, as AdaFace and the set's authors count it.
+Works on the original `Testing_Set` folder and on an aligned copy with the same three folders. A hit
+is any image of the probe's identity among the first entries, as AdaFace and the set's authors count
+it.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.images import SUFFIXES, FileImages
 from eval.benchmarks.identification import identify, unit
-from eval.embed import SUFFIXES, Embed, embed_faces, mirror_setting
-from eval.pair_lists import FileImages
-from eval.result import Result
+from eval.embed import Embed, embed_faces, mirror_setting
+from eval.report.result import Result
 
 FOLDERS = ("Probe", "Gallery_Match", "Gallery_Distractor")
 
@@ -31,10 +33,19 @@ class TinyFace:
         if self.missing:
             return Result(self.name, {}, skipped=self.missing)
         paths = [list_images(self.root / folder) for folder in FOLDERS]
-        vectors = [unit(embed_faces(embed, FileImages(part), size, mirror=self.mirror)) for part in paths]
+        vectors = [
+            unit(embed_faces(embed, FileImages(part), size, mirror=self.mirror)) for part in paths
+        ]
         ids = [identities(paths[0]), identities(paths[1]), np.full(len(paths[2]), -1)]
         gallery, gallery_ids = np.concatenate(vectors[1:]), np.concatenate(ids[1:])
-        return identify(self.name, vectors[0], ids[0], gallery, gallery_ids, mirror=mirror_setting(embed, self.mirror))
+        return identify(
+            self.name,
+            vectors[0],
+            ids[0],
+            gallery,
+            gallery_ids,
+            mirror=mirror_setting(embed, self.mirror),
+        )
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -58,5 +69,7 @@ def build(*, name: str, root: str, mirror: bool = True, optional: bool = False) 
     absent = [str(Path(root) / folder) for folder in FOLDERS if not (Path(root) / folder).is_dir()]
     missing = f"{absent[0]}: no such folder" if absent else None
     if missing and not optional:
-        raise FileNotFoundError(f"benchmark {name}: {missing}; correct the path or mark it optional: true")
+        raise FileNotFoundError(
+            f"benchmark {name}: {missing}; correct the path or mark it optional: true"
+        )
     return TinyFace(name, Path(root), mirror, missing)

@@ -1,1 +1,16 @@
-"""Backbones: one file a family; each exports `build(**args) -> nn.Module` mapping (B,3,H,W) to (B,D)."""
+"""Backbones: one file a family; each exports `build(**args) -> nn.Module` mapping (B,3,H,W) to
+(B,D)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def embedding_of(backbone: nn.Module) -> int:
+    """D of a backbone, which every backbone carries as `embedding`."""
+    embedding = getattr(backbone, "embedding", None)
+    if not isinstance(embedding, int):
+        raise ValueError(
+            f"{type(backbone).__name__}.embedding is {embedding!r}: expected the number of outputs"
+        )
+    return embedding

@@ -1,8 +1,9 @@
-"""IR and IR-SE networks of the AdaFace line (arXiv 2204.00964; blocks of arXiv 1801.07698), also in CVLface's zoo.
+"""IR and IR-SE networks of the AdaFace line (arXiv 2204.00964; blocks of arXiv 1801.07698), also in
+CVLface's zoo.
 
-At width 64 the parameter names and shapes are those of AdaFace's `Backbone`, so its published state dicts load
-strictly (AdaFace's own checkpoints prefix them with "model.", CVLface's with "net."). That class returns the
-normalised embedding and its length; this one returns their product.
+At width 64 the parameter names and shapes are those of AdaFace's `Backbone`, so its published state
+dicts load strictly (AdaFace's own checkpoints prefix them with "model.", CVLface's with "net.").
+That class returns the normalized embedding and its length; this one returns their product.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from recognition.recompute import recompute
+from recognition.backbones._recompute import recompute
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 101: (3, 13, 30, 3)}
 
@@ -28,7 +29,8 @@ class SqueezeExcite(nn.Module):
 
 
 class Unit(nn.Module):
-    """BN, 3x3, BN, PReLU, 3x3 (strided), BN, optionally squeeze-excite, added to the (strided or projected) input."""
+    """BN, 3x3, BN, PReLU, 3x3 (strided), BN, optionally squeeze-excite, added to the (strided or
+    projected) input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, se: bool) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class Unit(nn.Module):
 
 
 class IR(nn.Module):
-    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalised."""
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized."""
 
     def __init__(
         self,
@@ -74,7 +76,10 @@ class IR(nn.Module):
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         body = []
         for inputs, outputs, count in zip(widths, widths[1:], units, strict=False):
-            body += [Unit(inputs, outputs, 2, se), *(Unit(outputs, outputs, 1, se) for _ in range(count - 1))]
+            body += [
+                Unit(inputs, outputs, 2, se),
+                *(Unit(outputs, outputs, 1, se) for _ in range(count - 1)),
+            ]
         self.body = nn.Sequential(*body)
         side = -(-size // 16)  # four strides of two, each rounding up
         self.output_layer = nn.Sequential(
@@ -109,9 +114,11 @@ def build(
     bgr: bool = False,
     checkpoint: bool = False,
 ) -> IR:
-    """An IR network of `depth` 18, 34, 50 or 101, with squeeze-excite if `se`. `size`: side of the input, pixels.
+    """An IR network of `depth` 18, 34, 50 or 101, with squeeze-excite if `se`. `size`: side of the
+    input, pixels.
 
-    bgr: reverse the channels first, for AdaFace's published checkpoints, which were trained on BGR; images stay RGB.
+    bgr: reverse the channels first, for AdaFace's published checkpoints, which were trained on BGR;
+    images stay RGB.
     """
     if depth not in UNITS:
         raise ValueError(f"ir depth {depth}: expected one of {', '.join(map(str, UNITS))}")

@@ -1,6 +1,8 @@
-"""iResNet, the improved residual network of face recognition (ArcFace, arXiv 1801.07698; blocks: arXiv 2004.04989).
+"""iResNet, the improved residual network of face recognition (ArcFace, arXiv 1801.07698; blocks:
+arXiv 2004.04989).
 
-At width 64 the parameter names and shapes are insightface's (arcface_torch): its published state dicts load strictly.
+At width 64 the parameter names and shapes are insightface's (arcface_torch): its published state
+dicts load strictly.
 """
 
 from __future__ import annotations
@@ -8,9 +10,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from recognition.recompute import recompute
+from recognition.backbones._recompute import recompute
 
-LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 200: (6, 26, 60, 6)}
+LAYERS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 14, 3),
+    100: (3, 13, 30, 3),
+    200: (6, 26, 60, 6),
+}
 
 
 class Block(nn.Module):
@@ -26,7 +34,9 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.prelu(self.bn2(self.conv1(self.bn1(x))))
@@ -35,10 +45,17 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalised."""
+    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalized."""
 
     def __init__(
-        self, layers: tuple[int, ...], *, width: int, size: int, embedding: int, dropout: float, checkpoint: bool
+        self,
+        layers: tuple[int, ...],
+        *,
+        width: int,
+        size: int,
+        embedding: int,
+        dropout: float,
+        checkpoint: bool,
     ) -> None:
         super().__init__()
         self.embedding = embedding
@@ -56,7 +73,9 @@ class IResNet(nn.Module):
         side = -(-size // 16)  # four strides of two, each rounding up
         self.fc = nn.Linear(8 * width * side * side, embedding)
         self.features = nn.BatchNorm1d(embedding)
-        self.features.weight.requires_grad = False  # fixed at one, as published: the margin loss sets the scale
+        self.features.weight.requires_grad = (
+            False  # fixed at one, as published: the margin loss sets the scale
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
@@ -67,12 +86,16 @@ class IResNet(nn.Module):
             for block in stage:
                 x = recompute(block, x) if self.checkpoint and self.training else block(x)
         x = self.dropout(torch.flatten(self.bn2(x), 1))
-        with torch.autocast(x.device.type, enabled=False):  # the embedding layer keeps full precision, as published
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # the embedding layer keeps full precision, as published
             return self.features(self.fc(x.to(self.fc.weight.dtype)))
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(Block(inputs, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(
+        Block(inputs, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))
+    )
 
 
 def build(
@@ -84,13 +107,24 @@ def build(
     dropout: float = 0.0,
     checkpoint: bool = False,
 ) -> IResNet:
-    """An iResNet. `width`: channels of the first stage (64 published). `size`: side of the square input, pixels.
+    """An iResNet. `width`: channels of the first stage (64 published). `size`: side of the square
+    input, pixels.
 
-    `dropout` in [0, 1) before the embedding layer; `checkpoint` recomputes each block in the backward pass.
+    `dropout` in [0, 1) before the embedding layer; `checkpoint` recomputes each block in the
+    backward pass.
     """
     if depth not in LAYERS:
         raise ValueError(f"iresnet depth {depth}: expected one of {', '.join(map(str, LAYERS))}")
     if width < 1 or size < 16 or embedding < 1:
         found = f"width {width}, size {size}, embedding {embedding}"
-        raise ValueError(f"iresnet {found}: expected width and embedding of at least 1, size of at least 16")
-    return IResNet(LAYERS[depth], width=width, size=size, embedding=embedding, dropout=dropout, checkpoint=checkpoint)
+        raise ValueError(
+            f"iresnet {found}: expected width and embedding of at least 1, size of at least 16"
+        )
+    return IResNet(
+        LAYERS[depth],
+        width=width,
+        size=size,
+        embedding=embedding,
+        dropout=dropout,
+        checkpoint=checkpoint,
+    )

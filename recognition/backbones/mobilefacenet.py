@@ -1,6 +1,7 @@
 """MobileFaceNet (arXiv 1804.07573) in insightface's form of 0.45 G multiply-adds ("mbf").
 
-At width 64 the parameter names and shapes are insightface's (arcface_torch): its published state dicts load strictly.
+At width 64 the parameter names and shapes are insightface's (arcface_torch): its published state
+dicts load strictly.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from recognition.recompute import recompute
+from recognition.backbones._recompute import recompute
 
 BLOCKS = (4, 6, 2)
 
@@ -25,13 +26,17 @@ class Layers(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, active: bool = True) -> Layers:
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int, groups: int, active: bool = True
+) -> Layers:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     layers = [conv, nn.BatchNorm2d(outputs)]
     return Layers(*layers, *([nn.PReLU(outputs)] if active else []))
 
 
-def _bottleneck(inputs: int, outputs: int, hidden: int, stride: int, residual: bool = False) -> Layers:
+def _bottleneck(
+    inputs: int, outputs: int, hidden: int, stride: int, residual: bool = False
+) -> Layers:
     """1x1 to `hidden` channels, 3x3 on each channel alone, 1x1 to `outputs`."""
     return Layers(
         _conv(inputs, hidden, 1, 1, 1),
@@ -42,11 +47,13 @@ def _bottleneck(inputs: int, outputs: int, hidden: int, stride: int, residual: b
 
 
 def _bottlenecks(channels: int, hidden: int, count: int) -> Layers:
-    return Layers(*(_bottleneck(channels, channels, hidden, 1, residual=True) for _ in range(count)))
+    return Layers(
+        *(_bottleneck(channels, channels, hidden, 1, residual=True) for _ in range(count))
+    )
 
 
 class MobileFaceNet(nn.Module):
-    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalised."""
+    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalized."""
 
     def __init__(self, *, width: int, size: int, embedding: int, checkpoint: bool) -> None:
         super().__init__()
@@ -55,7 +62,9 @@ class MobileFaceNet(nn.Module):
         self.layers = nn.ModuleList(
             [
                 _conv(3, thin, 3, 2, 1),
-                _conv(thin, thin, 3, 1, width),  # two channels a group: insightface doubled the width, not the groups
+                _conv(
+                    thin, thin, 3, 1, width
+                ),  # two channels a group: insightface doubled the width, not the groups
                 _bottleneck(thin, thin, thin, 2),
                 _bottlenecks(thin, thin, BLOCKS[0]),
                 _bottleneck(thin, wide, wide, 2),
@@ -67,7 +76,9 @@ class MobileFaceNet(nn.Module):
         self.conv_sep = _conv(wide, top, 1, 1, 1)
         side = -(-size // 16)  # four strides of two, each rounding up
         whole = Layers(nn.Conv2d(top, top, side, groups=top, bias=False), nn.BatchNorm2d(top))
-        self.features = Layers(whole, nn.Flatten(), nn.Linear(top, embedding, bias=False), nn.BatchNorm1d(embedding))
+        self.features = Layers(
+            whole, nn.Flatten(), nn.Linear(top, embedding, bias=False), nn.BatchNorm1d(embedding)
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -76,12 +87,17 @@ class MobileFaceNet(nn.Module):
         x = images
         for layer in self.layers:
             x = recompute(layer, x) if self.checkpoint and self.training else layer(x)
-        with torch.autocast(x.device.type, enabled=False):  # the last layers keep full precision, as published
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # the last layers keep full precision, as published
             return self.features(self.conv_sep(x.to(next(self.features.parameters()).dtype)))
 
 
-def build(*, width: int = 64, size: int = 112, embedding: int = 512, checkpoint: bool = False) -> MobileFaceNet:
-    """MobileFaceNet. `width`: half the channels of the first stage (64 published). `size`: side of the input."""
+def build(
+    *, width: int = 64, size: int = 112, embedding: int = 512, checkpoint: bool = False
+) -> MobileFaceNet:
+    """MobileFaceNet. `width`: half the channels of the first stage (64 published). `size`: side of
+    the input."""
     if width < 1 or size < 16:
         raise ValueError(f"mobilefacenet width {width}, size {size}: expected at least 1 and 16")
     return MobileFaceNet(width=width, size=size, embedding=embedding, checkpoint=checkpoint)

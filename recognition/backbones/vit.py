@@ -1,7 +1,9 @@
-"""Vision transformers for faces as insightface trains them (arcface_torch; arXiv 2010.11929, masking as 2111.06377).
+"""Vision transformers for faces as insightface trains them (arcface_torch; arXiv 2010.11929,
+masking as 2111.06377).
 
-No class token: the embedding reads all patches. In training a share of the patches is left out of the blocks and
-replaced by a learnt token before the embedding layer. Parameter names and shapes are insightface's.
+No class token: the embedding reads all patches. In training a share of the patches is left out of
+the blocks and replaced by a learned token before the embedding layer. Parameter names and shapes
+are insightface's.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recognition.recompute import recompute
+from recognition.backbones._recompute import recompute
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Width, number of blocks, and the published regularisation.
+    """Width, number of blocks, and the published regularization.
 
-    mask: insightface's code hides a tenth of the patches whatever share its model was given, so that is what it
-    trained.
+    mask: insightface's code hides a tenth of the patches whatever share its model was given, so
+    that is what it trained.
     """
 
     width: int
@@ -62,7 +64,8 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); a sample skips either with probability `drop` in training."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); a sample skips either with probability `drop`
+    in training."""
 
     def __init__(self, width: int, heads: int, drop: float) -> None:
         super().__init__()
@@ -84,7 +87,8 @@ class Block(nn.Module):
 
 
 class Patches(nn.Module):
-    """(B,3,size,size) -> (B,T,W): one token for each patch; the few pixels beyond the last whole patch are not read."""
+    """(B,3,size,size) -> (B,T,W): one token for each patch; the few pixels beyond the last whole
+    patch are not read."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
@@ -95,7 +99,7 @@ class Patches(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalised."""
+    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalized."""
 
     def __init__(
         self,
@@ -129,7 +133,8 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)  # the published one truncates at 100 std: the same
+                # the published one truncates at 100 std: the same
+                nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -163,10 +168,11 @@ def build(
     mask: float | None = None,
     checkpoint: bool = False,
 ) -> VisionTransformer:
-    """A face transformer: variant tiny, small, base or large, any of whose numbers may be overridden.
+    """A face transformer: variant tiny, small, base or large, any of whose numbers may be
+    overridden.
 
-    width: numbers a token. patch, size: pixels. drop_path: chance that a sample skips the last block. mask: share of
-    the patches hidden in training, in [0, 1).
+    width: numbers a token. patch, size: pixels. drop_path: chance that a sample skips the last
+    block. mask: share of the patches hidden in training, in [0, 1).
     """
     if variant not in VARIANTS:
         raise ValueError(f"vit variant {variant!r}: expected one of {', '.join(VARIANTS)}")
@@ -174,7 +180,9 @@ def build(
     width = chosen.width if width is None else width
     mask = chosen.mask if mask is None else mask
     if width % heads:
-        raise ValueError(f"vit width {width}, heads {heads}: expected a width that the heads divide")
+        raise ValueError(
+            f"vit width {width}, heads {heads}: expected a width that the heads divide"
+        )
     if size < patch:
         raise ValueError(f"vit size {size}, patch {patch}: expected an image of at least one patch")
     if not 0 <= mask < 1:

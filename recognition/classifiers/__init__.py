@@ -11,7 +11,8 @@ import torch
 class Classifier(Protocol):
     """What the training loop asks of a classifier, which is an nn.Module.
 
-    One that is sharded over ranks has `rows`, the range of classes it holds, and `weight`, their centres (rows · K, D).
+    One that is sharded over ranks has `rows`, the range of classes it holds, and `weight`, their
+    centers (rows · K, D).
     """
 
     def __call__(

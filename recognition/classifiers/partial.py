@@ -1,8 +1,10 @@
-"""Partial FC (arXiv 2203.15565): each step's softmax runs over the batch's own classes and a random subset of the rest.
+"""Partial FC (arXiv 2203.15565): each step's softmax runs over the batch's own classes and a random
+subset of the rest.
 
-Only the sampled centres receive gradient, momentum and weight decay (the released code's dense gradient lets the
-others decay and drift as well). At rate 1 this is the full classifier trained by torch.optim.SGD or AdamW. The sample
-does not depend on the number of ranks: every rank draws the same one and keeps the centres that it holds.
+Only the sampled centers receive gradient, momentum and weight decay (the released code's dense
+gradient lets the others decay and drift as well). At rate 1 this is the full classifier trained by
+torch.optim.SGD or AdamW. The sample does not depend on the number of ranks: every rank draws the
+same one and keeps the centers that it holds.
 """
 
 from __future__ import annotations
@@ -13,38 +15,44 @@ from typing import Literal
 import torch
 from torch import nn
 
-from recognition.centres import embedding_of, generator, initial_centres, number_type, shard
-from recognition.chunked import Options, gather_batch, make_options, margin_loss
+from recognition.backbones import embedding_of
+from recognition.classifiers._margin_softmax import Options, gather_batch, make_options, margin_loss
+from recognition.classifiers._rows import initial_centers, number_type, shard
 from recognition.distributed import Ranks
-from recognition.margin import MarginHead
+from recognition.heads._margin import MarginHead
+from recognition.seeds import generator
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's defaults, which the backbone is trained with
 
 
 @dataclass
 class Sample:
-    """One forward pass's centres: their rows in the weight, the copy that takes the gradient, what backward began with.
+    """One forward pass's centers: their rows in the weight, the copy that takes the gradient, what
+    backward began with.
 
-    start is loss scale / accumulation when the trainer scales its loss so; dividing by it undoes a GradScaler.
+    start is loss scale / accumulation when the trainer scales its loss so; dividing by it undoes a
+    GradScaler.
     """
 
     index: torch.Tensor
-    centres: torch.Tensor
+    centers: torch.Tensor
     start: torch.Tensor | None = None
 
     def gradient(self, accumulation: int) -> torch.Tensor:
-        """The centres' part in the gradient of the step's mean loss, unscaled."""
-        if self.centres.grad is None or self.start is None:
+        """The centers' part in the gradient of the step's mean loss, unscaled."""
+        if self.centers.grad is None or self.start is None:
             raise RuntimeError("partial classifier: update without a backward pass")
-        return self.centres.grad / (self.start * accumulation)
+        return self.centers.grad / (self.start * accumulation)
 
 
-class Partial(nn.Module):
-    """(backbone, images, labels) -> mean loss of the global batch. `weight`, `velocity`: buffers (C_local * K, D).
+class PartialFC(nn.Module):
+    """(backbone, images, labels) -> mean loss of the global batch. `weight`, `velocity`: buffers
+    (C_local * K, D).
 
-    `update` takes the sampled centres' SGD or AdamW step; the run's optimizer does not know them. With accumulation
-    every micro-batch samples anew and `update` joins their gradients. AdamW adds `square` (C_local * K, D), the second
-    moments, and `times` (C_local * K,): a row's moments are corrected by how often that row was sampled.
+    `update` takes the sampled centers' SGD or AdamW step; the run's optimizer does not know them.
+    With accumulation every micro-batch samples anew and `update` joins their gradients. AdamW adds
+    `square` (C_local * K, D), the second moments, and `times` (C_local * K,): a row's moments are
+    corrected by how often that row was sampled.
     """
 
     weight: torch.Tensor
@@ -55,11 +63,11 @@ class Partial(nn.Module):
 
     def __init__(
         self,
-        centres: torch.Tensor,
+        centers: torch.Tensor,
         *,
         classes: int,
         rows: range,
-        rate: float,
+        sample_rate: float,
         options: Options,
         ranks: Ranks,
         seed: int,
@@ -71,35 +79,41 @@ class Partial(nn.Module):
     ) -> None:
         super().__init__()
         self.head = options.head
-        self.classes, self.rows, self.rate, self.seed = classes, rows, rate, seed
+        self.classes, self.rows, self.sample_rate, self.seed = classes, rows, sample_rate, seed
         self.options, self.ranks = options, ranks
         self.momentum, self.weight_decay, self.accumulation = momentum, weight_decay, accumulation
         self.lr, self.adamw = 0.0, adamw
-        self.register_buffer("weight", centres)
-        self.register_buffer("velocity", torch.zeros_like(centres, dtype=momentum_dtype))
+        self.register_buffer("weight", centers)
+        self.register_buffer("velocity", torch.zeros_like(centers, dtype=momentum_dtype))
         if adamw:
-            self.register_buffer("square", torch.zeros_like(centres))  # bfloat16 would lose additions of a thousandth
-            self.register_buffer("times", torch.zeros(len(centres)))
+            # bfloat16 would lose additions of a thousandth
+            self.register_buffer("square", torch.zeros_like(centers))
+            self.register_buffer("times", torch.zeros(len(centers)))
         self.register_buffer("draws", torch.tensor(0))
         self._samples: list[Sample] = []
 
     def prepare(self, lr: float) -> None:
-        """Before the forward pass of each optimizer step: the rate; what a skipped step left behind is dropped."""
+        """Before the forward pass of each optimizer step: the rate; what a skipped step left behind
+        is dropped."""
         self.lr = lr
         self._samples.clear()
 
-    def forward(self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         embeddings = backbone(images)
         with torch.autocast(images.device.type, enabled=False):
-            embeddings, labels = gather_batch(embeddings, labels, self.ranks, dtype=self.weight.dtype)
+            embeddings, labels = gather_batch(
+                embeddings, labels, self.ranks, dtype=self.weight.dtype
+            )
             mine = self._sample(labels)
             places = torch.searchsorted(mine, labels)
             held = (labels >= self.rows.start) & (labels < self.rows.stop)
-            index = sub_rows(mine - self.rows.start, self.options.sub_centres)
+            index = sub_rows(mine - self.rows.start, self.options.sub_centers)
             sample = Sample(index, self.weight[index].requires_grad_(self.training))
             loss = margin_loss(
                 embeddings,
-                sample.centres,
+                sample.centers,
                 torch.where(held, places, -1),
                 options=self.options,
                 ranks=self.ranks,
@@ -111,52 +125,67 @@ class Partial(nn.Module):
         return loss
 
     def _sample(self, labels: torch.Tensor) -> torch.Tensor:
-        """This rank's part of the step's classes, as sorted global class numbers; it holds every label of its own."""
-        sampled = sample_classes(self.classes, self.rate, labels, generator(self.seed, int(self.draws)))
+        """This rank's part of the step's classes, as sorted global class numbers; it holds every
+        label of its own."""
+        sampled = sample_classes(
+            self.classes, self.sample_rate, labels, generator(self.seed, int(self.draws))
+        )
         if self.training:
             self.draws += 1
         return sampled[(sampled >= self.rows.start) & (sampled < self.rows.stop)]
 
     @torch.no_grad()
     def update(self) -> None:
-        """After a successful optimizer step: the same step on the sampled centres alone."""
-        samples = [sample for sample in self._samples if sample.centres.grad is not None]
+        """After a successful optimizer step: the same step on the sampled centers alone."""
+        samples = [sample for sample in self._samples if sample.centers.grad is not None]
         self._samples.clear()
         if not samples:
             return
         index, slots = torch.cat([sample.index for sample in samples]).unique(return_inverse=True)
         gradient = self.weight.new_zeros(len(index), self.weight.shape[1])
-        for sample, own in zip(samples, slots.split([len(sample.index) for sample in samples]), strict=True):
+        for sample, own in zip(
+            samples, slots.split([len(sample.index) for sample in samples]), strict=True
+        ):
             gradient.index_add_(0, own, sample.gradient(self.accumulation))
         for first in range(0, len(index), self.options.chunk):
             rows = slice(first, first + self.options.chunk)
             (self._adamw_step if self.adamw else self._sgd_step)(index[rows], gradient[rows])
 
     def _sgd_step(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
-        centres = self.weight[rows]
-        step = self.velocity[rows].to(centres.dtype).mul_(self.momentum).add_(gradient)
-        step.add_(centres, alpha=self.weight_decay)
+        centers = self.weight[rows]
+        step = self.velocity[rows].to(centers.dtype).mul_(self.momentum).add_(gradient)
+        step.add_(centers, alpha=self.weight_decay)
         self.velocity[rows] = step.to(self.velocity.dtype)
-        self.weight[rows] = centres.add_(step, alpha=-self.lr)
+        self.weight[rows] = centers.add_(step, alpha=-self.lr)
 
     def _adamw_step(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
-        centres = self.weight[rows].mul_(1 - self.lr * self.weight_decay)
+        centers = self.weight[rows].mul_(1 - self.lr * self.weight_decay)
         times = self.times[rows] + 1
-        mean = self.velocity[rows].to(centres.dtype).lerp_(gradient, 1 - BETAS[0])
+        mean = self.velocity[rows].to(centers.dtype).lerp_(gradient, 1 - BETAS[0])
         square = self.square[rows].lerp_(gradient.square(), 1 - BETAS[1])
-        self.velocity[rows], self.square[rows], self.times[rows] = mean.to(self.velocity.dtype), square, times
-        first, second = ((1 - beta ** times.to(centres.dtype)).unsqueeze(1) for beta in BETAS)
-        self.weight[rows] = centres.sub_(self.lr * (mean / first) / ((square / second).sqrt_() + EPS))
+        self.velocity[rows], self.square[rows], self.times[rows] = (
+            mean.to(self.velocity.dtype),
+            square,
+            times,
+        )
+        first, second = ((1 - beta ** times.to(centers.dtype)).unsqueeze(1) for beta in BETAS)
+        self.weight[rows] = centers.sub_(
+            self.lr * (mean / first) / ((square / second).sqrt_() + EPS)
+        )
 
 
-def sample_classes(classes: int, rate: float, labels: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """Sorted class numbers: all of `labels`, and uniformly drawn others up to rate * classes in all.
+def sample_classes(
+    classes: int, sample_rate: float, labels: torch.Tensor, draw: torch.Generator
+) -> torch.Tensor:
+    """Sorted class numbers: all of `labels`, and uniformly drawn others up to sample_rate * classes
+    in all.
 
-    Costs O(sampled): where the rate is small, draws with replacement are made distinct; two draws for each class wanted
-    are enough, as the rate is at most a half there.
+    Costs O(sampled): where the rate is small, draws with replacement are made distinct; two draws
+    for each class wanted are enough, as the rate is at most a half there.
     """
     positives = labels.unique()
-    count = max(round(rate * classes), len(positives), 2)  # a lone class would have no negatives
+    # a lone class would have no negatives
+    count = max(round(sample_rate * classes), len(positives), 2)
     if count >= classes:
         return torch.arange(classes, device=labels.device)
     if 2 * count > classes:
@@ -169,11 +198,13 @@ def sample_classes(classes: int, rate: float, labels: torch.Tensor, draw: torch.
     return torch.cat([positives, others]).sort().values
 
 
-def sub_rows(classes: torch.Tensor, sub_centres: int) -> torch.Tensor:
-    """Rows of the weight that hold the sub-centres of the given local classes, in order."""
-    if sub_centres == 1:
+def sub_rows(classes: torch.Tensor, sub_centers: int) -> torch.Tensor:
+    """Rows of the weight that hold the sub-centers of the given local classes, in order."""
+    if sub_centers == 1:
         return classes
-    return (classes[:, None] * sub_centres + torch.arange(sub_centres, device=classes.device)).flatten()
+    return (
+        classes[:, None] * sub_centers + torch.arange(sub_centers, device=classes.device)
+    ).flatten()
 
 
 def build(
@@ -183,10 +214,10 @@ def build(
     head: MarginHead,
     ranks: Ranks,
     seed: int,
-    rate: float = 0.1,
+    sample_rate: float = 0.1,
     chunk: int | Literal["auto"] = "auto",
     matmul: str = "float32",
-    sub_centres: int = 1,
+    sub_centers: int = 1,
     filter_above: float = 0.0,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
@@ -194,25 +225,34 @@ def build(
     accumulation: int = 1,
     optimizer_name: str = "sgd",
     loss_scaling: bool = False,
-) -> Partial:
-    """Partial FC over `classes` identities. rate in (0, 1]: share of the classes in each step.
+) -> PartialFC:
+    """Partial FC over `classes` identities. sample_rate in (0, 1]: share of the classes in each
+    step.
 
-    The batch's own classes count towards it. Other options as the full classifier's. accumulation: micro-batches an
-    optimizer step. optimizer_name: sgd or adamw, the run's. loss_scaling is admitted: the centres' gradient is divided
-    by whatever the trainer multiplied the loss with, times accumulation.
+    The batch's own classes count towards it. Other options as the full classifier's. accumulation:
+    micro-batches an optimizer step. optimizer_name: sgd or adamw, the run's. loss_scaling is
+    admitted: the centers' gradient is divided by whatever the trainer multiplied the loss with,
+    times accumulation.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"classifier.rate {rate}: expected more than 0 and at most 1")
+    if not 0 < sample_rate <= 1:
+        raise ValueError(
+            f"classifier.sample_rate {sample_rate}: expected more than 0 and at most 1"
+        )
     rows = shard(classes, ranks)
     embedding = embedding_of(backbone)
-    held = range(rows.start * sub_centres, rows.stop * sub_centres)
-    return Partial(
-        initial_centres(held, embedding, seed=seed),
+    held = range(rows.start * sub_centers, rows.stop * sub_centers)
+    return PartialFC(
+        initial_centers(held, embedding, seed=seed),
         classes=classes,
         rows=rows,
-        rate=rate,
+        sample_rate=sample_rate,
         options=make_options(
-            head, backbone, chunk=chunk, matmul=matmul, sub_centres=sub_centres, filter_above=filter_above
+            head,
+            backbone,
+            chunk=chunk,
+            matmul=matmul,
+            sub_centers=sub_centers,
+            filter_above=filter_above,
         ),
         ranks=ranks,
         seed=seed,

@@ -1,8 +1,9 @@
-"""AdaFace (arXiv 2204.00964, eq. 7-12): the margin follows the embedding's length, a sign of image quality.
+"""AdaFace (arXiv 2204.00964, eq. 7-12): the margin follows the embedding's length, a sign of image
+quality.
 
-z = clip((|e| - mean) / (std / h), -1, 1) with running mean and std of |e|; cos(theta - m z) - (m + m z). The paper
-leaves the range of theta - m z open and the released code clips it to [0.001, pi - 0.001]; here it is clipped to [0,
-pi].
+z = clip((|e| - mean) / (std / h), -1, 1) with running mean and std of |e|; cos(theta - m z) - (m +
+m z). The paper leaves the range of theta - m z open and the released code clips it to [0.001, pi -
+0.001]; here it is clipped to [0, pi].
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 
 import torch
 
-from recognition.margin import MarginHead, at_least_float32, of_angle
+from recognition.heads._margin import MarginHead, at_least_float32, of_angle
 
 SHORTEST, LONGEST = 0.001, 100.0  # lengths beyond are taken as these
 
@@ -20,9 +21,9 @@ class AdaFace(MarginHead):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, *, margin: float, scale: float, h: float, rate: float) -> None:
+    def __init__(self, *, margin: float, scale: float, h: float, t_alpha: float) -> None:
         super().__init__()
-        self.margin, self.scale, self.h, self.rate = margin, scale, h, rate
+        self.margin, self.scale, self.h, self.t_alpha = margin, scale, h, t_alpha
         self.register_buffer("mean", torch.tensor(20.0))  # as the released code starts
         self.register_buffer("std", torch.tensor(100.0))
 
@@ -31,7 +32,7 @@ class AdaFace(MarginHead):
             norms = norms.clamp(SHORTEST, LONGEST).to(self.mean.dtype)
             finite = norms.isfinite().all()  # stays on the device: no wait for it
             for average, newest in ((self.mean, norms.mean()), (self.std, norms.std())):
-                average.lerp_(torch.where(finite, newest, average), self.rate)
+                average.lerp_(torch.where(finite, newest, average), self.t_alpha)
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         norms = at_least_float32(norms.detach()).clamp(SHORTEST, LONGEST)
@@ -40,6 +41,9 @@ class AdaFace(MarginHead):
         return turned - (self.margin + self.margin * z)
 
 
-def build(*, margin: float = 0.4, scale: float = 64.0, h: float = 0.333, rate: float = 0.01) -> AdaFace:
-    """h: share of the standard deviation that fills [-1, 1]; rate: weight of the newest batch in mean and std."""
-    return AdaFace(margin=margin, scale=scale, h=h, rate=rate)
+def build(
+    *, margin: float = 0.4, scale: float = 64.0, h: float = 0.333, t_alpha: float = 0.01
+) -> AdaFace:
+    """h: share of the standard deviation that fills [-1, 1]; t_alpha: weight of the newest batch in
+    mean and std."""
+    return AdaFace(margin=margin, scale=scale, h=h, t_alpha=t_alpha)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from recognition.margin import MarginHead, at_least_float32
+from recognition.heads._margin import MarginHead, at_least_float32
 
 
 class CosFace(MarginHead):

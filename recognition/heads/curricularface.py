@@ -1,28 +1,30 @@
-"""CurricularFace (arXiv 2004.00288, eq. 5-7): ArcFace whose hard negatives gain weight as training goes on.
+"""CurricularFace (arXiv 2004.00288, eq. 5-7): ArcFace whose hard negatives gain weight as training
+goes on.
 
-A negative with cos > cos(theta_y + m) enters as cos (t + cos); t is the running mean of the targets' cosines. The
-guard past pi on the target is the released code's.
+A negative with cos > cos(theta_y + m) enters as cos (t + cos); t is the running mean of the
+targets' cosines. The guard past pi on the target is the released code's.
 """
 
 from __future__ import annotations
 
 import torch
 
-from recognition.margin import MarginHead, cos_of_sum, of_angle
+from recognition.heads._margin import MarginHead, cos_of_sum, of_angle
 
 
 class CurricularFace(MarginHead):
     changes_negatives = True
     t: torch.Tensor
 
-    def __init__(self, *, margin: float, scale: float, rate: float) -> None:
+    def __init__(self, *, margin: float, scale: float, t_alpha: float) -> None:
         super().__init__()
-        self.margin, self.scale, self.rate = margin, scale, rate
+        self.margin, self.scale, self.t_alpha = margin, scale, t_alpha
         self.register_buffer("t", torch.tensor(0.0))
 
     def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
         newest = cos_t.mean().to(self.t.dtype)
-        self.t.lerp_(torch.where(cos_t.isfinite().all(), newest, self.t), self.rate)  # no wait for the device
+        # no wait for the device
+        self.t.lerp_(torch.where(cos_t.isfinite().all(), newest, self.t), self.t_alpha)
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         return of_angle(cos_t, lambda theta: cos_of_sum(theta, self.margin, guard=True))
@@ -32,6 +34,6 @@ class CurricularFace(MarginHead):
         return torch.where(cos > bound, cos * (self.t + cos), cos)
 
 
-def build(*, margin: float = 0.5, scale: float = 64.0, rate: float = 0.01) -> CurricularFace:
-    """margin in radians; rate: weight of the newest batch in t."""
-    return CurricularFace(margin=margin, scale=scale, rate=rate)
+def build(*, margin: float = 0.5, scale: float = 64.0, t_alpha: float = 0.01) -> CurricularFace:
+    """margin in radians; t_alpha: weight of the newest batch in t."""
+    return CurricularFace(margin=margin, scale=scale, t_alpha=t_alpha)

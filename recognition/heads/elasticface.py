@@ -1,14 +1,17 @@
-"""ElasticFace (arXiv 2109.09416, eq. 4-5): ArcFace or CosFace with a margin drawn anew for every sample.
+"""ElasticFace (arXiv 2109.09416, eq. 4-5): ArcFace or CosFace with a margin drawn anew for every
+sample.
 
-The draws are a function of `seed` and of a step count kept in the state: equal on all ranks, and after a resume.
+The draws are a function of `seed` and of a step count kept in the state: equal on all ranks, and
+after a resume.
 """
 
 from __future__ import annotations
 
 import torch
 
-from recognition.centres import check_choice, generator
-from recognition.margin import MarginHead, at_least_float32, cos_of_sum, of_angle
+from recognition.classifiers._rows import check_choice
+from recognition.heads._margin import MarginHead, at_least_float32, cos_of_sum, of_angle
+from recognition.seeds import generator
 
 
 class ElasticFace(MarginHead):
@@ -24,7 +27,9 @@ class ElasticFace(MarginHead):
 
     def margins(self, count: int) -> torch.Tensor:
         """The (count,) margins of the current step, float64."""
-        draws = torch.randn(count, dtype=torch.float64, generator=generator(self.seed, int(self.steps)))
+        draws = torch.randn(
+            count, dtype=torch.float64, generator=generator(self.seed, int(self.steps))
+        )
         return self.margin + self.std * draws
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
@@ -36,7 +41,12 @@ class ElasticFace(MarginHead):
 
 
 def build(
-    *, kind: str = "arc", margin: float | None = None, std: float = 0.0125, scale: float = 64.0, seed: int = 0
+    *,
+    kind: str = "arc",
+    margin: float | None = None,
+    std: float = 0.0125,
+    scale: float = 64.0,
+    seed: int = 0,
 ) -> ElasticFace:
     """kind: arc (margin in radians, mean 0.5) or cos (margin in units of the cosine, mean 0.35)."""
     check_choice("elasticface kind", kind, ("arc", "cos"))

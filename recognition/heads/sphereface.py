@@ -1,6 +1,8 @@
-"""SphereFace (arXiv 1704.08063, eq. 6): psi(theta) = (-1)^k cos(m theta) - 2k on [k pi/m, (k+1) pi/m].
+"""SphereFace (arXiv 1704.08063, eq. 6): psi(theta) = (-1)^k cos(m theta) - 2k on [k pi/m, (k+1)
+pi/m].
 
-As in its successors the embedding is normalised and scaled (SphereFace-R, arXiv 2109.05565), without annealing.
+As in its successors the embedding is normalized and scaled (SphereFace-R, arXiv 2109.05565),
+without annealing.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import math
 
 import torch
 
-from recognition.margin import MarginHead, of_angle
+from recognition.heads._margin import MarginHead, of_angle
 
 
 class SphereFace(MarginHead):

@@ -8,8 +8,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from recognition.schedulers import by_step
 
 
-def build(*, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> LambdaLR:
-    """warmup_steps: optimizer steps of linear warm-up, part of the total. final: last rate over base rate, 0 to 1."""
+def build(
+    *, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final: float = 0.0
+) -> LambdaLR:
+    """warmup_steps: optimizer steps of linear warm-up, part of the total. final: last rate over
+    base rate, 0 to 1."""
     span = max(total_steps - warmup_steps, 1)
 
     def factor(step: int) -> float:

@@ -2,7 +2,7 @@
 
 from torch.optim import Optimizer
 
-from fastface import FastFaceLR
+from fastface.schedulers import FastFaceLR
 
 
 def build(
@@ -20,9 +20,9 @@ def build(
 ) -> FastFaceLR:
     """Defaults are the published values, made for runs of 200,000 steps and losses of scale 64.
 
-    for_horizon: constants and a stationarity test that fit runs of 1000 steps and more (`FastFaceLR.for_horizon`);
-    alpha, beta and patience_fraction are then not used.
-    threshold: λ, loss per step; null: the published 5e-5, or with for_horizon 10.11625 / total steps.
+    for_horizon: constants and a stationarity test that fit runs of 1000 steps and more
+    (`FastFaceLR.for_horizon`); alpha, beta and patience_fraction are then not used. threshold: λ,
+    loss per step; null: the published 5e-5, or with for_horizon 10.11625 / total steps.
     """
     if for_horizon:
         return FastFaceLR.for_horizon(

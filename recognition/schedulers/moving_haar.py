@@ -2,7 +2,7 @@
 
 from torch.optim import Optimizer
 
-from fastface import MovingHaarLR
+from fastface.schedulers import MovingHaarLR
 
 
 def build(

@@ -17,8 +17,8 @@ def build(
     factor: float = 0.1,
     warmup_steps: int = 0,
 ) -> LambdaLR:
-    """milestones: epochs (fractions allowed), ascending, counted from the start of the run, after each of which the
-    rate is multiplied by `factor`."""
+    """milestones: epochs (fractions allowed), ascending, counted from the start of the run, after
+    each of which the rate is multiplied by `factor`."""
     if list(milestones) != sorted(milestones):
         raise ValueError(f"multi_step: milestones {list(milestones)} must ascend")
     steps = [epoch * steps_per_epoch for epoch in milestones]

@@ -1,10 +1,12 @@
 """Tables and figures of the quarter-time experiment, from the runs that are finished.
 
-    python -m scripts.experiments.quarter_report [--results docs/results/quarter_time] [--images docs/images]
+    python -m scripts.experiments.quarter_report [--results docs/results/quarter_time] [--images
+    docs/images]
 
-Writes table.md and differences.csv beside the runs' JSON files, and quarter_time_{curves,accuracy,sensitivity}.png.
-Differences are between rows on the same test pairs, in points of accuracy, with the 95 % interval of 2,000 bootstrap
-resamples of the pairs and, where a row has several, of its seeds.
+Writes table.md and differences.csv beside the runs' JSON files, and
+quarter_time_{curves,accuracy,sensitivity}.png. Differences are between rows on the same test pairs,
+in points of accuracy, with the 95 % interval of 2,000 bootstrap resamples of the pairs and, where a
+row has several, of its seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data.files import written_whole
+from data.files import atomic_write
 from scripts.experiments.quarter_time import all_runs
 
 RESAMPLES = 2000
@@ -45,14 +47,20 @@ TESTS = {
     "c": "as part a, everything twice as long",
     "b": "train.rec and View 1 → pairsDevTest, 1,000 pairs",
 }
-DOUBLED = {"a": "train", "c": "train_again", "b": "view1"}  # row of part `doubled` with twice the part's epochs
+# row of part `doubled` with twice the part's epochs
+DOUBLED = {
+    "a": "train",
+    "c": "train_again",
+    "b": "view1",
+}
 
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: its runs, one a seed, and which test pairs each got right, bool (seeds, P)."""
+    """One line of a table: its runs, one a seed, and which test pairs each got right, bool (seeds,
+    P)."""
 
     name: str
     runs: list[Record]
@@ -71,16 +79,21 @@ def read_runs(results: Path) -> list[Record]:
 
 
 def rows_of(runs: Sequence[Record], part: str) -> list[Row]:
-    """The rows of a part, its baseline first, a run for each seed. Part c takes part a's doubled baseline."""
+    """The rows of a part, its baseline first, a run for each seed. Part c takes part a's doubled
+    baseline."""
     named: dict[str, list[Record]] = {}
     if part == "c":
-        named["baseline"] = [run for run in runs if (run["part"], run["row"]) == ("doubled", DOUBLED["a"])]
+        named["baseline"] = [
+            run for run in runs if (run["part"], run["row"]) == ("doubled", DOUBLED["a"])
+        ]
     for run in runs:
         if run["part"] == part:
             named.setdefault(run["row"], []).append(run)
     if len(named) == 1 and part == "c":
         return []
-    return [Row(name, kept, np.stack([right_of(run) for run in kept])) for name, kept in named.items()]
+    return [
+        Row(name, kept, np.stack([right_of(run) for run in kept])) for name, kept in named.items()
+    ]
 
 
 def right_of(run: Record) -> np.ndarray:
@@ -93,7 +106,8 @@ def difference(one: Row, other: Row, seed: int = 0) -> tuple[float, float, float
     """Points of accuracy of `one` above `other`, and the ends of the 95 % bootstrap interval."""
     rng = np.random.default_rng(seed)
     pairs = one.right.shape[1]
-    weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), RESAMPLES) / pairs  # (R,P): how often a pair is drawn
+    # (R,P): how often a pair is drawn
+    weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), RESAMPLES) / pairs
     drawn = []
     for row in (one, other):
         seeds = len(row.right)
@@ -115,17 +129,36 @@ def table(rows: Sequence[Row]) -> list[str]:
     """Markdown lines: one a row, with its differences from the baseline and from FastFace."""
     by_name = {row.name: row for row in rows}
     against = [name for name in ("baseline", "fastface") if name in by_name]
-    heads = ["schedule", "seeds", "images", "steps", "CPU min", "last loss", "decays", "accuracy %, each seed"]
-    heads += [f"points above {'the baseline' if name == 'baseline' else 'FastFace'} [95 %]" for name in against]
+    heads = [
+        "schedule",
+        "seeds",
+        "images",
+        "steps",
+        "CPU min",
+        "last loss",
+        "decays",
+        "accuracy %, each seed",
+    ]
+    heads += [
+        f"points above {'the baseline' if name == 'baseline' else 'FastFace'} [95 %]"
+        for name in against
+    ]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
         run = row.runs[0]
         seeds = ", ".join(f"{r['accuracy']:.2f}" for r in row.runs)
         decays = ", ".join("–" if r["decays"] is None else f"{r['decays']:.0f}" for r in row.runs)
-        cells = [LABELS.get(row.name, row.name), len(row.runs), f"{run['images']:,}", f"{run['steps']:,}"]
+        cells = [
+            LABELS.get(row.name, row.name),
+            len(row.runs),
+            f"{run['images']:,}",
+            f"{run['steps']:,}",
+        ]
         cells += [f"{mean(row, 'cpu_seconds') / 60:.1f}", f"{mean(row, 'final_loss'):.2f}", decays]
         cells += [f"**{row.accuracy:.2f}**" + (f" ({seeds})" if len(row.runs) > 1 else "")]
-        cells += ["" if name == row.name else show(difference(row, by_name[name])) for name in against]
+        cells += [
+            "" if name == row.name else show(difference(row, by_name[name])) for name in against
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
@@ -142,7 +175,10 @@ def report(runs: Sequence[Record]) -> str:
         if doubled and rows[0].name == "baseline":
             gain = show(difference(doubled[0], rows[0]))
             seeds = f"{len(doubled[0].runs)} seed{'s' if len(doubled[0].runs) > 1 else ''}"
-            lines += [f"The baseline with twice the epochs, {seeds}: {doubled[0].accuracy:.2f} %, {gain} points.", ""]
+            lines += [
+                f"The baseline with twice the epochs, {seeds}: {doubled[0].accuracy:.2f} %, {gain} points.",
+                "",
+            ]
     tuned = rows_of(runs, "tune")
     if tuned:
         rates = ", ".join(f"{row.name.removeprefix('lr')}: {row.accuracy:.2f} %" for row in tuned)
@@ -160,7 +196,9 @@ def differences(runs: Sequence[Record]) -> str:
     writer.writerow(["part", "row", "other", "points", "low", "high"])
     for part in TESTS:
         for one, other in combinations(rows_of(runs, part), 2):
-            writer.writerow([part, one.name, other.name, *(f"{value:.3f}" for value in difference(one, other))])
+            writer.writerow(
+                [part, one.name, other.name, *(f"{value:.3f}" for value in difference(one, other))]
+            )
     return text.getvalue()
 
 
@@ -172,7 +210,9 @@ def draw_curves(runs: Sequence[Record]) -> Figure:
         run = row.runs[0]
         curve = run["curve"]
         images = np.array(curve["step"]) * run["images"] / run["steps"]
-        style = {"color": "black", "linewidth": 1.5} if row.name == "baseline" else {"linewidth": 0.9}
+        style = (
+            {"color": "black", "linewidth": 1.5} if row.name == "baseline" else {"linewidth": 0.9}
+        )
         loss.plot(images, curve["loss"], label=LABELS[row.name], **style)
         rate.plot(images, curve["learning_rate"], drawstyle="steps-post", **style)
     loss.set_ylabel("training loss")
@@ -190,19 +230,32 @@ def draw_accuracy(runs: Sequence[Record]) -> Figure:
     """Accuracy of every row above the baseline, with its interval; dots are seeds."""
     parts = [part for part in TESTS if rows_of(runs, part)]
     figure = Figure(figsize=(9, 1 + 3 * len(parts)), layout="constrained")
-    for part, axis in zip(parts, np.ravel(figure.subplots(len(parts), 1, squeeze=False)), strict=True):
+    for part, axis in zip(
+        parts, np.ravel(figure.subplots(len(parts), 1, squeeze=False)), strict=True
+    ):
         rows = rows_of(runs, part)
         baseline = rows[0]
         for place, row in enumerate(rows[1:]):
             points, low, high = difference(row, baseline)
-            axis.errorbar(points, place, xerr=[[points - low], [high - points]], fmt="o", color="tab:blue", capsize=3)
+            axis.errorbar(
+                points,
+                place,
+                xerr=[[points - low], [high - points]],
+                fmt="o",
+                color="tab:blue",
+                capsize=3,
+            )
             seeds = [run["accuracy"] - baseline.accuracy for run in row.runs]
             axis.plot(seeds, [place] * len(seeds), "|", color="black", markersize=8)
         name_rows(axis, [LABELS[row.name] for row in rows[1:]])
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.axvline(-1, color="grey", linewidth=0.8, linestyle="--")
-        axis.set_title(f"part {part}: {TESTS[part]}; baseline {baseline.accuracy:.2f} %", fontsize=10)
-        axis.set_xlabel("points above the baseline at a quarter of its images (dashed: one point below)")
+        axis.axvline(-1, color="gray", linewidth=0.8, linestyle="--")
+        axis.set_title(
+            f"part {part}: {TESTS[part]}; baseline {baseline.accuracy:.2f} %", fontsize=10
+        )
+        axis.set_xlabel(
+            "points above the baseline at a quarter of its images (dashed: one point below)"
+        )
     return figure
 
 
@@ -214,9 +267,22 @@ def draw_sensitivity(runs: Sequence[Record]) -> Figure:
     usual = rows[0]
     for place, row in enumerate(rows):
         points, low, high = difference(row, usual) if row is not usual else (0.0, 0.0, 0.0)
-        axis.errorbar(points, place, xerr=[[points - low], [high - points]], fmt="o", color="tab:blue", capsize=3)
+        axis.errorbar(
+            points,
+            place,
+            xerr=[[points - low], [high - points]],
+            fmt="o",
+            color="tab:blue",
+            capsize=3,
+        )
         decays = row.runs[0]["decays"]
-        axis.annotate(f"{decays:.0f} decays", (points, place), xytext=(0, 6), textcoords="offset points", fontsize=7)
+        axis.annotate(
+            f"{decays:.0f} decays",
+            (points, place),
+            xytext=(0, 6),
+            textcoords="offset points",
+            fontsize=7,
+        )
     name_rows(axis, [row.name for row in rows])
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel(f"points above the usual constants ({usual.accuracy:.2f} %)")
@@ -230,7 +296,9 @@ def name_rows(axis: Axes, names: Sequence[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=Path("docs/results/quarter_time"))
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     args = parser.parse_args()
@@ -240,7 +308,7 @@ def main() -> None:
     text = report(runs)
     print(text)
     for name, content in (("table.md", text), ("differences.csv", differences(runs))):
-        with written_whole(args.results / name, "w") as file:
+        with atomic_write(args.results / name, "w") as file:
             file.write(content)
     drawn = {"curves": draw_curves, "accuracy": draw_accuracy, "sensitivity": draw_sensitivity}
     needed = {"curves": "c", "accuracy": "a", "sensitivity": "sensitivity"}

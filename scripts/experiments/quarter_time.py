@@ -1,17 +1,18 @@
-"""Does FastFace train in a quarter of the time? A converged baseline, and every schedule at a quarter of its images.
+"""Does FastFace train in a quarter of the time? A converged baseline, and every schedule at a
+quarter of its images.
 
     python -m scripts.experiments.quarter_time FACES [--parts a b] [--only NAME …] [--list]
 
-FACES holds train.rec, lfw_112.zip and protocol/ (LFW's lists). Parts: `a` trains on train.rec and tests on the 6,000
-LFW pairs; `b` adds the people of LFW's View 1 training list and tests on pairsDevTest; `doubled` gives the baselines
-twice the epochs, which shows whether they had converged (and twice again on part a's data); `c` is part a with the
-doubled baseline as its baseline; `tune` chose the base rate, on pairsDevTrain; `sensitivity` varies FastFace's
-constants on part a's data.
+FACES holds train.rec, lfw_112.zip and protocol/ (LFW's lists). Parts: `a` trains on train.rec and
+tests on the 6,000 LFW pairs; `b` adds the people of LFW's View 1 training list and tests on
+pairsDevTest; `doubled` gives the baselines twice the epochs, which shows whether they had converged
+(and twice again on part a's data); `c` is part a with the doubled baseline as its baseline; `tune`
+chose the base rate, on pairsDevTrain; `sensitivity` varies FastFace's constants on part a's data.
 
-Every run is train.py with configs/quarter_time.yaml and the overrides that --list prints. A finished run is one JSON
-file in --results and is not run again; an unfinished one goes on from its checkpoint. Several of these commands may run
-side by side: each takes runs that no other holds. Tables and figures: `python -m
-scripts.experiments.quarter_report`.
+Every run is train.py with configs/quarter_time.yaml and the overrides that --list prints. A
+finished run is one JSON file in --results and is not run again; an unfinished one goes on from its
+checkpoint. Several of these commands may run side by side: each takes runs that no other holds.
+Tables and figures: `python -m scripts.experiments.quarter_report`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.files import written_whole
+from data.files import atomic_write
 from scripts.experiments.view1_faces import alternating, write_view1
 
 CONFIG = "configs/quarter_time.yaml"
@@ -41,13 +42,18 @@ IMAGES = {"train": 5_998, "view1": 15_523}
 BATCH = 16
 EPOCHS = {"train": 24, "view1": 8}  # of a baseline
 TUNE_EPOCHS = 16
-FALL = {"train": 10.0, "view1": 12.0}  # of the loss over a run, about; sets λ, which is in units of the loss
+# of the loss over a run, about; sets λ, which is in units of the loss
+FALL = {
+    "train": 10.0,
+    "view1": 12.0,
+}
 POINTS = 200  # kept of a loss curve
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: part of the experiment, row of its table, seed, `IMAGES` it trains on, epochs, overrides."""
+    """One training: part of the experiment, row of its table, seed, `IMAGES` it trains on, epochs,
+    overrides."""
 
     part: str
     row: str
@@ -72,7 +78,8 @@ def multi_step(epochs: int) -> str:
 
 
 def moving_haar(data: str, total: int, window: float) -> str:
-    """Windows of that fraction of the run, and the λ at which a steady fall is as fast as FastFace's λ of this run."""
+    """Windows of that fraction of the run, and the λ at which a steady fall is as fast as
+    FastFace's λ of this run."""
     m = round(window * total)
     threshold = FALL[data] / 4 / total * m / 4
     return f"scheduler={{name: moving_haar, window: {m}, threshold: {threshold:.6f}, warmup_steps: 100}}"
@@ -81,8 +88,9 @@ def moving_haar(data: str, total: int, window: float) -> str:
 def schedules(data: str, epochs: int) -> dict[str, str]:
     """Row -> override of every schedule that is compared at a quarter of the baseline's images.
 
-    λ of FastFace is a quarter of the expected fall of the loss over the run's length, as it was in the published run
-    (λT = 10 where the loss fell by 40); `fastface_published` has the published numbers as they are.
+    λ of FastFace is a quarter of the expected fall of the loss over the run's length, as it was in
+    the published run (λT = 10 where the loss fell by 40); `fastface_published` has the published
+    numbers as they are.
     """
     total = steps(data, epochs)
     return {
@@ -92,7 +100,9 @@ def schedules(data: str, epochs: int) -> dict[str, str]:
         "multi_step": multi_step(epochs),
         "polynomial": "scheduler={name: polynomial, warmup_steps: 100}",
         "constant": "scheduler={name: constant, warmup_steps: 100}",
-        "moving_haar": moving_haar(data, total, 4000 / 202_325),  # the published window's share of its run
+        "moving_haar": moving_haar(
+            data, total, 4000 / 202_325
+        ),  # the published window's share of its run
         "moving_haar_wide": moving_haar(data, total, 0.1),
         "fastface_published": "scheduler={name: fastface, warmup_steps: 100}",
     }
@@ -101,7 +111,10 @@ def schedules(data: str, epochs: int) -> dict[str, str]:
 def all_runs() -> list[Run]:
     """Every run, in the order in which they make the tables useful."""
     tuned = multi_step(TUNE_EPOCHS)
-    runs = [Run("tune", f"lr{r}", 0, "train", TUNE_EPOCHS, (tuned, f"optim.lr={r}")) for r in (0.025, 0.05, 0.1)]
+    runs = [
+        Run("tune", f"lr{r}", 0, "train", TUNE_EPOCHS, (tuned, f"optim.lr={r}"))
+        for r in (0.025, 0.05, 0.1)
+    ]
     for part, data, seeds in (("a", "train", [0]), ("b", "view1", [0]), ("a", "train", [1, 2])):
         epochs = EPOCHS[data]
         for seed in seeds:
@@ -123,33 +136,66 @@ def all_runs() -> list[Run]:
 def sensitivity_runs() -> list[Run]:
     """FastFace with one constant changed at a time: τ, λT, αT = βT, δ.
 
-    The usual α T is 20, a tenth of the published one: with more, the noise of so short a run hides every standstill.
+    The usual α T is 20, a tenth of the published one: with more, the noise of so short a run hides
+    every standstill.
     """
     epochs = EPOCHS["train"] // 4
     total = steps("train", epochs)
     usual = {"tau": 0.05, "lambda": FALL["train"] / 4, "alpha": 20.0, "delta": 2.0}
     changed = {"lambda": (1.0, 6.0), "alpha": (10.0, 60.0), "tau": (0.02, 0.1), "delta": (1.5, 4.0)}
     cases = [("usual", usual)]
-    cases += [(f"{key}{value:g}", {**usual, key: value}) for key, values in changed.items() for value in values]
+    cases += [
+        (f"{key}{value:g}", {**usual, key: value})
+        for key, values in changed.items()
+        for value in values
+    ]
     runs = []
     for row, case in cases:
         rate = case["alpha"] / total
         options = f"alpha: {rate:.5f}, beta: {rate:.5f}, threshold: {case['lambda'] / total:.3e}"
         options += f", patience_fraction: {case['tau']}, factor: {1 / case['delta']:.4f}, warmup_steps: 100"
-        runs.append(Run("sensitivity", row, 0, "train", epochs, (f"scheduler={{name: fastface, {options}}}",)))
+        runs.append(
+            Run(
+                "sensitivity",
+                row,
+                0,
+                "train",
+                epochs,
+                (f"scheduler={{name: fastface, {options}}}",),
+            )
+        )
     return runs
 
 
 def train(run: Run, faces: Path, runs: Path) -> dict[str, float]:
     """Run or finish train.py; CPU seconds of what it did now, and whether that was all of it."""
-    source = [f"data.root={faces}"] if run.data == "train" else [f"data.train={view1(faces, runs) / 'train.rec'}"]
+    source = (
+        [f"data.root={faces}"]
+        if run.data == "train"
+        else [f"data.train={view1(faces, runs) / 'train.rec'}"]
+    )
     folder = runs / run.name
-    command = [sys.executable, "train.py", "--config", CONFIG, "--resume", *source, f"run.output={folder}"]
-    command += ["evaluate.sets=[]", f"optim.epochs={run.epochs}", f"run.seed={run.seed}", *run.overrides]
+    command = [
+        sys.executable,
+        "train.py",
+        "--config",
+        CONFIG,
+        "--resume",
+        *source,
+        f"run.output={folder}",
+    ]
+    command += [
+        "evaluate.sets=[]",
+        f"optim.epochs={run.epochs}",
+        f"run.seed={run.seed}",
+        *run.overrides,
+    ]
     started_before = (folder / "metrics.jsonl").exists()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(runs / f"{run.name}.log", "a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run(
+            command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"cpu_seconds": round(seconds, 1), "resumed": started_before}
@@ -164,18 +210,19 @@ def view1(faces: Path, runs: Path) -> Path:
 
 
 def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarray]:
-    """Figures of the trained model on the run's test pairs, and bool (P,): which pairs the ten folds get right."""
-    from eval import metrics
+    """Figures of the trained model on the run's test pairs, and bool (P,): which pairs the ten
+    folds get right."""
+    from data.pairs.lists import from_list
     from eval.embed import embed_views
-    from eval.pair_lists import from_list
-    from recognition.experiment import load_embedder
+    from eval.metrics import verification as metrics
+    from recognition.embedder import load_embedder
 
     pairs_file = faces / "protocol/pairs.txt"
     if run.data == "view1":
         pairs_file = view1(faces, runs) / "pairs.txt"
     elif run.part == "tune":
         pairs_file = runs / "tune_pairs.txt"
-        with written_whole(pairs_file, "w") as file:
+        with atomic_write(pairs_file, "w") as file:
             file.write(alternating(faces / "protocol/pairsDevTrain.txt"))
     pairs = from_list(pairs_file, faces / "lfw_112.zip")
     embed, size = load_embedder(runs / run.name, "cpu")
@@ -193,7 +240,7 @@ def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarra
 
 def loss_curve(folder: Path) -> dict[str, list[float]]:
     """steps, losses and rates of metrics.jsonl, averaged down to at most POINTS points."""
-    from recognition.run_folder import read_metrics
+    from recognition.logs import read_metrics
 
     lines = [line for line in read_metrics(folder) if "loss" in line]
     parts = np.array_split(np.arange(len(lines)), min(POINTS, len(lines)))
@@ -206,7 +253,7 @@ def loss_curve(folder: Path) -> dict[str, list[float]]:
 
 def finish(run: Run, faces: Path, runs: Path, results: Path) -> None:
     """Train, test and write the run's JSON file."""
-    from recognition.run_folder import read_metrics
+    from recognition.logs import read_metrics
 
     cost = train(run, faces, runs)
     figures, right = test(run, faces, runs)
@@ -232,9 +279,12 @@ def finish(run: Run, faces: Path, runs: Path, results: Path) -> None:
         "curve": loss_curve(runs / run.name),
     }
     results.mkdir(parents=True, exist_ok=True)
-    with written_whole(results / f"{run.name}.json", "w") as file:
+    with atomic_write(results / f"{run.name}.json", "w") as file:
         json.dump(record, file)
-    print(f"{run.name}: {figures['accuracy']:.2f} %, final loss {record['final_loss']:.3f}", flush=True)
+    print(
+        f"{run.name}: {figures['accuracy']:.2f} %, final loss {record['final_loss']:.3f}",
+        flush=True,
+    )
 
 
 def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> None:
@@ -251,21 +301,34 @@ def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("faces", type=Path)
     parser.add_argument("--parts", nargs="+", default=["a", "b", "c", "doubled", "sensitivity"])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="runs by name")
     parser.add_argument("--runs", type=Path, default=Path("runs/quarter_time"), help="run folders")
-    parser.add_argument("--results", type=Path, default=Path("docs/results/quarter_time"), help="finished runs")
-    parser.add_argument("--list", action="store_true", help="print every run and its overrides, and stop")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/results/quarter_time"), help="finished runs"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print every run and its overrides, and stop"
+    )
     args = parser.parse_args()
-    chosen = [run for run in all_runs() if (run.name in args.only if args.only else run.part in args.parts)]
+    chosen = [
+        run
+        for run in all_runs()
+        if (run.name in args.only if args.only else run.part in args.parts)
+    ]
     if not chosen:
         parser.error(f"no such run: {args.only or args.parts}; see --list")
     if args.list:
         for run in chosen:
             done = "done" if (args.results / f"{run.name}.json").exists() else ""
-            print(f"{run.name:<32}{run.epochs:>4} epochs{steps(run.data, run.epochs):>8} steps  {done:<6}", end="")
+            print(
+                f"{run.name:<32}{run.epochs:>4} epochs{steps(run.data, run.epochs):>8} steps  {done:<6}",
+                end="",
+            )
             print(" ".join(f"'{override}'" for override in run.overrides))
         return
     torch.set_num_threads(1)

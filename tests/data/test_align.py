@@ -1,4 +1,5 @@
-"""The similarity transform against a general least-squares solver, and the crop against points drawn in a photo."""
+"""The similarity transform against a general least-squares solver, and the crop against points
+drawn in a photo."""
 
 import cv2
 import numpy as np
@@ -11,10 +12,14 @@ from data.align import TEMPLATE, align, similarity
 def test_similarity_is_the_least_squares_one(size: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        points = TEMPLATE * rng.uniform(0.3, 4) + rng.normal(0, 8, (5, 2)) + rng.uniform(-50, 200, 2)
+        points = (
+            TEMPLATE * rng.uniform(0.3, 4) + rng.normal(0, 8, (5, 2)) + rng.uniform(-50, 200, 2)
+        )
         rows = [[x, -y, 1, 0] for x, y in points] + [[y, x, 0, 1] for x, y in points]
         target = TEMPLATE * size / 112
-        a, b, c, d = np.linalg.lstsq(np.array(rows), np.concatenate([target[:, 0], target[:, 1]]), rcond=None)[0]
+        a, b, c, d = np.linalg.lstsq(
+            np.array(rows), np.concatenate([target[:, 0], target[:, 1]]), rcond=None
+        )[0]
         np.testing.assert_allclose(similarity(points, size), [[a, -b, c], [b, a, d]], atol=1e-8)
 
 

@@ -14,31 +14,35 @@ from data.augment import (
     augment,
     blur_matrix,
     crop_mask,
-    normalise,
+    normalize,
     place_matrix,
-    recolour,
+    recolor,
     resample,
     shrink_matrix,
 )
 
-EVERYTHING = Augment(flip=0.5, shift=3, zoom=0.2, crop=0.3, photometric=0.5, low_resolution=0.5, blur=0.5, grey=0.2)
+EVERYTHING = Augment(
+    flip=0.5, shift=3, zoom=0.2, crop=0.3, photometric=0.5, low_resolution=0.5, blur=0.5, gray=0.2
+)
 
 
 @pytest.fixture
 def images() -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 24, 20), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (40, 3, 24, 20), dtype=np.uint8)
+    )
 
 
-def test_normalise_is_the_published_formula(images: torch.Tensor):
+def test_normalize_is_the_published_formula(images: torch.Tensor):
     expected = (images.double() / 255 - 0.5) / 0.5
-    assert torch.allclose(normalise(images).double(), expected, atol=1e-6)
-    assert torch.allclose(normalise(images.float()).double(), expected, atol=1e-6)
-    assert normalise(images).dtype == torch.float32
+    assert torch.allclose(normalize(images).double(), expected, atol=1e-6)
+    assert torch.allclose(normalize(images.float()).double(), expected, atol=1e-6)
+    assert normalize(images).dtype == torch.float32
 
 
 def test_flip_mirrors_half_and_leaves_the_rest(images: torch.Tensor):
     out = augment(images, Augment(), seed=5)
-    plain, mirrored = normalise(images), normalise(images.flip(3))
+    plain, mirrored = normalize(images), normalize(images.flip(3))
     flipped = [bool(torch.equal(out[i], mirrored[i])) for i in range(40)]
     assert all(torch.equal(out[i], (mirrored if flipped[i] else plain)[i]) for i in range(40))
     assert 8 <= sum(flipped) <= 32
@@ -60,9 +64,10 @@ def test_a_seed_fixes_everything_and_layout_changes_nothing(images: torch.Tensor
 
 
 def test_augmentations_act_one_by_one(images: torch.Tensor):
-    """Each option alone changes some images and spares others (its probability), shift all but few."""
-    plain = normalise(images)
-    for option in ("crop", "photometric", "low_resolution", "blur", "grey"):
+    """Each option alone changes some images and spares others (its probability), shift all but
+    few."""
+    plain = normalize(images)
+    for option in ("crop", "photometric", "low_resolution", "blur", "gray"):
         out = augment(images, Augment(flip=0, **{option: 0.4}), seed=3)
         changed = sum(not torch.equal(out[i], plain[i]) for i in range(40))
         assert 5 <= changed <= 30, option
@@ -86,7 +91,9 @@ def test_zoom_is_a_bilinear_warp_about_the_middle(images: torch.Tensor, scale: f
     theta = torch.tensor([[[matrix[0, 0], 0, 0], [0, matrix[1, 1], 0]]])
     grid = F.affine_grid(theta, [1, 3, 20, 20], align_corners=False)
     square = images[:1, :, :20].float()
-    expected = F.grid_sample(square, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    expected = F.grid_sample(
+        square, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
     place = place_matrix(20, shift=torch.zeros(1), scale=torch.tensor([scale]))
     assert torch.allclose(resample(square, place, place), expected, atol=1e-2)
 
@@ -96,7 +103,9 @@ def test_zoom_is_a_bilinear_warp_about_the_middle(images: torch.Tensor, scale: f
 @pytest.mark.parametrize("small", [4, 7, 20])
 def test_low_resolution_is_interpolate_twice(images: torch.Tensor, down: str, up: str, small: int):
     square = images[:2, :, :20].float()
-    expected = F.interpolate(F.interpolate(square, size=(small, small), mode=down), size=(20, 20), mode=up)
+    expected = F.interpolate(
+        F.interpolate(square, size=(small, small), mode=down), size=(20, 20), mode=up
+    )
     matrix = shrink_matrix(20, small, down, up)[None].expand(2, -1, -1)
     assert torch.allclose(resample(square, matrix, matrix), expected, atol=1e-2)
 
@@ -105,7 +114,9 @@ def test_low_resolution_is_interpolate_twice(images: torch.Tensor, down: str, up
 def test_blur_is_a_gaussian(images: torch.Tensor, sigma: float):
     picture = images[0].permute(1, 2, 0).numpy().astype(np.float64)
     radius = 7
-    expected = cv2.GaussianBlur(picture, (2 * radius + 1,) * 2, sigma, borderType=cv2.BORDER_REPLICATE)
+    expected = cv2.GaussianBlur(
+        picture, (2 * radius + 1,) * 2, sigma, borderType=cv2.BORDER_REPLICATE
+    )
     sigmas = torch.tensor([sigma, 2.0])
     rows, columns = blur_matrix(24, sigmas)[:1], blur_matrix(20, sigmas)[:1]
     out = resample(images[:1].float(), rows, columns)[0].permute(1, 2, 0).numpy()
@@ -127,9 +138,11 @@ def test_crop_mask_keeps_one_rectangle_of_the_stated_area():
     assert crop_mask(400, 112, 112, 0.0, torch.Generator().manual_seed(0)).min() == 1
 
 
-def test_colour_factors_are_torchvisions(images: torch.Tensor):
-    brightness, contrast, saturation = torch.rand(3, 40, generator=torch.Generator().manual_seed(1)) + 0.5
-    out = recolour(images.float(), brightness, contrast, saturation) / 255
+def test_color_factors_are_torchvisions(images: torch.Tensor):
+    brightness, contrast, saturation = (
+        torch.rand(3, 40, generator=torch.Generator().manual_seed(1)) + 0.5
+    )
+    out = recolor(images.float(), brightness, contrast, saturation) / 255
     for i in range(40):
         expected = tv.adjust_brightness(images[i].float() / 255, brightness[i].item())
         expected = tv.adjust_contrast(expected, contrast[i].item())

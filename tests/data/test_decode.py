@@ -35,7 +35,9 @@ def turned(orientation: int) -> bytes:
 
 def after_jfif(encoded: bytes) -> bytes:
     """The JPEG with a JFIF segment in front of its EXIF segment, as cameras write both."""
-    return encoded[:2] + b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00" + encoded[2:]
+    return (
+        encoded[:2] + b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00" + encoded[2:]
+    )
 
 
 def opencv(encoded: bytes) -> np.ndarray:
@@ -44,7 +46,9 @@ def opencv(encoded: bytes) -> np.ndarray:
     if image.shape[:2] == (SIZE, SIZE):
         return image
     shrinks = min(image.shape[:2]) >= SIZE
-    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(
+        image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
 
 
 def refused_by_opencv(encoded: bytes) -> bool:
@@ -59,7 +63,7 @@ IMAGES = {
     "4:4:4": saved(picture(), quality=95, subsampling=0),
     "4:2:2, coarse": saved(picture(), quality=20, subsampling=1),
     "progressive": saved(picture(), progressive=True),
-    "grey": saved(picture().convert("L")),
+    "gray": saved(picture().convert("L")),
     "CMYK": saved(picture().convert("CMYK")),
     "PNG": saved(picture(), "PNG"),
     "PNG with alpha": saved(picture().convert("RGBA"), "PNG"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import written_whole
+from data.files import atomic_write
 
 
 def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -14,13 +14,13 @@ def test_a_crash_while_writing_leaves_the_old_file_alone(tmp_path: Path) -> None
     path.write_bytes(b"old")
 
     def crash() -> None:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half of the new")
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         crash()
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"new")]

@@ -44,7 +44,9 @@ def by_label(faces) -> dict[int, set[bytes]]:
     return out
 
 
-EXPECTED = {label: {data for name, data in FILES.items() if name[0] == "abc"[label]} for label in range(3)}
+EXPECTED = {
+    label: {data for name, data in FILES.items() if name[0] == "abc"[label]} for label in range(3)
+}
 
 
 def make_folder(path: Path) -> Path:
@@ -55,7 +57,9 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def make_zip(path: Path, compression: int = zipfile.ZIP_STORED, names: tuple[str, ...] = tuple(FILES)) -> Path:
+def make_zip(
+    path: Path, compression: int = zipfile.ZIP_STORED, names: tuple[str, ...] = tuple(FILES)
+) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.mkdir("a")
         for name in names:
@@ -91,7 +95,8 @@ def varint(number: int) -> bytes:
 
 
 def make_lmdb(path: Path, *, datum: bool = True, padding: int = 0) -> Path:
-    """F²C's layout by liblmdb itself; padding > 0 adds as many other keys, so that the tree has branches."""
+    """F²C's layout by liblmdb itself; padding > 0 adds as many other keys, so that the tree has
+    branches."""
     environment = lmdb.open(str(path), map_size=1 << 24)
     with environment.begin(write=True) as transaction, open(path / "faces_kv.txt", "w") as keys:
         for number in range(padding):
@@ -120,8 +125,12 @@ def all_sets(tmp: Path) -> dict[str, Path]:
         "tar cls": make_tar(tmp / "labels.tar", labels=True),
         "tar folders": make_tar(tmp / "folders.tar", labels=False),
         "tar gnu long": make_tar(tmp / "gnu.tar", labels=False, prefix=long),
-        "tar pax long": make_tar(tmp / "pax.tar", labels=False, form=tarfile.PAX_FORMAT, prefix=long),
-        "tar ustar": make_tar(tmp / "ustar.tar", labels=False, form=tarfile.USTAR_FORMAT, prefix="x" * 90 + "/"),
+        "tar pax long": make_tar(
+            tmp / "pax.tar", labels=False, form=tarfile.PAX_FORMAT, prefix=long
+        ),
+        "tar ustar": make_tar(
+            tmp / "ustar.tar", labels=False, form=tarfile.USTAR_FORMAT, prefix="x" * 90 + "/"
+        ),
         "lmdb datum": make_lmdb(tmp / "lmdb"),
         "lmdb raw": make_lmdb(tmp / "lmdb_raw", datum=False),
         "lmdb deep": make_lmdb(tmp / "lmdb_deep", padding=20000),
@@ -156,7 +165,10 @@ def test_identities_keep_their_names(kind: str, sets: dict[str, Path]):
 def test_concatenation_moves_identities(sets: dict[str, Path]):
     both = open_faces(f"concat:{sets['folder']};{sets['lmdb raw']}")
     assert both.num_classes == 6
-    assert by_label(both) == {**EXPECTED, **{label + 3: images for label, images in EXPECTED.items()}}
+    assert by_label(both) == {
+        **EXPECTED,
+        **{label + 3: images for label, images in EXPECTED.items()},
+    }
     assert "data.mdb" in both.describe(len(both) - 1)
     assert "folder" in both.describe(0)
     root = sets["folder"].parent
@@ -208,7 +220,10 @@ def test_every_format_exports_what_it_must():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: (path.with_suffix(".zip")).write_bytes(b"PK\x03\x04 nothing"), "no zip directory"),
+        (
+            lambda path: (path.with_suffix(".zip")).write_bytes(b"PK\x03\x04 nothing"),
+            "no zip directory",
+        ),
         (lambda path: make_zip(path.with_suffix(".zip"), names=()), "holds no image"),
         (lambda path: path.with_suffix(".tar").write_bytes(b"x" * 1024), "no tar header"),
         (lambda path: path.with_suffix(".tar").write_bytes(b""), "without an end mark"),
@@ -264,7 +279,9 @@ def test_decode_shrinks_by_pixel_averages():
     assert np.abs(decode(data, 12) - expected).max() <= 0.5
 
 
-@pytest.mark.parametrize("data", [b"", b"junk", encoded(1)[:-200], b"\xff\xd8\xff\xd9", encoded(5, ".png")[:50]])
+@pytest.mark.parametrize(
+    "data", [b"", b"junk", encoded(1)[:-200], b"\xff\xd8\xff\xd9", encoded(5, ".png")[:50]]
+)
 def test_undecodable_bytes(data: bytes):
     with pytest.raises(DecodeError):
         decode(data, 12)

@@ -14,9 +14,12 @@ from data.loader import Loader
 
 
 class Numbers:
-    """A FaceSet whose image i is a 4×4 PPM of the colour (i, label, 7); `broken` ones do not decode."""
+    """A FaceSet whose image i is a 4×4 PPM of the color (i, label, 7); `broken` ones do not
+    decode."""
 
-    def __init__(self, count: int, classes: int = 5, broken: tuple[int, ...] = (), fatal: int = -1) -> None:
+    def __init__(
+        self, count: int, classes: int = 5, broken: tuple[int, ...] = (), fatal: int = -1
+    ) -> None:
         self.labels = np.arange(count) % classes
         self.num_classes = classes
         self.broken = broken
@@ -42,7 +45,9 @@ def numbers_of(batches: list) -> list[list[int]]:
 
 def make(count: int = 50, *, threads: int = 2, **options) -> Loader:
     faces = options.pop("faces", None) or Numbers(count)
-    return Loader(faces, batch_size=options.pop("batch_size", 8), size=4, seed=3, threads=threads, **options)
+    return Loader(
+        faces, batch_size=options.pop("batch_size", 8), size=4, seed=3, threads=threads, **options
+    )
 
 
 def test_batch_holds_the_images_of_its_labels():
@@ -60,7 +65,9 @@ def test_synthetic_batch_equals_single_decodes():
     batch = next(iter(loader))
     order = loader.order(0)
     for row, index in enumerate(order):
-        assert np.array_equal(batch.images[row].permute(1, 2, 0).numpy(), decode(faces.read(int(index)), 16))
+        assert np.array_equal(
+            batch.images[row].permute(1, 2, 0).numpy(), decode(faces.read(int(index)), 16)
+        )
 
 
 def test_epoch_is_each_image_once_and_epochs_differ():
@@ -160,7 +167,9 @@ def test_state_of_another_set_is_refused():
 
 
 def test_batch_larger_than_the_set_is_refused():
-    with pytest.raises(ValueError, match="a batch of 8 images is larger than an epoch, which has 5"):
+    with pytest.raises(
+        ValueError, match="a batch of 8 images is larger than an epoch, which has 5"
+    ):
         make(5)
 
 

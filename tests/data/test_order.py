@@ -1,4 +1,5 @@
-"""Orders of images: what a permutation, a block shuffle, a balanced batch and F²C's two loaders promise."""
+"""Orders of images: what a permutation, a block shuffle, a balanced batch and F²C's two loaders
+promise."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.dual import dual_loader, dual_order, single_image_identities
-from data.loader import Loader, wait_advice
+from data.f2c_loader import dual_loader, dual_order, single_image_identities
+from data.loader import Loader
 from data.order import balanced, block_shuffled, named_order, shuffled
+from recognition.logs import wait_advice
 
 counts = st.integers(1, 400)
 seeds = st.integers(0, 2**31)
@@ -24,9 +26,12 @@ def test_shuffled_is_a_permutation_of_its_seed_and_epoch(count: int, seed: int, 
 
 
 def test_shuffled_places_every_image_everywhere():
-    """Uniform: over 6000 epochs each of 6 images is at each of 6 places 1000 times, ± 5 standard deviations."""
+    """Uniform: over 6000 epochs each of 6 images is at each of 6 places 1000 times, ± 5 standard
+    deviations."""
     orders = np.stack([shuffled(6, seed=1, epoch=epoch) for epoch in range(6000)])
-    table = np.array([[(orders[:, place] == image).sum() for image in range(6)] for place in range(6)])
+    table = np.array(
+        [[(orders[:, place] == image).sum() for image in range(6)] for place in range(6)]
+    )
     assert np.abs(table - 1000).max() < 5 * np.sqrt(6000 / 6 * 5 / 6)
 
 
@@ -40,7 +45,8 @@ def test_block_shuffle_stays_in_few_places_at_a_time_and_mixes_them():
     order = block_shuffled(100_000, seed=0, epoch=0, block=50, mixed=8)
     windows = order[: 99_000 // 400 * 400].reshape(-1, 400)
     touched = [len(np.unique(window // 50)) for window in windows]
-    assert np.median(touched) <= 2 * 2 * 8  # a window overlaps two groups of 8 blocks, a block two cells of 50
+    # a window overlaps two groups of 8 blocks, a block two cells of 50
+    assert np.median(touched) <= 2 * 2 * 8
     assert (np.abs(np.diff(order)) == 1).mean() < 0.02
     other = block_shuffled(100_000, seed=0, epoch=1, block=50, mixed=8)
     assert not np.array_equal(order, other)
@@ -103,7 +109,10 @@ def test_dual_pairs_are_uniform():
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_dual_identities_are_drawn_by_the_weight_of_their_images(weight: float):
     labels = np.repeat([3, 5, 6, 9], [1, 4, 16, 79])
-    rows = [dual_order(labels, seed=0, epoch=e, identities=4, image_weight=weight).reshape(-1, 12) for e in range(400)]
+    rows = [
+        dual_order(labels, seed=0, epoch=e, identities=4, image_weight=weight).reshape(-1, 12)
+        for e in range(400)
+    ]
     first, second = np.concatenate(rows)[:, :4], np.concatenate(rows)[:, 6:10]
     assert (labels[first] == labels[second]).all()
     assert ((first == second) == (labels[first] == 3)).all()
@@ -115,7 +124,7 @@ def test_dual_identities_are_drawn_by_the_weight_of_their_images(weight: float):
 
 
 class Faces:
-    """Image i has the colour (i, label, 0)."""
+    """Image i has the color (i, label, 0)."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
@@ -156,7 +165,9 @@ def test_dual_loader_gives_x_and_y_and_resumes_on_other_ranks():
 @pytest.mark.parametrize("identities", [0, 3, 12])
 def test_dual_batch_that_cannot_be(identities: int):
     with pytest.raises(ValueError, match="expected an even number"):
-        dual_loader(Faces(np.repeat(np.arange(10), 2)), identities=identities, size=2, seed=0, threads=0)
+        dual_loader(
+            Faces(np.repeat(np.arange(10), 2)), identities=identities, size=2, seed=0, threads=0
+        )
 
 
 def test_single_image_identities_are_counted():
@@ -169,7 +180,11 @@ def test_orders_by_name_resume_in_the_loader(name: str, length: int):
     options = {"batch_size": 8, "size": 2, "seed": 4, "threads": 0}
 
     def make() -> Loader:
-        return Loader(faces, **options, **named_order(faces.labels, name, seed=4, batch_size=8, block=5, images=4))
+        return Loader(
+            faces,
+            **options,
+            **named_order(faces.labels, name, seed=4, batch_size=8, block=5, images=4),
+        )
 
     whole = [batch.images[:, 0, 0, 0].tolist() for batch in make()]
     assert make().length == length

@@ -1,4 +1,5 @@
-"""Record files against golden files of genuine mxnet, against a literal reader, and broken in many ways."""
+"""Record files against golden files of genuine mxnet, against a literal reader, and broken in many
+ways."""
 
 from __future__ import annotations
 
@@ -17,10 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.faces import check_labels, open_faces
-from data.files import RandomFile
+from data.files import PreadFile
+from data.formats._record_bytes import (
+    CutOff,
+    pack_image,
+    pack_record,
+    read_index,
+    unpack_image,
+    unpack_record,
+)
 from data.formats.recordio import open_set
-from data.record_writer import write_records
-from data.recordio import CutOff, pack_image, pack_record, read_index, unpack_image, unpack_record
+from data.writers.records import write_records
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REAL = Path(__file__).parents[2] / "../shared/data/faces/train.rec"
@@ -45,14 +53,18 @@ def copied(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["insightface", "im2rec"])
 def test_every_golden_record_reads_as_mxnet_reads_it(name: str):
-    file = RandomFile(str(GOLDEN / f"{name}.rec"))
+    file = PreadFile(str(GOLDEN / f"{name}.rec"))
     keys, offsets = read_index(str(GOLDEN / f"{name}.idx"))
     expected = golden(name)
     assert keys.tolist() == [entry["key"] for entry in expected]
     for offset, entry in zip(offsets.tolist(), expected, strict=True):
         payload, _ = unpack_record(file.read(offset, file.size - offset), "golden")
         labels, ident, encoded = unpack_image(payload, "golden")
-        assert (labels.tolist(), ident, len(encoded)) == (entry["labels"], entry["id"], entry["bytes"])
+        assert (labels.tolist(), ident, len(encoded)) == (
+            entry["labels"],
+            entry["id"],
+            entry["bytes"],
+        )
         assert hashlib.sha256(encoded).hexdigest() == entry["sha256"]
 
 
@@ -77,7 +89,11 @@ def test_golden_set(name: str, tmp_path: Path):
         assert faces.describe(2).endswith(f"train.rec key {images[2]['key']}")
 
 
-@given(st.lists(st.sampled_from([MAGIC, b"a", b"bc", b"\0\0\0\0", MAGIC[:2]]), max_size=12).map(b"".join))
+@given(
+    st.lists(st.sampled_from([MAGIC, b"a", b"bc", b"\0\0\0\0", MAGIC[:2]]), max_size=12).map(
+        b"".join
+    )
+)
 def test_packing_matches_the_format_by_the_letter(payload: bytes):
     """The payload cut at 4-byte words equal to the magic, word by word."""
     parts, current = [], b""
@@ -106,7 +122,9 @@ def test_index_lines_in_any_order_and_line_ending(tmp_path: Path):
     assert offsets.tolist() == [80, 0, 12345678901]
 
 
-@pytest.mark.parametrize("text", [b"", b"1 2 3\n", b"a\t2\n", b"1\t2\n3\n", b"1\t-2\n", b"1\t2\t3\n", b"\t\n"])
+@pytest.mark.parametrize(
+    "text", [b"", b"1 2 3\n", b"a\t2\n", b"1\t2\n3\n", b"1\t-2\n", b"1\t2\t3\n", b"\t\n"]
+)
 def test_broken_index_is_an_error(tmp_path: Path, text: bytes):
     (tmp_path / "a.idx").write_bytes(text)
     with pytest.raises(ValueError, match="a.idx"):
@@ -116,7 +134,9 @@ def test_broken_index_is_an_error(tmp_path: Path, text: bytes):
 def test_truncated_record_file(copied: Path):
     whole = copied.read_bytes()
     copied.write_bytes(whole[:3000])
-    with pytest.raises(ValueError, match=r"train.idx: key \d+ points to byte .*train.rec has 3000 bytes"):
+    with pytest.raises(
+        ValueError, match=r"train.idx: key \d+ points to byte .*train.rec has 3000 bytes"
+    ):
         open_faces(copied)
     copied.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match="cut off|truncated|no whole record"):
@@ -173,7 +193,11 @@ def write_plain(path: Path, records: list[bytes]) -> None:
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(-1.0, "negative label -1"), (0.5, "label 0.5, expected a whole"), (float("nan"), "label nan")],
+    [
+        (-1.0, "negative label -1"),
+        (0.5, "label 0.5, expected a whole"),
+        (float("nan"), "label nan"),
+    ],
 )
 def test_labels_that_are_none(tmp_path: Path, label: float, message: str):
     write_plain(tmp_path / "a.rec", [pack_image(b"x", 0.0, 0), pack_image(b"y", label, 1)])
@@ -193,7 +217,9 @@ def test_labels_must_be_integers():
         check_labels(np.array([0.0, 1.0]), 2, "here")
 
 
-def test_label_cache_follows_the_file_and_needs_no_writable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_label_cache_follows_the_file_and_needs_no_writable_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder = tmp_path / "set"
     folder.mkdir()
     rec = folder / "a.rec"
@@ -209,7 +235,7 @@ def test_label_cache_follows_the_file_and_needs_no_writable_folder(tmp_path: Pat
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("data.cache.written_whole", refuse)
+    monkeypatch.setattr("data.formats._index_cache.atomic_write", refuse)
     assert open_faces(rec).labels.tolist() == [2, 1, 0]
     assert sorted(path.name for path in folder.iterdir()) == ["a.idx", "a.rec"]
 
@@ -242,23 +268,44 @@ def test_written_set_reads_back(tmp_path: Path):
     faces = open_faces(tmp_path)
     assert faces.labels.tolist() == [0, 0, 2, 2, 3]
     assert faces.num_classes == 4
-    assert [faces.read(i) for i in range(5)] == [MAGIC * 3, b"\0" * 7, b"first", b"12" + MAGIC + b"x", MAGIC + b"end"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.idx", "out.rec", "property"]  # and no scan was needed
+    assert [faces.read(i) for i in range(5)] == [
+        MAGIC * 3,
+        b"\0" * 7,
+        b"first",
+        b"12" + MAGIC + b"x",
+        MAGIC + b"end",
+    ]
+    # and no scan was needed
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "out.idx",
+        "out.rec",
+        "property",
+    ]
 
 
 def test_genuine_mxnet_reads_what_is_written_here(tmp_path: Path):
     python = os.environ.get("MXNET_PYTHON")
     if not python:
-        pytest.skip("MXNET_PYTHON names no python with mxnet 1.9.1 (see tests/golden/mxnet_records.py)")
+        pytest.skip(
+            "MXNET_PYTHON names no python with mxnet 1.9.1 (see tests/golden/mxnet_records.py)"
+        )
     written(tmp_path / "out.rec")
     script = GOLDEN / "mxnet_records.py"
-    output = subprocess.run([python, script, "read", tmp_path / "out.rec"], capture_output=True, check=True, text=True)
+    output = subprocess.run(
+        [python, script, "read", tmp_path / "out.rec"], capture_output=True, check=True, text=True
+    )
     seen = [json.loads(line) for line in output.stdout.splitlines()]
     faces = open_set(str(tmp_path / "out.rec"))
     images = [(int(faces.labels[i]), faces.read(i)) for i in range(5)]
     ranges = [[1, 3], [3, 3], [3, 5], [5, 6]]
-    assert [entry["labels"] for entry in seen] == [[6, 10], *([label] for label, _ in images), *ranges]
-    assert [e["sha256"] for e in seen[1:6]] == [hashlib.sha256(data).hexdigest() for _, data in images]
+    assert [entry["labels"] for entry in seen] == [
+        [6, 10],
+        *([label] for label, _ in images),
+        *ranges,
+    ]
+    assert [e["sha256"] for e in seen[1:6]] == [
+        hashlib.sha256(data).hexdigest() for _, data in images
+    ]
     assert [entry["key"] for entry in seen] == list(range(10))
 
 
@@ -267,8 +314,10 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 2, 5, 9])
-def test_interrupted_writing_continues_to_the_same_bytes(tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("data.record_writer.FLUSH_EVERY", 2)
+def test_interrupted_writing_continues_to_the_same_bytes(
+    tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("data.writers.records.FLUSH_EVERY", 2)
     written(tmp_path / "whole.rec")
     count = 0
 
@@ -278,7 +327,9 @@ def test_interrupted_writing_continues_to_the_same_bytes(tmp_path: Path, after: 
         if count >= after:
             raise Stop
 
-    source = Given([b"first", MAGIC * 3, b"12" + MAGIC + b"x", b"\0" * 7, MAGIC + b"end"], [2, 0, 2, 0, 3], 4)
+    source = Given(
+        [b"first", MAGIC * 3, b"12" + MAGIC + b"x", b"\0" * 7, MAGIC + b"end"], [2, 0, 2, 0, 3], 4
+    )
     target = tmp_path / "cut.rec"
     with pytest.raises(Stop):
         write_records(source, str(target), size=(112, 112), progress=stop)
@@ -292,7 +343,12 @@ def test_a_set_beside_another_is_refused_where_it_would_change_its_identities(tm
     written(tmp_path / "train.rec")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"train\.rec is in that folder.*a folder of its own"):
-        write_records(Given([b"a", b"b"], [0, 1], 2), str(tmp_path / "more.rec"), size=(112, 112), progress=quiet)
+        write_records(
+            Given([b"a", b"b"], [0, 1], 2),
+            str(tmp_path / "more.rec"),
+            size=(112, 112),
+            progress=quiet,
+        )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -335,7 +391,10 @@ def test_real_records():
         pytest.skip("../shared/data/faces/train.rec is not here")
     faces = open_set(str(REAL))
     assert (len(faces), faces.num_classes) == (5998, 291)
-    counts = [int(line.split("\t")[2]) for line in REAL.with_name("train_names.txt").read_text().splitlines()]
+    counts = [
+        int(line.split("\t")[2])
+        for line in REAL.with_name("train_names.txt").read_text().splitlines()
+    ]
     assert np.bincount(faces.labels).tolist() == counts
     for index in range(0, 5998, 97):
         assert faces.read(index)[:2] == b"\xff\xd8"

@@ -11,7 +11,9 @@ from data.formats.synthetic import draw
 
 
 def test_the_same_path_gives_the_same_bytes_and_another_seed_others():
-    a, b, c = (open_faces(f"synthetic:identities=3,images=2,seed={seed},size=48") for seed in (1, 1, 2))
+    a, b, c = (
+        open_faces(f"synthetic:identities=3,images=2,seed={seed},size=48") for seed in (1, 1, 2)
+    )
     assert [a.read(i) for i in range(6)] == [b.read(i) for i in range(6)]
     assert all(a.read(i) != c.read(i) for i in range(6))
     assert a.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -30,10 +32,15 @@ def test_drawing_is_rgb_of_the_asked_size():
 
 
 def test_pixels_alone_verify_below_80_percent():
-    """Best-threshold accuracy of the cosine of pixels (mean removed) over balanced pairs of 100 people."""
+    """Best-threshold accuracy of the cosine of pixels (mean removed) over balanced pairs of 100
+    people."""
     people, each = 100, 8
     faces = open_faces(f"synthetic:identities={people},images={each},first=50000,size=32")
-    pixels = np.stack([decode(faces.read(i), 32) for i in range(len(faces))]).reshape(len(faces), -1).astype(np.float64)
+    pixels = (
+        np.stack([decode(faces.read(i), 32) for i in range(len(faces))])
+        .reshape(len(faces), -1)
+        .astype(np.float64)
+    )
     pixels -= pixels.mean(0)
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
     cosines = pixels @ pixels.T

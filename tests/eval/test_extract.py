@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.pairs.verification_bin import write_bin
 from eval import extract as module
 from eval.__main__ import main
 from eval.benchmarks import pairs
-from eval.bin_file import write_bin
 from eval.embed import embed_faces, load_stored
 from eval.extract import extract, open_source
 
@@ -47,13 +47,17 @@ def test_every_source_gives_the_same_rows(folder: Path) -> None:
     ):  # fmt: skip
         found, listed = open_source(f"{folder}/{source}", f"{folder}/{images}" if images else None)
         assert [found.read(i) for i in range(len(found))] == expected
-        assert listed == (names if source != "set.bin" else [f"set.bin, image {i}" for i in range(16)])
+        assert listed == (
+            names if source != "set.bin" else [f"set.bin, image {i}" for i in range(16)]
+        )
     faces, listed = open_source("synthetic:identities=3,images=2,first=0,seed=0,size=32")
     assert len(faces) == len(set(listed)) == 6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_stopped_extraction_goes_on(folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_extraction_goes_on(
+    folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "BLOCK", 5)
     images, names = open_source(f"{folder}/faces")
     out = folder / "x.npy"
@@ -83,11 +87,21 @@ def test_a_stopped_extraction_goes_on(folder: Path, dtype: str, monkeypatch: pyt
 def test_too_large_for_float16_is_told(folder: Path) -> None:
     images, names = open_source(f"{folder}/faces")
     with pytest.raises(ValueError, match="float32"):
-        extract(lambda x: 1e6 * embed(x), images, names, folder / "x.npy", size=8, model="m", dtype="float16")
+        extract(
+            lambda x: 1e6 * embed(x),
+            images,
+            names,
+            folder / "x.npy",
+            size=8,
+            model="m",
+            dtype="float16",
+        )
 
 
 def write_pairs(folder: Path) -> list[str]:
-    lines = [f"{p} 1 2" for p in "abcdefgh"] + [f"{p} 1 {q} 2" for p, q in zip("abcdefgh", "bcdefgha", strict=True)]
+    lines = [f"{p} 1 2" for p in "abcdefgh"] + [
+        f"{p} 1 {q} 2" for p, q in zip("abcdefgh", "bcdefgha", strict=True)
+    ]
     (folder / "pairs.txt").write_text("\n".join(lines[i // 2 + 8 * (i % 2)] for i in range(16)))
     return ["--pairs", f"{folder}/pairs.txt", "--images", f"{folder}/faces"]
 
@@ -107,10 +121,13 @@ def test_benchmarks_start_from_files(folder: Path, capsys: pytest.CaptureFixture
     assert (folder / "out/report.html").exists()
     folders = ["--gallery", f"{folder}/faces", "--probe", f"{folder}/faces"]
     assert main(["identify", *stored, *folders, "--no-pool", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rank1"] == 100  # each image finds itself
+    # each image finds itself
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rank1"] == 100
 
 
-def test_wrong_files_are_one_line_on_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_files_are_one_line_on_stderr(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(folder / "x.npy", np.ones((3, 4), np.float32))
     (folder / "x.txt").write_text("a\nb\n")
     np.save(folder / "objects.npy", np.array([{}, 1], dtype=object))
@@ -122,7 +139,10 @@ def test_wrong_files_are_one_line_on_stderr(folder: Path, capsys: pytest.Capture
         (["--embeddings", f"{folder}/x.npy", *stored[2:]], "--names"),
         (stored[2:], "--model"),
         (["--bin", f"{folder}/no.bin"], "no.bin"),
-        (["--model", f"{folder}/run", *stored[2:], "--published", "x_fastface"], "no published row"),
+        (
+            ["--model", f"{folder}/run", *stored[2:], "--published", "x_fastface"],
+            "no published row",
+        ),
     ):
         assert main(["pairs", *arguments]) == 2
         captured = capsys.readouterr()
@@ -135,6 +155,10 @@ def test_names_are_found_by_the_end_of_the_path(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.eye(3, dtype=np.float32))
     (tmp_path / "x.txt").write_text("a/1.jpg\tlabel\nb/1.png\n1\n")
     stored = load_stored(tmp_path / "x.npy", tmp_path / "x.txt")
-    assert [stored.row(path) for path in ("/data/set/b/1.jpg", "a/1.png", "/data/c/1.jpg")] == [1, 0, 2]
+    assert [stored.row(path) for path in ("/data/set/b/1.jpg", "a/1.png", "/data/c/1.jpg")] == [
+        1,
+        0,
+        2,
+    ]
     with pytest.raises(ValueError, match="/data/c/2"):
         stored.row("/data/c/2.jpg")

@@ -1,4 +1,5 @@
-"""Gallery and probe folders, TinyFace's layout and RFW's groups, on images whose identity is their colour."""
+"""Gallery and probe folders, TinyFace's layout and RFW's groups, on images whose identity is their
+color."""
 
 from pathlib import Path
 
@@ -14,24 +15,32 @@ def embed(images: torch.Tensor) -> torch.Tensor:
     return images.float().mean((2, 3)) - 128
 
 
-def paint(path: Path, colour: tuple[int, int, int]) -> None:
+def paint(path: Path, color: tuple[int, int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((8, 8, 3), colour, np.uint8))
+    cv2.imwrite(str(path), np.full((8, 8, 3), color, np.uint8))
 
 
-RED, GREEN, BLUE, PINK, WHITE = (0, 0, 255), (0, 255, 0), (255, 0, 0), (120, 60, 255), (255, 255, 255)
+RED, GREEN, BLUE, PINK, WHITE = (
+    (0, 0, 255),
+    (0, 255, 0),
+    (255, 0, 0),
+    (120, 60, 255),
+    (255, 255, 255),
+)
 
 
 @pytest.mark.parametrize("pool", [True, False])
 def test_gallery_and_probe_folders(tmp_path: Path, pool: bool) -> None:
-    for name, colour in (("ann", RED), ("bob", GREEN), ("cy", BLUE)):
-        paint(tmp_path / "gallery" / name / "1.png", colour)
-        paint(tmp_path / "gallery" / name / "2.png", colour)
+    for name, color in (("ann", RED), ("bob", GREEN), ("cy", BLUE)):
+        paint(tmp_path / "gallery" / name / "1.png", color)
+        paint(tmp_path / "gallery" / name / "2.png", color)
     paint(tmp_path / "probe/ann/1.png", PINK)  # nearest to ann
     paint(tmp_path / "probe/bob/1.png", GREEN)
     paint(tmp_path / "probe/cy/1.png", PINK)  # cy looks like ann
     paint(tmp_path / "probe/dan/1.png", WHITE)  # not in the gallery
-    benchmark = identification.build(name="mine", gallery=f"{tmp_path}/gallery", probe=f"{tmp_path}/probe", pool=pool)
+    benchmark = identification.build(
+        name="mine", gallery=f"{tmp_path}/gallery", probe=f"{tmp_path}/probe", pool=pool
+    )
     result = benchmark.run(embed, 8)
     assert result.metrics["rank1"] == pytest.approx(100 * 2 / 3)
     assert result.metrics["rank5"] == 100
@@ -64,8 +73,11 @@ def test_rfw_prints_the_spread(tmp_path: Path) -> None:
         for person in range(20):
             base = rng.integers(0, 256, 3)
             for number in (1, 2):
-                colour = np.clip(base + rng.normal(0, noise, 3), 0, 255)
-                paint(tmp_path / "data" / group / f"m.{person}" / f"m.{person}_{number:04d}.png", tuple(colour))
+                color = np.clip(base + rng.normal(0, noise, 3), 0, 255)
+                paint(
+                    tmp_path / "data" / group / f"m.{person}" / f"m.{person}_{number:04d}.png",
+                    tuple(color),
+                )
         for _ in range(10):
             lines += [f"m.{p}\t1\t2" for p in rng.integers(0, 20, 6)]
             lines += [f"m.{p}\t1\tm.{(p + 3) % 20}\t2" for p in rng.integers(0, 20, 6)]
@@ -88,7 +100,9 @@ def test_missing_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="African"):
         rfw.build(name="rfw", root=str(tmp_path))
     for benchmark in (
-        identification.build(name="mine", gallery=f"{tmp_path}/no", probe=str(tmp_path), optional=True),
+        identification.build(
+            name="mine", gallery=f"{tmp_path}/no", probe=str(tmp_path), optional=True
+        ),
         tinyface.build(name="tinyface", root=str(tmp_path), optional=True),
         rfw.build(name="rfw", root=str(tmp_path), optional=True),
     ):

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from data.images import open_images
+from data.pairs.drawn import from_faces
+from data.pairs.lists import from_list, read_pair_list
+from data.pairs.verification_bin import write_bin
 from eval.benchmarks.pairs import PairBenchmark, build
-from eval.bin_file import write_bin
-from eval.pair_lists import from_faces, from_list, open_images, read_pair_list
 
 SHARED = Path(__file__).parents[2] / "../shared/data/faces"
 
 
 def embed(images: torch.Tensor) -> torch.Tensor:
-    """Mean colours of the four quarters, not symmetric under mirroring."""
+    """Mean colors of the four quarters, not symmetric under mirroring."""
     half = images.shape[-1] // 2
     return (images.float() - 110).reshape(-1, 3, 2, half, 2, half).mean((3, 5)).flatten(1)
 
@@ -51,7 +53,9 @@ def literal_accuracy(folder: Path, mirror: bool) -> tuple[float, float]:
     distances, seen = [], {}
     for pair in names:
         for name in set(pair) - seen.keys():
-            bgr = cv2.resize(cv2.imread(f"{folder}/images/{name}.png"), (16, 16), interpolation=cv2.INTER_AREA)
+            bgr = cv2.resize(
+                cv2.imread(f"{folder}/images/{name}.png"), (16, 16), interpolation=cv2.INTER_AREA
+            )
             pixels = torch.from_numpy(bgr[:, :, ::-1].transpose(2, 0, 1).copy())[None]
             vector = embed(pixels)[0] + (embed(pixels.flip(3))[0] if mirror else 0)
             seen[name] = vector.double().numpy() / np.linalg.norm(vector.double().numpy())
@@ -84,7 +88,9 @@ def test_every_source_gives_the_literal_figures(people: Path) -> None:
         (people / "imgs" / f"{i}.png").write_bytes(content)
     np.save(people / "pair_label.npy", pairs.same)
     names = [pairs.images.describe(int(i)).split("images/")[1] for i in order]
-    lines = [f"{names[2 * i]} {names[2 * i + 1]} {int(same)}\n" for i, same in enumerate(pairs.same)]
+    lines = [
+        f"{names[2 * i]} {names[2 * i + 1]} {int(same)}\n" for i, same in enumerate(pairs.same)
+    ]
     (people / "plain.txt").write_text("".join(lines))
 
     mirrored, plain = literal_accuracy(people, mirror=True), literal_accuracy(people, mirror=False)
@@ -107,7 +113,8 @@ def test_every_source_gives_the_literal_figures(people: Path) -> None:
 
 
 def test_lists_of_two_lines_a_pair(people: Path) -> None:
-    """CALFW's, CPLFW's and SLLFW's own files, written from the same pairs, read as the same pairs in the same folds."""
+    """CALFW's, CPLFW's and SLLFW's own files, written from the same pairs, read as the same pairs
+    in the same folds."""
     names, same = read_pair_list(people / "pairs.txt")
     lines = [(f"{a}.png", f"{b}.png") for a, b in names]
     (people / "sllfw.txt").write_text("".join(f"{a}\n{b}\n" for a, b in lines))
@@ -123,9 +130,12 @@ def test_lists_of_two_lines_a_pair(people: Path) -> None:
         )
         found, found_same = read_pair_list(people / "calfw.txt")
         assert (found, found_same.tolist()) == (flat, same.tolist())
-    zipped = pack(people, zipfile.ZIP_STORED)  # its images lie in folders that the list does not name
+    # its images lie in folders that the list does not name
+    zipped = pack(people, zipfile.ZIP_STORED)
     result = build(name="calfw", pairs=f"{people}/calfw.txt", images=str(zipped)).run(embed, 16)
-    assert result.metrics["accuracy"] == pytest.approx(literal_accuracy(people, mirror=True)[0], abs=1e-9)
+    assert result.metrics["accuracy"] == pytest.approx(
+        literal_accuracy(people, mirror=True)[0], abs=1e-9
+    )
     assert result.notes == ()
 
 
@@ -153,7 +163,9 @@ def test_a_name_that_fits_two_images_of_a_zip_is_told(people: Path) -> None:
 
 
 def test_worst_pairs_are_wrong_decisions_in_order(people: Path) -> None:
-    result = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images").run(embed, 16)
+    result = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images").run(
+        embed, 16
+    )
     accepts = [pair.score for pair in result.worst if not pair.same]
     rejects = [pair.score for pair in result.worst if pair.same]
     assert accepts == sorted(accepts, reverse=True)
@@ -171,7 +183,10 @@ def test_drawn_pairs_are_balanced_disjoint_and_repeatable(people: Path) -> None:
     faces = pairs.images
     labels = faces.labels  # type: ignore[attr-defined]
     again = from_faces(people / "images", count=60, seed=1)
-    assert (pairs.first.tolist(), pairs.second.tolist()) == (again.first.tolist(), again.second.tolist())
+    assert (pairs.first.tolist(), pairs.second.tolist()) == (
+        again.first.tolist(),
+        again.second.tolist(),
+    )
     assert pairs.first.tolist() != from_faces(people / "images", count=60, seed=2).first.tolist()
     assert ((labels[pairs.first] == labels[pairs.second]) == pairs.same).all()
     assert (pairs.first != pairs.second).all()
@@ -189,8 +204,12 @@ def test_drawn_pairs_are_balanced_disjoint_and_repeatable(people: Path) -> None:
 
 def test_unfair_order_is_told(people: Path) -> None:
     lines = (people / "pairs.txt").read_text().splitlines()
-    (people / "sorted.txt").write_text("\n".join(sorted(lines[1:], key=lambda line: line.count("\t"))))
-    result = build(name="drawn", pairs=f"{people}/sorted.txt", images=f"{people}/images").run(embed, 16)
+    (people / "sorted.txt").write_text(
+        "\n".join(sorted(lines[1:], key=lambda line: line.count("\t")))
+    )
+    result = build(name="drawn", pairs=f"{people}/sorted.txt", images=f"{people}/images").run(
+        embed, 16
+    )
     assert "unfair" in result.notes[0]
 
 
@@ -200,7 +219,11 @@ def test_pairs_of_one_kind_have_no_roc(people: Path) -> None:
     sides = np.stack([pairs.first[genuine], pairs.second[genuine]], 1).ravel()
     write_bin(people / "ten.bin", [pairs.images.read(int(i)) for i in sides], pairs.same[genuine])
     result = build(name="ten", bin=f"{people}/ten.bin").run(embed, 16)
-    assert result.metrics["accuracy"] in (90, 100)  # only the farthest pair can miss the threshold of the others
+    # only the farthest pair can miss the threshold of the others
+    assert result.metrics["accuracy"] in (
+        90,
+        100,
+    )
     assert "auc" not in result.metrics
     assert not result.curves
     assert "all 10 pairs are genuine" in result.notes[0]
@@ -245,8 +268,18 @@ def test_published_protocol_on_a_published_model(capsys: pytest.CaptureFixture[s
     from eval.__main__ import main
 
     stem = SHARED / "lfw_embeddings_mobilefacenet"
-    sources = ["--embeddings", f"{stem}.npy", "--names", f"{stem}.txt", "--pairs", f"{SHARED}/protocol/pairs.txt"]
+    sources = [
+        "--embeddings",
+        f"{stem}.npy",
+        "--names",
+        f"{stem}.txt",
+        "--pairs",
+        f"{SHARED}/protocol/pairs.txt",
+    ]
     assert main(["pairs", *sources, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (round(figures["accuracy"], 3), round(figures["accuracy_std"], 3)) == (99.283, 0.435)
-    assert (round(figures["exact_accuracy"], 3), round(figures["exact_accuracy_std"], 3)) == (99.317, 0.411)
+    assert (round(figures["exact_accuracy"], 3), round(figures["exact_accuracy_std"], 3)) == (
+        99.317,
+        0.411,
+    )

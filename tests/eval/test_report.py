@@ -1,4 +1,5 @@
-"""The report's files: figures in them, nothing outside needed, nothing taken as HTML that came from a file name."""
+"""The report's files: figures in them, nothing outside needed, nothing taken as HTML that came from
+a file name."""
 
 import json
 import re
@@ -8,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.metrics import roc, tar_at_far
-from eval.published import published_figure, published_row, published_rows
-from eval.report import write_report
-from eval.result import Curve, Result, WorstPair, histogram
+from eval.metrics.verification import roc, tar_at_far
+from eval.report.published import published_figure, published_row, published_rows
+from eval.report.result import Curve, Result, WorstPair, histogram
+from eval.report.tables import write_report
 
 
 @pytest.fixture
@@ -37,7 +38,12 @@ def test_files_hold_the_figures(results: list[Result], tmp_path: Path) -> None:
     write_report(results, tmp_path / "new/run", published="ms1mv3_r100_fastface")
     folder = tmp_path / "new/run"
     plots = ["roc.png", "scores.png"]
-    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "results.json", "results.md", *plots]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "report.html",
+        "results.json",
+        "results.md",
+        *plots,
+    ]
     assert all((folder / plot).read_bytes()[:4] == b"\x89PNG" for plot in plots)
     record = json.loads((folder / "results.json").read_text())
     assert record["results"][0]["metrics"] == {

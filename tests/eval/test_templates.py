@@ -1,4 +1,5 @@
-"""IJB's folder end to end: files written as the sets ship them, figures against the published procedure in loops."""
+"""IJB's folder end to end: files written as the sets ship them, figures against the published
+procedure in loops."""
 
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sklearn.metrics import roc_curve
 
 from data.align import TEMPLATE, align
 from eval.benchmarks.templates import FARS, build
-from eval.result import Result
+from eval.report.result import Result
 
 
 def embed(images: torch.Tensor) -> torch.Tensor:
@@ -20,7 +21,8 @@ def embed(images: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 people, 24 templates of 1-4 images over 1-3 media, all template pairs listed, two galleries and probes."""
+    """8 people, 24 templates of 1-4 images over 1-3 media, all template pairs listed, two galleries
+    and probes."""
     rng = np.random.default_rng(3)
     root = tmp_path_factory.mktemp("IJBC")
     (root / "meta").mkdir()
@@ -31,27 +33,43 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for template in range(24):
         for _ in range(rng.integers(1, 5)):
             image += 1
-            pixels = np.clip(faces[template % 8] + rng.normal(0, 90, (4, 4, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(faces[template % 8] + rng.normal(0, 90, (4, 4, 3)), 0, 255).astype(
+                np.uint8
+            )
             photo = cv2.resize(pixels, (140, 130), interpolation=cv2.INTER_NEAREST)
             cv2.imwrite(f"{root}/loose_crop/{image}.jpg", photo)
             points = (TEMPLATE * rng.uniform(0.9, 1.1) + rng.normal(0, 2, (5, 2)) + 5).ravel()
             media.append(f"{image}.jpg {100 + template} {rng.integers(0, 3)}")
-            scores.append(f"{image}.jpg {' '.join(f'{x:.3f}' for x in points)} {rng.uniform(0.5, 1):.4f}")
+            scores.append(
+                f"{image}.jpg {' '.join(f'{x:.3f}' for x in points)} {rng.uniform(0.5, 1):.4f}"
+            )
     pairs = [f"{100 + a} {100 + b} {int(a % 8 == b % 8)}" for a in range(24) for b in range(a)]
     for name, lines in (
         ("face_tid_mid.txt", media),
         ("name_5pts_score.txt", scores),
         ("template_pair_label.txt", pairs),
-        ("1N_gallery_G1.csv", ["TEMPLATE_ID,SUBJECT_ID,x", *(f"{100 + t},{t},9" for t in range(4))]),
-        ("1N_gallery_G2.csv", ["TEMPLATE_ID,SUBJECT_ID,x", *(f"{100 + t},{t},9" for t in range(4, 8))]),
-        ("1N_probe_mixed.csv", ["TEMPLATE_ID,SUBJECT_ID,x", *(f"{100 + t},{t % 8},9" for t in range(8, 24))]),
+        (
+            "1N_gallery_G1.csv",
+            ["TEMPLATE_ID,SUBJECT_ID,x", *(f"{100 + t},{t},9" for t in range(4))],
+        ),
+        (
+            "1N_gallery_G2.csv",
+            ["TEMPLATE_ID,SUBJECT_ID,x", *(f"{100 + t},{t},9" for t in range(4, 8))],
+        ),
+        (
+            "1N_probe_mixed.csv",
+            ["TEMPLATE_ID,SUBJECT_ID,x", *(f"{100 + t},{t % 8},9" for t in range(8, 24))],
+        ),
     ):
         (root / "meta" / f"ijbc_{name}").write_text("\n".join(lines) + "\n")
     return root
 
 
-def literal(root: Path, mirror: bool, keep_norm: bool, detector_score: bool) -> tuple[dict[str, float], np.ndarray]:
-    """TAR by the nearest ROC point, image by image and template by template; and the templates (24, D)."""
+def literal(
+    root: Path, mirror: bool, keep_norm: bool, detector_score: bool
+) -> tuple[dict[str, float], np.ndarray]:
+    """TAR by the nearest ROC point, image by image and template by template; and the templates (24,
+    D)."""
     vectors, templates, media = [], [], []
     meta = root / "meta"
     listed = (meta / "ijbc_name_5pts_score.txt").read_text().splitlines()
@@ -69,25 +87,40 @@ def literal(root: Path, mirror: bool, keep_norm: bool, detector_score: bool) -> 
     stacked = []
     for template in range(100, 124):
         of = [i for i, t in enumerate(templates) if t == template]
-        total = sum(np.mean([vectors[i] for i in of if media[i] == m], 0) for m in {media[i] for i in of})
+        total = sum(
+            np.mean([vectors[i] for i in of if media[i] == m], 0) for m in {media[i] for i in of}
+        )
         stacked.append(total / np.linalg.norm(total))
     table = np.loadtxt(meta / "ijbc_template_pair_label.txt", int)
     cosines = [stacked[a - 100] @ stacked[b - 100] for a, b, _ in table]
     far, tar, _ = roc_curve(table[:, 2], cosines)
     far, tar = np.flipud(far), np.flipud(tar)
-    nearest = {f"nearest_tar@{f:g}": 100 * tar[min(zip(abs(far - f), range(len(far)), strict=True))[1]] for f in FARS}
+    nearest = {
+        f"nearest_tar@{f:g}": 100 * tar[min(zip(abs(far - f), range(len(far)), strict=True))[1]]
+        for f in FARS
+    }
     return nearest, np.array(stacked)
 
 
-@pytest.mark.parametrize("options", [(True, True, True), (False, True, True), (True, False, True), (True, True, False)])
+@pytest.mark.parametrize(
+    "options", [(True, True, True), (False, True, True), (True, False, True), (True, True, False)]
+)
 def test_one_to_one_as_published(root: Path, options: tuple[bool, bool, bool]) -> None:
     mirror, keep_norm, detector_score = options
-    benchmark = build(name="ijbc", root=str(root), mirror=mirror, keep_norm=keep_norm, detector_score=detector_score)
+    benchmark = build(
+        name="ijbc",
+        root=str(root),
+        mirror=mirror,
+        keep_norm=keep_norm,
+        detector_score=detector_score,
+    )
     result = benchmark.run(embed, 32)
     expected, _ = literal(root, *options)
     assert {key: result.metrics[key] for key in expected} == pytest.approx(expected)
     assert 5 < result.metrics["tar@0.01"] < 100
-    assert [result.settings[key] for key in ("mirror", "norm kept", "detector score")] == list(options)
+    assert [result.settings[key] for key in ("mirror", "norm kept", "detector score")] == list(
+        options
+    )
 
 
 def test_search_in_both_galleries(root: Path) -> None:
@@ -96,7 +129,9 @@ def test_search_in_both_galleries(root: Path) -> None:
     rank1, rank1_all = [], []
     for gallery in (range(4), range(4, 8)):
         mated = [q for q in range(8, 24) if q % 8 in gallery]
-        rank1.append(np.mean([max(gallery, key=lambda g: vectors[q] @ vectors[g]) == q % 8 for q in mated]))  # noqa: B023
+        rank1.append(
+            np.mean([max(gallery, key=lambda g: vectors[q] @ vectors[g]) == q % 8 for q in mated])
+        )  # noqa: B023
     for q in range(8, 24):
         rank1_all.append(max(range(8), key=lambda g: vectors[q] @ vectors[g]) == q % 8)  # noqa: B023
     assert result.metrics["rank1"] == pytest.approx(100 * np.mean(rank1))
@@ -107,12 +142,16 @@ def test_search_in_both_galleries(root: Path) -> None:
 def test_missing_and_broken_lists(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"ijbc_face_tid_mid.txt.*optional"):
         build(name="ijbc", root=str(tmp_path))
-    assert "no such file" in str(build(name="ijbc", root=str(tmp_path), optional=True).run(embed, 32).skipped)
+    assert "no such file" in str(
+        build(name="ijbc", root=str(tmp_path), optional=True).run(embed, 32).skipped
+    )
     with pytest.raises(ValueError, match="ijba"):
         build(name="x", root=str(root), target="ijba")
     (tmp_path / "meta").mkdir()
     for name in ("face_tid_mid.txt", "name_5pts_score.txt", "template_pair_label.txt"):
-        (tmp_path / "meta" / f"ijbc_{name}").write_text((root / "meta" / f"ijbc_{name}").read_text())
+        (tmp_path / "meta" / f"ijbc_{name}").write_text(
+            (root / "meta" / f"ijbc_{name}").read_text()
+        )
     benchmark = build(name="ijbc", root=str(tmp_path))
     (tmp_path / "meta/ijbc_template_pair_label.txt").write_text("100 101 1\n100 oops 0\n")
     with pytest.raises(ValueError, match="template_pair_label"):

@@ -15,8 +15,9 @@ losses = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=200)
 
 
 def fastface_definition(losses: Sequence[float], alpha: float, beta: float) -> np.ndarray:
-    """D_1 … D_n of the two-stage definition, in long double. Losses are taken relative to the first one (D is unchanged
-    by it), so that a constant loss gives exactly 0 and no rounding of its level."""
+    """D_1 … D_n of the two-stage definition, in long double. Losses are taken relative to the first
+    one (D is unchanged by it), so that a constant loss gives exactly 0 and no rounding of its
+    level."""
     a, b = LONG(alpha), LONG(beta)
     shifted = np.asarray(losses, dtype=LONG) - LONG(losses[0])
     average, signals = LONG(0), []
@@ -28,7 +29,8 @@ def fastface_definition(losses: Sequence[float], alpha: float, beta: float) -> n
 
 
 def fastface_recurrence(losses: Sequence[float], alpha: float, beta: float) -> np.ndarray:
-    """D_1 … D_n by the paper's three-term recurrence, from D_0 = D_1 = α (L_0 - L_1), in long double."""
+    """D_1 … D_n by the paper's three-term recurrence, from D_0 = D_1 = α (L_0 - L_1), in long
+    double."""
     a, b = LONG(alpha), LONG(beta)
     values = np.asarray(losses, dtype=LONG)
     signals = [a * (values[0] - values[1])] * 2
@@ -84,7 +86,9 @@ def test_fastface_of_a_constant_is_zero(loss: float, alpha: float, beta: float) 
 
 @settings(deadline=None)
 @given(losses, rates, rates)
-def test_three_term_recurrence_equals_the_two_stages(losses: list[float], alpha: float, beta: float) -> None:
+def test_three_term_recurrence_equals_the_two_stages(
+    losses: list[float], alpha: float, beta: float
+) -> None:
     assert_close(run_fastface(losses, alpha, beta), fastface_recurrence(losses, alpha, beta), 1e-9)
 
 
@@ -141,7 +145,8 @@ def test_moving_haar_of_a_constant(window: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("alpha", "beta", "name"), [(0.0, 0.1, "alpha"), (0.1, 1.5, "beta"), (float("nan"), 0.1, "alpha")]
+    ("alpha", "beta", "name"),
+    [(0.0, 0.1, "alpha"), (0.1, 1.5, "beta"), (float("nan"), 0.1, "alpha")],
 )
 def test_rates_outside_their_range_are_refused(alpha: float, beta: float, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is"):
@@ -169,7 +174,9 @@ def horizon_definition(losses: Sequence[float], total_steps: int) -> list[float 
     for step in range(1, len(values)):
         alpha = alphas[step]
         before, average = average, alpha * values[step] + (1 - alpha) * average
-        smoothed = before - average if step == 1 else alpha * (before - average) + (1 - alpha) * smoothed
+        smoothed = (
+            before - average if step == 1 else alpha * (before - average) + (1 - alpha) * smoothed
+        )
         signals.append(smoothed if step * alpha >= 4 else None)
     return signals
 
@@ -177,13 +184,19 @@ def horizon_definition(losses: Sequence[float], total_steps: int) -> list[float 
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.2, 2.0])
 def test_horizon_detector_equals_its_equations(noise: float) -> None:
     generator = np.random.default_rng(1)
-    values = (3 + 20 * np.exp(-np.arange(3000) / 400) + noise * generator.normal(0, 1, 3000)).tolist()
+    values = (
+        3 + 20 * np.exp(-np.arange(3000) / 400) + noise * generator.normal(0, 1, 3000)
+    ).tolist()
     detector = HorizonDetector(3000)
     found, expected = [detector.update(loss) for loss in values], horizon_definition(values, 3000)
     settled = [step for step, signal in enumerate(expected) if signal is not None]
     assert [step for step, signal in enumerate(found) if signal is not None] == settled
     assert len(settled) > 2500
-    assert_close(np.array([found[step] for step in settled]), np.array([expected[step] for step in settled]), 1e-9)
+    assert_close(
+        np.array([found[step] for step in settled]),
+        np.array([expected[step] for step in settled]),
+        1e-9,
+    )
 
 
 def test_horizon_detector_is_the_published_one_where_noise_allows() -> None:

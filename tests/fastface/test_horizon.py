@@ -1,12 +1,22 @@
-"""for_horizon on the reduced curve of the real run; `scripts/soak_horizon.py` is the same with 20 seeds."""
+"""for_horizon on the reduced curve of the real run; `scripts/soak/horizon.py` is the same with 20
+seeds."""
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 
-from fastface import FastFaceLR
-from scripts.soak_horizon import FIXTURE, PUBLISHED_DECAYS, Noise, compress, decays, found, judge, plain_scaling
+from fastface.schedulers import FastFaceLR
+from scripts.soak.horizon import (
+    FIXTURE,
+    PUBLISHED_DECAYS,
+    Noise,
+    compress,
+    decays,
+    found,
+    judge,
+    plain_scaling,
+)
 
 
 @pytest.mark.parametrize(("horizon", "noise"), [(20_232, 0.8), (5_000, 0.8), (1_000, 0.8)])
@@ -32,11 +42,13 @@ def test_a_horizon_too_short_is_refused() -> None:
 
 
 def test_a_threshold_of_ones_own_replaces_the_scaled_one() -> None:
-    curve = [
-        2.0 - 2.0 * step / 2000 for step in range(2000)
-    ]  # a fall of 2 over the run: nothing beside the default 10.1
+    # a fall of 2 over the run: nothing beside the default 10.1
+    curve = [2.0 - 2.0 * step / 2000 for step in range(2000)]
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    scaled, own = FastFaceLR.for_horizon(optimizer, 2000), FastFaceLR.for_horizon(optimizer, 2000, threshold=2e-4)
+    scaled, own = (
+        FastFaceLR.for_horizon(optimizer, 2000),
+        FastFaceLR.for_horizon(optimizer, 2000, threshold=2e-4),
+    )
     for loss in curve:
         scaled.step(loss)
         own.step(loss)

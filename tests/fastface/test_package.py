@@ -16,7 +16,9 @@ SOURCES = sorted((ROOT / "fastface").glob("*.py"))
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_nothing_but_torch_is_imported_with_the_package(source: Path) -> None:
     allowed = sys.stdlib_module_names | {"torch", "fastface"}
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:  # imports inside functions are optional ones
+    for node in ast.parse(
+        source.read_text(encoding="utf-8")
+    ).body:  # imports inside functions are optional ones
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert {name.split(".")[0] for name in names} <= allowed
@@ -25,7 +27,12 @@ def test_nothing_but_torch_is_imported_with_the_package(source: Path) -> None:
 def test_haar_is_plain_python() -> None:
     tree = ast.parse((ROOT / "fastface/haar.py").read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     assert imported <= set(sys.stdlib_module_names)
 
 
@@ -36,7 +43,9 @@ def test_the_wheel_holds_fastface_only(tmp_path: Path) -> None:
     for name in ("fastface", "data", "eval", "recognition"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
-    built = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True)
+    built = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     with zipfile.ZipFile(tmp_path / built.stdout.splitlines()[-1]) as wheel:
         names = [name for name in wheel.namelist() if ".dist-info/" not in name]
         (top_level,) = (name for name in wheel.namelist() if name.endswith("top_level.txt"))

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from fastface import FastFaceLR
+from fastface.schedulers import FastFaceLR
 
 README = Path(__file__).parents[2] / "fastface/README.md"
 
@@ -49,7 +49,9 @@ def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hugging_face_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
-    pytest.importorskip("accelerate", reason="accelerate, which the Trainer needs, is not installed")
+    pytest.importorskip(
+        "accelerate", reason="accelerate, which the Trainer needs, is not installed"
+    )
     monkeypatch.chdir(tmp_path)
     snippet = run_snippet("In the Hugging Face Trainer", tmp_path)
     assert_it_read_every_loss(snippet.trainer.lr_scheduler)

@@ -14,14 +14,15 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from fastface import FastFaceLR, MovingHaarLR
 from fastface.__main__ import main
 from fastface.replay import every_step, read_losses, replay
+from fastface.schedulers import FastFaceLR, MovingHaarLR
 
 FIXTURE = Path(__file__).parent / "fixtures/ms1mv3_r100_means.csv.gz"
 LOG = Path(__file__).parents[2] / "../shared/data/published_runs/ms1mv3_r100.csv.gz"
 
-# step, factor and rate of every change in the log of the real run, which has a row each 10 steps and six decimals
+# step, factor and rate of every change in the log of the real run, which has a row each 10 steps
+# and six decimals
 PUBLISHED_CHANGES = [
     (54280, 0.5, 0.010000),
     (72870, 0.5, 0.005000),
@@ -44,7 +45,9 @@ def optimizer() -> SGD:
     return SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
 
 
-@pytest.mark.parametrize("path", [FIXTURE, pytest.param(LOG, marks=needs_log)], ids=["means", "log"])
+@pytest.mark.parametrize(
+    "path", [FIXTURE, pytest.param(LOG, marks=needs_log)], ids=["means", "log"]
+)
 def test_moving_haar_changes_the_rate_where_the_published_run_did(path: Path) -> None:
     changes = replay(read_losses(path), MovingHaarLR(optimizer(), 4000)).changes
     assert len(changes) == len(PUBLISHED_CHANGES)
@@ -67,7 +70,9 @@ def test_every_rate_of_the_published_log() -> None:
         if abs(rate - float(logged[step])) > 0.51e-6
     ]
     assert len(trace.steps) == len(logged) == 20231
-    assert all(min(abs(step - change) for change, _, _ in PUBLISHED_CHANGES) <= 10 for step in different)
+    assert all(
+        min(abs(step - change) for change, _, _ in PUBLISHED_CHANGES) <= 10 for step in different
+    )
 
 
 @needs_log
@@ -124,30 +129,52 @@ def test_command_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[-1] == "4 changes from step 0 to 30, last rate 0.5"
 
 
-def test_command_draws_the_published_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_draws_the_published_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "run.png"
     arguments = ["replay", str(FIXTURE), "--scheduler", "moving-haar", "--window", "4000"]
     assert main([*arguments, "--json", "--plot", str(picture)]) == 0
     changes = json.loads(capsys.readouterr().out)["changes"]
-    assert [change["factor"] for change in changes] == [factor for _, factor, _ in PUBLISHED_CHANGES]
+    assert [change["factor"] for change in changes] == [
+        factor for _, factor, _ in PUBLISHED_CHANGES
+    ]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert os.listdir(tmp_path) == ["run.png"]
 
 
 def test_python_m_fastface_is_the_command() -> None:
     command = [sys.executable, "-m", "fastface", "replay", "no-such-file.csv"]
-    printed = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    printed = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
+    )
     assert (printed.returncode, printed.stdout) == (2, "")
     assert printed.stderr.startswith("python -m fastface: ")
 
 
-def test_command_takes_fastface_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_takes_fastface_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flat = write(tmp_path / "flat.csv.gz", "step,loss\n0,2.0\n2999,2.0\n")
-    settings = ["--total-steps", "2000", "--patience-fraction", "0.1", "--max-decays", "2", "--factor", "0.1", "--json"]
+    settings = [
+        "--total-steps",
+        "2000",
+        "--patience-fraction",
+        "0.1",
+        "--max-decays",
+        "2",
+        "--factor",
+        "0.1",
+        "--json",
+    ]
     assert main(["replay", str(flat), *settings]) == 0
     changes = json.loads(capsys.readouterr().out)["changes"]
-    assert [change["step"] for change in changes] == [201, 402]  # D exists from step 1; more than 200 steps
+    # D exists from step 1; more than 200 steps
+    assert [change["step"] for change in changes] == [
+        201,
+        402,
+    ]
     assert [change["rate"] for change in changes] == pytest.approx([0.002, 0.0002])
     assert main(["replay", str(flat), "--horizon", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["changes"]) == 8
@@ -156,16 +183,41 @@ def test_command_takes_fastface_settings(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("name", "text", "flags", "message"),
     [
-        ("a.csv", "step,value\n1,2\n", [], "a.csv: the columns are ['step', 'value']: expected step and loss"),
-        ("a.csv", "step,loss\n1,2\n1,2\n", [], "a.csv, line 3: step 1 after 1: expected rising steps"),
-        ("a.csv", "step,loss\n1,two\n", [], "a.csv, line 2: step '1', loss 'two': expected a whole number"),
+        (
+            "a.csv",
+            "step,value\n1,2\n",
+            [],
+            "a.csv: the columns are ['step', 'value']: expected step and loss",
+        ),
+        (
+            "a.csv",
+            "step,loss\n1,2\n1,2\n",
+            [],
+            "a.csv, line 3: step 1 after 1: expected rising steps",
+        ),
+        (
+            "a.csv",
+            "step,loss\n1,two\n",
+            [],
+            "a.csv, line 2: step '1', loss 'two': expected a whole number",
+        ),
         ("a.csv", "step,loss\n1\n", [], "a.csv, line 2: step '1', loss None"),
         ("a.csv", "step,loss\n", [], "a.csv holds no rows"),
         ("a.csv", "", [], "a.csv: the columns are []"),
         ("a.csv", "step,loss\n1,nan\n", [], "none of the losses is finite"),
         ("a.csv", "step,loss\n1,2\n", ["--scheduler", "moving-haar"], "needs --window N"),
-        ("a.csv", "step,loss\n1,2\n", ["--window", "9"], "--scheduler fastface does not take --window"),
-        ("a.csv", "step,loss\n1,2\n", ["--horizon", "--alpha", "0.1"], "--horizon does not take --alpha"),
+        (
+            "a.csv",
+            "step,loss\n1,2\n",
+            ["--window", "9"],
+            "--scheduler fastface does not take --window",
+        ),
+        (
+            "a.csv",
+            "step,loss\n1,2\n",
+            ["--horizon", "--alpha", "0.1"],
+            "--horizon does not take --alpha",
+        ),
         ("a.csv", "step,loss\n1,2\n", ["--horizon"], "total_steps is 1: expected at least 1000"),
         ("a.csv", "step,loss\n1,2\n", ["--lr", "0"], "--lr is 0.0: expected a number above 0"),
         ("a.csv", "step,loss\n1,2\n", ["--factor", "2"], "factor is 2.0: expected"),
@@ -173,7 +225,12 @@ def test_command_takes_fastface_settings(tmp_path: Path, capsys: pytest.CaptureF
     ],
 )
 def test_command_refuses_what_it_cannot_use(
-    name: str, text: str, flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    text: str,
+    flags: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = write(tmp_path / name, text)
     assert main(["replay", str(path), *flags]) == 2
@@ -183,7 +240,9 @@ def test_command_refuses_what_it_cannot_use(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"step,loss\n1,2\n" * 999)[:-20]])
+@pytest.mark.parametrize(
+    "content", [None, b"no gzip", gzip.compress(b"step,loss\n1,2\n" * 999)[:-20]]
+)
 def test_command_refuses_a_damaged_file(
     content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,25 +13,33 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from fastface import FastFaceLR, MovingHaarLR, schedulers
-from fastface.schedulers import LossScheduler
+from fastface import schedulers
+from fastface.schedulers import FastFaceLR, LossScheduler, MovingHaarLR
 
 
 def make_optimizer(*rates: float) -> Optimizer:
-    return SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates or (0.02,)])
+    return SGD(
+        [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates or (0.02,)]
+    )
 
 
 MAKERS: dict[str, Callable[[Optimizer], LossScheduler]] = {
-    "fastface": lambda optimizer: FastFaceLR(optimizer, 400, alpha=0.1, beta=0.1, threshold=0.01, warmup_steps=7),
+    "fastface": lambda optimizer: FastFaceLR(
+        optimizer, 400, alpha=0.1, beta=0.1, threshold=0.01, warmup_steps=7
+    ),
     "horizon": lambda optimizer: FastFaceLR.for_horizon(optimizer, 1000, warmup_steps=7),
-    "moving-haar": lambda optimizer: MovingHaarLR(optimizer, 6, threshold=0.05, patience_steps=9, warmup_steps=7),
+    "moving-haar": lambda optimizer: MovingHaarLR(
+        optimizer, 6, threshold=0.05, patience_steps=9, warmup_steps=7
+    ),
 }
 
 
 def bumpy_losses(count: int = 400) -> list[float]:
     """Falls, rests and falls again, so that rates drop, stay and (Moving Haar) rise."""
     generator = np.random.default_rng(3)
-    levels = 5 - 0.08 * np.clip(np.arange(count), 0, 60) - 0.05 * np.clip(np.arange(count) - 250, 0, 30)
+    levels = (
+        5 - 0.08 * np.clip(np.arange(count), 0, 60) - 0.05 * np.clip(np.arange(count) - 250, 0, 30)
+    )
     return (levels + generator.normal(0, 0.02, count)).tolist()
 
 
@@ -44,7 +52,9 @@ def rates_over(scheduler: LossScheduler, losses: list[float]) -> list[list[float
     return rates
 
 
-def fastface_rule(signals: list[float | None], *, patience: float, threshold: float, decays: int) -> list[float]:
+def fastface_rule(
+    signals: list[float | None], *, patience: float, threshold: float, decays: int
+) -> list[float]:
     """The published rule on a list of D_t: the rate, in units of the base rate, after each step."""
     scale, run, rates = 1.0, 0, []
     for signal in signals:
@@ -65,17 +75,24 @@ def test_fastface_follows_the_published_rule() -> None:
         signals.append(signal)
     expected = fastface_rule(signals, patience=0.05 * 400, threshold=0.01, decays=3)
     assert len(set(expected)) == 4
-    scheduler = FastFaceLR(make_optimizer(1.0), 400, alpha=0.1, beta=0.2, threshold=0.01, max_decays=3)
+    scheduler = FastFaceLR(
+        make_optimizer(1.0), 400, alpha=0.1, beta=0.2, threshold=0.01, max_decays=3
+    )
     assert [rate for (rate,) in rates_over(scheduler, losses)] == expected
     assert scheduler.decays == 3
     assert scheduler.signal == pytest.approx(signals[-1], rel=1e-9)
 
 
 def test_moving_haar_halves_three_times_and_then_raises_the_rate() -> None:
-    # a constant loss: H is 0 from step 2m - 1 = 7 on, so every fifth stationary step (more than P = 4) changes the rate
+    # a constant loss: H is 0 from step 2m - 1 = 7 on, so every fifth stationary step (more than P =
+    # 4) changes the rate
     scheduler = MovingHaarLR(make_optimizer(1.0), 4, patience_steps=4)
     rates = [rate for (rate,) in rates_over(scheduler, [2.0] * 37)]
-    changes = [(step, after / before) for step, (before, after) in enumerate(pairwise(rates), 1) if before != after]
+    changes = [
+        (step, after / before)
+        for step, (before, after) in enumerate(pairwise(rates), 1)
+        if before != after
+    ]
     assert changes == [(11, 0.5), (16, 0.5), (21, 0.5), (26, 4.0), (31, 0.5), (36, 0.5)]
 
 
@@ -193,7 +210,8 @@ def test_a_state_round_trip_at_any_step_changes_nothing(name: str, saved_at: int
     rates = rates_over(first, losses[:saved_at])
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
-    rates_over(first, losses[saved_at : saved_at + 5])  # what is saved must not change with the scheduler that goes on
+    # what is saved must not change with the scheduler that goes on
+    rates_over(first, losses[saved_at : saved_at + 5])
     file.seek(0)
     second.load_state_dict(torch.load(file, weights_only=True))
     assert second.get_last_lr() == [group["lr"] for group in second.optimizer.param_groups]
@@ -216,11 +234,17 @@ def test_a_state_kept_in_memory_is_a_snapshot(name: str) -> None:
 
 def test_the_state_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="not the state of a FastFaceLR"):
-        MAKERS["fastface"](make_optimizer()).load_state_dict(MAKERS["moving-haar"](make_optimizer()).state_dict())
+        MAKERS["fastface"](make_optimizer()).load_state_dict(
+            MAKERS["moving-haar"](make_optimizer()).state_dict()
+        )
     with pytest.raises(ValueError, match="not the state of a FastFaceLR"):
-        MAKERS["fastface"](make_optimizer()).load_state_dict(MAKERS["horizon"](make_optimizer()).state_dict())
+        MAKERS["fastface"](make_optimizer()).load_state_dict(
+            MAKERS["horizon"](make_optimizer()).state_dict()
+        )
     with pytest.raises(ValueError, match="parameter groups"):
-        MAKERS["fastface"](make_optimizer()).load_state_dict(MAKERS["fastface"](make_optimizer(0.1, 0.2)).state_dict())
+        MAKERS["fastface"](make_optimizer()).load_state_dict(
+            MAKERS["fastface"](make_optimizer(0.1, 0.2)).state_dict()
+        )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +269,8 @@ def test_impossible_settings_are_refused(arguments: dict[str, float], name: str)
 
 
 class GpuScalar(torch.Tensor):
-    """A 0-d tensor that claims to lie on a GPU, and fails the test if anyone reads it where it lies."""
+    """A 0-d tensor that claims to lie on a GPU, and fails the test if anyone reads it where it
+    lies."""
 
     is_cuda = True  # type: ignore[assignment]
 
@@ -256,7 +281,8 @@ class GpuScalar(torch.Tensor):
 
 
 class LateCopy:
-    """Stands in for PinnedCopy: a value that was sent can be read once the next step is queued, or by waiting."""
+    """Stands in for PinnedCopy: a value that was sent can be read once the next step is queued, or
+    by waiting."""
 
     waits = 0
 
@@ -320,7 +346,9 @@ def test_the_state_holds_a_loss_that_is_on_its_way(name: str, saved_at: int) -> 
 @pytest.mark.usefixtures("_late_copies")
 def test_floats_after_a_cuda_loss_keep_their_order() -> None:
     mixed, plain = MAKERS["fastface"](make_optimizer()), MAKERS["fastface"](make_optimizer())
-    for loss, kind in zip(bumpy_losses()[:8], (gpu, gpu, float, float, gpu, float, gpu, gpu), strict=True):
+    for loss, kind in zip(
+        bumpy_losses()[:8], (gpu, gpu, float, float, gpu, float, gpu, gpu), strict=True
+    ):
         mixed.step(kind(loss))
         plain.step(loss)
     mixed.flush()

@@ -1,11 +1,15 @@
-"""Golden record files, written and read by genuine mxnet 1.9.1 (requirements.txt beside this file; Python 3.11 works).
+"""Golden record files, written and read by genuine mxnet 1.9.1 (requirements.txt beside this file;
+Python 3.11 works).
 
     python -m venv mx && mx/bin/pip install -r tests/golden/requirements.txt
-    mx/bin/python tests/golden/mxnet_records.py write tests/golden         # makes the committed files again
-    mx/bin/python tests/golden/mxnet_records.py read FILE.rec              # one JSON line a record, as mxnet sees it
+    mx/bin/python tests/golden/mxnet_records.py write tests/golden         # makes the committed
+    files again
+    mx/bin/python tests/golden/mxnet_records.py read FILE.rec              # one JSON line a record,
+    as mxnet sees it
 
-All images are drawings of data/formats/synthetic.py. Some carry the RecordIO magic: as bytes that a decoder ignores
-behind the image's end, at, beside and twice in a row at multiples of 4, so that mxnet cuts the record into parts.
+All images are drawings of data/formats/synthetic.py. Some carry the RecordIO magic: as bytes that a
+decoder ignores behind the image's end, at, beside and twice in a row at multiples of 4, so that
+mxnet cuts the record into parts.
 """
 
 import hashlib
@@ -31,7 +35,8 @@ def image(identity: int, number: int, kind: str = ".jpg") -> bytes:
 
 
 def with_magic(encoded: bytes, tails: list) -> bytes:
-    """Pads so that the payload (24 bytes of header before it) continues at a multiple of 4, then appends."""
+    """Pads so that the payload (24 bytes of header before it) continues at a multiple of 4, then
+    appends."""
     return encoded + bytes(-len(encoded) % 4) + b"".join(tails)
 
 
@@ -48,16 +53,21 @@ def images_of(labels: int) -> list:
 def write(folder: Path) -> None:
     made = images_of(3)
     for name, insightface in (("insightface", True), ("im2rec", False)):
-        record = mx.recordio.MXIndexedRecordIO(str(folder / f"{name}.idx"), str(folder / f"{name}.rec"), "w")
+        record = mx.recordio.MXIndexedRecordIO(
+            str(folder / f"{name}.idx"), str(folder / f"{name}.rec"), "w"
+        )
         first = int(insightface)
         if insightface:
             labels = [1 + len(made), 1 + len(made) + 3]
             record.write_idx(0, mx.recordio.pack(mx.recordio.IRHeader(0, labels, 0, 0), b""))
         for key, (label, encoded) in enumerate(made, first):
-            # one in three with a label vector, as MS1MV2 has; one with the magic as its id, inside the header
+            # one in three with a label vector, as MS1MV2 has; one with the magic as its id, inside
+            # the header
             value = [float(label), 7.5] if key % 3 == 0 else float(label)
             ident = 0xCED7230A if key == 7 else key
-            record.write_idx(key, mx.recordio.pack(mx.recordio.IRHeader(0, value, ident, 0), encoded))
+            record.write_idx(
+                key, mx.recordio.pack(mx.recordio.IRHeader(0, value, ident, 0), encoded)
+            )
         if insightface:
             for label in range(3):
                 mine = [key for key, (other, _) in enumerate(made, first) if other == label]

@@ -14,7 +14,9 @@ from recognition.distributed import Ranks
 def test_newest_of_those_kept(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
     for step in (5, 20, 100):
-        checkpoint.save(tmp_path, step, {"step": step}, {"rows": torch.full((2,), step)}, Ranks(), keep=2)
+        checkpoint.save(
+            tmp_path, step, {"step": step}, {"rows": torch.full((2,), step)}, Ranks(), keep=2
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000020", "step_00000100"]
     path = checkpoint.newest(tmp_path)
     assert path is not None
@@ -38,7 +40,9 @@ class _Hostile:
         return os.mkdir, ("executed",)
 
 
-def test_weights_that_execute_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_execute_code_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.pt"
     torch.save({"x": _Hostile()}, path)

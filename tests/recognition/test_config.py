@@ -1,4 +1,5 @@
-"""Every mistake in a config is one line that names the key; a resolved config reads back as itself."""
+"""Every mistake in a config is one line that names the key; a resolved config reads back as
+itself."""
 
 from __future__ import annotations
 
@@ -48,12 +49,21 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
         ("optim=7", ["optim", "7"]),
         ("opttim.lr=1", ["opttim", "did you mean optim?"]),
         ("optim.lr.x=1", ["optim.lr"]),
-        ("classifier={name: full, fused: true} optim.nesterov=true", ["optim.name", "nesterov", "full classifier"]),
-        ("classifier={name: full, fused: true} optim.name=adamw", ["optim.name", "adamw", "full classifier"]),
-        ("classifier=partial optim.nesterov=true", ["optim.name", "nesterov", "partial classifier"]),
+        (
+            "classifier={name: full, fused: true} optim.nesterov=true",
+            ["optim.name", "nesterov", "full classifier"],
+        ),
+        (
+            "classifier={name: full, fused: true} optim.name=adamw",
+            ["optim.name", "adamw", "full classifier"],
+        ),
+        (
+            "classifier=partial optim.nesterov=true",
+            ["optim.name", "nesterov", "partial classifier"],
+        ),
         ("optim.lr", ["section.key=value"]),
         ("optim.lr=[", ["YAML"]),
-        ("evaluate.sets=[{name: a, colour: red}]", ["evaluate.sets[0].colour"]),
+        ("evaluate.sets=[{name: a, color: red}]", ["evaluate.sets[0].color"]),
         ("evaluate.sets=[{name: a, protocol: pears}]", ["evaluate.sets[0]", "pairs"]),
         ("data.augment.flop=1", ["data.augment.flop", "flip"]),
         ("data.augment.flip=2", ["data.augment"]),
@@ -93,6 +103,8 @@ def test_the_command_exits_2_with_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "optim.lrr" in done.stderr
-    shown = subprocess.run([*command, "--print-config", "optim.lr=0.25"], cwd=ROOT, capture_output=True, text=True)
+    shown = subprocess.run(
+        [*command, "--print-config", "optim.lr=0.25"], cwd=ROOT, capture_output=True, text=True
+    )
     assert shown.returncode == 0
     assert yaml.safe_load(shown.stdout)["optim"]["lr"] == 0.25

@@ -1,4 +1,5 @@
-"""Every published row has a config, with the recipe of its source; each builds without allocating anything."""
+"""Every published row has a config, with the recipe of its source; each builds without allocating
+anything."""
 
 from __future__ import annotations
 
@@ -10,16 +11,17 @@ import pytest
 import torch
 
 import train
-from eval.published import published_rows
+from eval.report.published import published_rows
 from recognition.config import Config, build_part, load_config
 from recognition.distributed import Ranks
-from recognition.experiment import build_backbone
+from recognition.embedder import build_backbone
 from tools import plan
 
 ROOT = Path(__file__).parents[2]
 ROWS = published_rows()
 
-# The sets' identities and images, as arcface_torch's configs and FastFace's (WebFace8M), CVLface's (CASIA) state them.
+# The sets' identities and images, as arcface_torch's configs and FastFace's (WebFace8M), CVLface's
+# (CASIA) state them.
 SETS = {
     "ms1mv3": (93_431, 5_179_510),
     "webface4m": (205_990, 4_235_242),
@@ -29,8 +31,9 @@ SETS = {
     "casia": (10_572, 490_623),
     "glint360k": (360_232, 17_091_657),
 }
-# name: backbone, head's margin, epochs, images a step, lr, weight decay, classifier's rate, schedule.
-# FastFace's configs/*.py; arcface_torch's configs/ms1mv3_*.py, wf*.py; AdaFace's scripts/run_ir*_ms1mv2.sh.
+# name: backbone, head's margin, epochs, images a step, lr, weight decay, classifier's rate,
+# schedule. FastFace's configs/*.py; arcface_torch's configs/ms1mv3_*.py, wf*.py; AdaFace's
+# scripts/run_ir*_ms1mv2.sh.
 RECIPES = {
     "ms1mv3_r100_fastface": ("iresnet 100", 0.5, 5, 128, 0.02, 5e-4, 1, "fastface"),
     "webface4m_r100_fastface": ("iresnet 100", 0.4, 5, 128, 0.02, 5e-4, 1, "fastface"),
@@ -63,7 +66,10 @@ def config_of(name: str) -> Config:
 def header_of(name: str) -> str:
     """The comment at the head of a config, unwrapped."""
     lines = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()
-    comment = [line[1:].strip() for line in lines[: next(i for i, line in enumerate(lines) if line[:1] != "#")]]
+    comment = [
+        line[1:].strip()
+        for line in lines[: next(i for i, line in enumerate(lines) if line[:1] != "#")]
+    ]
     return " ".join(comment)
 
 
@@ -97,16 +103,24 @@ def test_the_recipe_is_the_published_one(name: str) -> None:
     assert options["embedding"] == 512
     assert config.scheduler.name == schedule
     head = {"multi_step": "adaface"}.get(schedule, "arcface" if margin == 0.5 else "cosface")
-    assert (config.head.name, config.head.options["margin"], config.head.options["scale"]) == (head, margin, 64)
+    assert (config.head.name, config.head.options["margin"], config.head.options["scale"]) == (
+        head,
+        margin,
+        64,
+    )
     if head == "arcface":
         assert config.head.options["gradient"] == "straight_through"
         assert not config.head.options["guard"]
     optim = config.optim
     assert optim.batch_size * optim.accumulation * ranks_of(name) == images
     assert (optim.epochs, optim.lr, optim.weight_decay) == (epochs, lr, decay)
-    clip = {"adaface": None, "cosface": 5 / 12 if name == "webface42m_vitb_pfc03" else 5, "arcface": 5}[head]
+    clip = {
+        "adaface": None,
+        "cosface": 5 / 12 if name == "webface42m_vitb_pfc03" else 5,
+        "arcface": 5,
+    }[head]
     assert optim.clip_norm == (clip and pytest.approx(clip, rel=1e-3))
-    assert config.classifier.options.get("rate", 1) == rate
+    assert config.classifier.options.get("sample_rate", 1) == rate
     if schedule == "polynomial":
         assert config.scheduler.options["power"] == 2  # the rates in arcface_torch's published logs
 
@@ -139,7 +153,11 @@ def test_it_builds_on_the_meta_device(name: str) -> None:
     total = per_epoch * config.optim.epochs
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.optim.lr)
     scheduler = build_part(
-        "recognition.schedulers", config.scheduler, optimizer=optimizer, total_steps=total, steps_per_epoch=per_epoch
+        "recognition.schedulers",
+        config.scheduler,
+        optimizer=optimizer,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
     )
     warmup = config.scheduler.options.get("warmup_steps", 0)
     assert scheduler.get_last_lr()[0] == pytest.approx(config.optim.lr / max(warmup, 1))
@@ -149,7 +167,9 @@ def test_it_builds_on_the_meta_device(name: str) -> None:
 def test_headers_state_what_the_planner_says() -> None:
     for name, row in ROWS.items():
         header, path = header_of(name), f"configs/{name}.yaml"
-        planned = plan.plan(str(ROOT / path), [], row["identities"], None, ranks_of(name))["bytes"]["peak"]
+        planned = plan.plan(str(ROOT / path), [], row["identities"], None, ranks_of(name))["bytes"][
+            "peak"
+        ]
         assert f"Memory: {planned / 1e9:.1f} GB planned" in header, name
         assert ("fits in 24 GB" in header) == (planned <= 24e9), name
         assert f"python -m tools.plan {path} --classes {row['identities']} " in header
@@ -160,7 +180,11 @@ def test_headers_state_what_the_planner_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["webface12m_r100_pfc02", "webface12m_ir101_adaface"])
-def test_the_command_prints_it(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["train.py", "--config", str(ROOT / f"configs/{name}.yaml"), "--print-config"])
+def test_the_command_prints_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["train.py", "--config", str(ROOT / f"configs/{name}.yaml"), "--print-config"]
+    )
     assert train.main() == 0
     assert f"published: {name}" in capsys.readouterr().out

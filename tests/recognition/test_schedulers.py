@@ -18,7 +18,11 @@ TOTAL, PER_EPOCH, BASE = 60, 10, 0.4
 def _rates(name: str, **options: object) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
     scheduler = build_part(
-        "recognition.schedulers", Part(name, options), optimizer=optimizer, total_steps=TOTAL, steps_per_epoch=PER_EPOCH
+        "recognition.schedulers",
+        Part(name, options),
+        optimizer=optimizer,
+        total_steps=TOTAL,
+        steps_per_epoch=PER_EPOCH,
     )
     rates = []
     for _ in range(TOTAL):
@@ -41,7 +45,9 @@ def _rates(name: str, **options: object) -> list[float]:
         ("multi_step", {"milestones": [1], "warmup_steps": 4}, lambda t: min((t + 1) / 4, 1.0) if t < 10 else 0.1),
     ],
 )  # fmt: skip
-def test_rates_follow_the_formula(name: str, options: dict[str, object], formula: Callable[[int], float]) -> None:
+def test_rates_follow_the_formula(
+    name: str, options: dict[str, object], formula: Callable[[int], float]
+) -> None:
     assert _rates(name, **options) == pytest.approx([BASE * formula(t) for t in range(TOTAL)])
 
 
@@ -59,9 +65,15 @@ def test_loss_readers_are_given_the_loss() -> None:
     """A loss that never falls halves FastFace's rate; one that falls steadily leaves it alone."""
     for slope, decays in ((0.0, True), (-1.0, False)):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
-        part = Part("fastface", {"alpha": 0.2, "beta": 0.2, "threshold": 1e-3, "patience_fraction": 0.1})
+        part = Part(
+            "fastface", {"alpha": 0.2, "beta": 0.2, "threshold": 1e-3, "patience_fraction": 0.1}
+        )
         scheduler = build_part(
-            "recognition.schedulers", part, optimizer=optimizer, total_steps=TOTAL, steps_per_epoch=1
+            "recognition.schedulers",
+            part,
+            optimizer=optimizer,
+            total_steps=TOTAL,
+            steps_per_epoch=1,
         )
         for step in range(TOTAL):
             optimizer.step()

@@ -1,4 +1,5 @@
-"""Whole runs of the smallest size: kill and resume, precision, accumulation, bad input, what the run folder holds."""
+"""Whole runs of the smallest size: kill and resume, precision, accumulation, bad input, what the
+run folder holds."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import yaml
 from recognition import checkpoint, experiment
 from recognition.config import ConfigError, load_config, parse_config
 from recognition.distributed import Ranks
+from recognition.embedder import load_embedder
 from recognition.trainer import TrainingError, train
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +51,11 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     newest = checkpoint.newest(folder / "checkpoints")
     assert newest is not None
     shared, local = checkpoint.load(newest)
-    return {**checkpoint.load_tensors(folder / "model.pt"), **shared["backbone"], **local[0]["classifier"]}
+    return {
+        **checkpoint.load_tensors(folder / "model.pt"),
+        **shared["backbone"],
+        **local[0]["classifier"],
+    }
 
 
 def _deterministic(folder: Path) -> list[tuple[int, float, float]]:
@@ -65,7 +71,9 @@ def test_resume_after_kill_9_ends_with_the_same_bits(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if re.search(r"step 10/", line):  # in mid-epoch (7 steps each), two steps after a checkpoint
+            if re.search(
+                r"step 10/", line
+            ):  # in mid-epoch (7 steps each), two steps after a checkpoint
                 process.kill()
                 break
     assert process.returncode == -signal.SIGKILL
@@ -96,12 +104,20 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> No
 
 def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
     path = _config_file(tmp_path, optim={"batch_size": 4, "epochs": 2}, run={"checkpoint_steps": 0})
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     command = [*torchrun, "train.py", "--config", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
-    assert [step for step, _, _ in _deterministic(folder)] == list(range(1, 15))  # 60 images, 8 a step
+    # 60 images, 8 a step
+    assert [step for step, _, _ in _deterministic(folder)] == list(range(1, 15))
     newest = folder / "checkpoints" / "step_00000014"
     _, both = checkpoint.load(newest)
     assert [len(local["classifier"]["weight"]) for local in both] == [3, 3]
@@ -115,7 +131,13 @@ def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
 
 def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
     sets = [{"name": "lfw", "faces": "synthetic:identities=12,images=4,first=1000", "count": 40}]
-    done = _run(_config_file(tmp_path, optim={"epochs": 1}, evaluate={"sets": sets, "published": "casia_ir18_adaface"}))
+    done = _run(
+        _config_file(
+            tmp_path,
+            optim={"epochs": 1},
+            evaluate={"sets": sets, "published": "casia_ir18_adaface"},
+        )
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
     expected = [
@@ -131,11 +153,18 @@ def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
     assert list(folder.glob("tensorboard/events*"))
     assert list(folder.glob("*roc*.png"))
     assert not list(folder.rglob("*.partial"))
-    table = [line.split("|") for line in (folder / "results.md").read_text().splitlines() if line.startswith("|")]
-    assert dict(zip(map(str.strip, table[0]), map(str.strip, table[2]), strict=True))["published"] == "99.22"
+    table = [
+        line.split("|")
+        for line in (folder / "results.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert (
+        dict(zip(map(str.strip, table[0]), map(str.strip, table[2]), strict=True))["published"]
+        == "99.22"
+    )
     assert "| lfw |" in done.stdout
     assert str(folder) in done.stdout.splitlines()[-1]
-    embed, size = experiment.load_embedder(folder, "cpu")
+    embed, size = load_embedder(folder, "cpu")
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     assert embed(images).shape == (2, 16)
 
@@ -168,12 +197,16 @@ def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None
         "data.augment.flip=0",
         "optim.momentum=0",
     )
-    config, parts, folder = _parts(path, *overrides, "optim.weight_decay=0", "scheduler={name: constant}")
+    config, parts, folder = _parts(
+        path, *overrides, "optim.weight_decay=0", "scheduler={name: constant}"
+    )
     _, literal, _ = _parts(path, *overrides)
     batches = [(b.images.clone(), b.labels.clone()) for b in literal.loader]  # type: ignore[attr-defined]
     backbone, classifier = literal.backbone, literal.classifier  # type: ignore[attr-defined]
     for first in range(0, len(batches) - 1, 2):
-        parameters = [p for p in (*backbone.parameters(), *classifier.parameters()) if p.requires_grad]
+        parameters = [
+            p for p in (*backbone.parameters(), *classifier.parameters()) if p.requires_grad
+        ]
         gradients = [torch.zeros_like(p) for p in parameters]
         for images, labels in batches[first : first + 2]:
             loss = classifier(backbone, images.float() / 127.5 - 1, labels)
@@ -184,7 +217,9 @@ def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None
                 parameter -= 0.05 * gradient
     train(config, parts, folder, lambda step: {})  # type: ignore[arg-type]
     for name, value in parts.backbone.state_dict().items():  # type: ignore[attr-defined]
-        torch.testing.assert_close(value, backbone.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(
+            value, backbone.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name
+        )
 
 
 def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
@@ -201,7 +236,10 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
         ("optim.batch_size=4000", ["has 60", "4000"]),
         ("classifier={name: class_pool}", ["optim.batch_size 8", "multiple of 6"]),
         ("data.train='concat:synthetic:identities=5;nowhere.rec'", ["data.train", "nowhere.rec"]),
-        ("evaluate.sets=[{name: mine, faces: 'concat:synthetic:;nowhere'}]", ["evaluate.sets", "mine", "nowhere"]),
+        (
+            "evaluate.sets=[{name: mine, faces: 'concat:synthetic:;nowhere'}]",
+            ["evaluate.sets", "mine", "nowhere"],
+        ),
         ("evaluate.sets=[{name: lfw, bin: nowhere.bin}]", ["evaluate.sets", "lfw", "nowhere.bin"]),
         ("evaluate.published=ms1mv3_r100_fastfase", ["evaluate.published", "ms1mv3_r100_fastface"]),
         ("data.train='synthetic:identities=1,images=10'", ["data.train", "identit"]),
@@ -220,7 +258,9 @@ def test_an_order_by_name_reaches_the_loader(tmp_path: Path) -> None:
     _, parts, _ = _parts(path, "data.order=balanced")
     for batch in parts.loader:  # type: ignore[attr-defined]
         assert sorted(torch.bincount(batch.labels)[batch.labels.unique()].tolist()) == [4, 4]
-    config = load_config(path, ["data.order=block", "classifier={name: class_pool, size: 6}", "optim.batch_size=12"])
+    config = load_config(
+        path, ["data.order=block", "classifier={name: class_pool, size: 6}", "optim.batch_size=12"]
+    )
     with pytest.raises(ConfigError, match=r"data\.order: block"):
         experiment.run(config, "tiny.yaml")
 
@@ -246,4 +286,6 @@ def test_an_output_that_is_a_file_and_another_config_on_resume(tmp_path: Path) -
 def test_resolved_config_of_a_run_reads_back(tmp_path: Path) -> None:
     config = load_config(_config_file(tmp_path, optim={"epochs": 1}))
     folder = experiment.run(config, "tiny.yaml")
-    assert parse_config(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml") == config
+    assert (
+        parse_config(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml") == config
+    )

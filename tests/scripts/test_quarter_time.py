@@ -1,4 +1,5 @@
-"""The quarter-time experiment: runs are valid configs, intervals those of the textbook, a restart repeats nothing."""
+"""The quarter-time experiment: runs are valid configs, intervals those of the textbook, a restart
+repeats nothing."""
 
 from __future__ import annotations
 
@@ -28,9 +29,19 @@ def test_compared_rows_see_a_quarter_of_the_baselines_images() -> None:
     runs = quarter_time.all_runs()
     for part, data in (("a", "train"), ("b", "view1")):
         rows = {run.row: run for run in runs if run.part == part and run.seed == 0}
-        wanted = {"baseline", "fastface", "fastface_published", "moving_haar", "multi_step", "polynomial", "cosine"}
+        wanted = {
+            "baseline",
+            "fastface",
+            "fastface_published",
+            "moving_haar",
+            "multi_step",
+            "polynomial",
+            "cosine",
+        }
         assert wanted | {"constant"} <= rows.keys()
-        assert {run.epochs for name, run in rows.items() if name != "baseline"} == {rows["baseline"].epochs / 4}
+        assert {run.epochs for name, run in rows.items() if name != "baseline"} == {
+            rows["baseline"].epochs / 4
+        }
         assert {run.data for run in rows.values()} == {data}
 
 
@@ -61,7 +72,10 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 
 def test_right_pairs_survive_the_file() -> None:
     right = np.random.default_rng(5).random(1003) < 0.5
-    stored: dict[str, Any] = {"right": base64.b64encode(np.packbits(right).tobytes()).decode(), "pairs": 1003}
+    stored: dict[str, Any] = {
+        "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
+        "pairs": 1003,
+    }
     assert np.array_equal(quarter_report.right_of(json.loads(json.dumps(stored))), right)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.published import published_rows
+from eval.report.published import published_rows
 from recognition.config import load_config, to_yaml
 from scripts import reproduce
 
@@ -21,14 +21,27 @@ ROW = "ms1mv3_r100_moving_haar"  # published: LFW 99.80, CFP-FP 98.53, IJB-C 96.
 
 
 def make_run(
-    folder: Path, row: str = ROW, *, overrides: Sequence[str] = (), epochs: float = 5.0, lfw: float = 99.71
+    folder: Path,
+    row: str = ROW,
+    *,
+    overrides: Sequence[str] = (),
+    epochs: float = 5.0,
+    lfw: float = 99.71,
 ) -> Path:
     folder.mkdir(parents=True)
     config = load_config(ROOT / "configs" / f"{row}.yaml", overrides)
     (folder / "config.yaml").write_text(to_yaml(config))
-    write_results(folder, {"lfw": {"accuracy": lfw, "accuracy_std": 0.3}, "CFP-FP": {"accuracy": 98.6}})
+    write_results(
+        folder, {"lfw": {"accuracy": lfw, "accuracy_std": 0.3}, "CFP-FP": {"accuracy": 98.6}}
+    )
     lines: list[dict[str, Any]] = [
-        {"step": step, "epoch": epochs * step / 40, "loss": 46.0 - step, "learning_rate": 0.02, "seconds": 900.0 * step}
+        {
+            "step": step,
+            "epoch": epochs * step / 40,
+            "loss": 46.0 - step,
+            "learning_rate": 0.02,
+            "seconds": 900.0 * step,
+        }
         for step in range(10, 41, 10)
     ]
     lines.append({"step": 40, "epoch": epochs, "lfw/accuracy": lfw})
@@ -38,7 +51,9 @@ def make_run(
 
 def write_results(folder: Path, figures: dict[str, dict[str, float | None]]) -> None:
     folder.mkdir(exist_ok=True)
-    results = [{"name": name, "metrics": metrics, "settings": {}} for name, metrics in figures.items()]
+    results = [
+        {"name": name, "metrics": metrics, "settings": {}} for name, metrics in figures.items()
+    ]
     (folder / "results.json").write_text(json.dumps({"published": None, "results": results}))
 
 
@@ -47,11 +62,21 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_figures_of_a_run_stand_beside_the_published_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_of_a_run_stand_beside_the_published_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "runs" / "any_name")
-    write_results(run / "ijbc", {"ijbc": {"nearest_tar@0.0001": 96.01, "rank1": 90.0}, "lfw": {"accuracy": 1.0}})
+    write_results(
+        run / "ijbc",
+        {"ijbc": {"nearest_tar@0.0001": 96.01, "rank1": 90.0}, "lfw": {"accuracy": 1.0}},
+    )
     out = tmp_path / "out"
-    assert reproduce.main(["--table", "moving_haar", "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert (
+        reproduce.main(
+            ["--table", "moving_haar", "--runs", str(tmp_path / "runs"), "--out", str(out)]
+        )
+        == 0
+    )
     text = (out / "tables.md").read_text()
     assert text in capsys.readouterr().out
     ours = next(line for line in text.splitlines() if str(run) in line)
@@ -59,7 +84,9 @@ def test_figures_of_a_run_stand_beside_the_published_ones(tmp_path: Path, capsys
     published = next(line for line in text.splitlines() if f"`{ROW}`" in line)
     assert "99.80 | 98.53 | 98.12 | 95.03 | 96.41 | 94.56 | 9.05 | 9.8 GB |" in published
     assert "not run" not in published
-    assert "not run" in next(line for line in text.splitlines() if "webface4m_r100_moving_haar" in line)
+    assert "not run" in next(
+        line for line in text.splitlines() if "webface4m_r100_moving_haar" in line
+    )
     table = read_csv(out / "tables.csv")
     line = {(line["row"], line["benchmark"], line["metric"]): line for line in table}
     assert line[ROW, "cfp_fp", "accuracy"]["difference"] == "0.07"
@@ -69,13 +96,18 @@ def test_figures_of_a_run_stand_beside_the_published_ones(tmp_path: Path, capsys
     assert line[ROW, "lfw", "accuracy"]["notes"] == ""
     other = line["webface4m_r100_moving_haar", "lfw", "accuracy"]
     assert (other["ours"], other["notes"]) == ("", "not run")
-    assert other["command"] == "python train.py --config configs/webface4m_r100_moving_haar.yaml data.root=FOLDER"
+    assert (
+        other["command"]
+        == "python train.py --config configs/webface4m_r100_moving_haar.yaml data.root=FOLDER"
+    )
     assert 10e9 < int(other["planned_bytes"]) < 11e9
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_what_makes_a_run_another_is_told(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", overrides=["optim.lr=0.1", "data.root=/faces", "run.output=x"], epochs=3.0)
+    make_run(
+        tmp_path / "a", overrides=["optim.lr=0.1", "data.root=/faces", "run.output=x"], epochs=3.0
+    )
     make_run(tmp_path / "deep" / "b")
     first, second = reproduce.read_runs(tmp_path)
     assert first.notes == ("unfinished: epoch 3.0 of 5", "optim.lr 0.1, the config has 0.02")
@@ -135,7 +167,9 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         reproduce.read_runs(tmp_path)
     text = (run / "config.yaml").read_text().replace(f"published: {ROW}", "published: ms1mv3_r1")
     (run / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"run/config\.yaml: evaluate\.published: found 'ms1mv3_r1'"):
+    with pytest.raises(
+        ValueError, match=r"run/config\.yaml: evaluate\.published: found 'ms1mv3_r1'"
+    ):
         reproduce.read_runs(tmp_path)
 
 
@@ -149,12 +183,17 @@ def test_logs_in_both_forms_are_read_alike(tmp_path: Path) -> None:
         "Training: 2023-12-28 00:21:38,739-Speed 791.88 samples/sec   Loss 47.2500   LearningRate 0.010000   Epoch: 0"
         "   Global Step: 30   Fp16 Grad Scale: 16384   Required: 38 hours\n"
     )
-    for curve in (reproduce.read_log(tmp_path / "a.csv.gz"), reproduce.read_log(tmp_path / "b.log")):
+    for curve in (
+        reproduce.read_log(tmp_path / "a.csv.gz"),
+        reproduce.read_log(tmp_path / "b.log"),
+    ):
         assert curve.steps.tolist() == [20, 30]
         assert curve.losses.tolist() == [46.5, 47.25]
         assert curve.rates is not None
         assert curve.rates.tolist() == [0.02, 0.01]
-    assert reproduce.read_log(ROOT / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz").rates is None
+    assert (
+        reproduce.read_log(ROOT / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz").rates is None
+    )
     for text in ("epoch,loss\n1,2\n", "step,loss\n1,x\n", ""):
         (tmp_path / "c.csv").write_text(text)
         with pytest.raises(ValueError, match=r"c\.csv: "):

@@ -1,4 +1,5 @@
-"""Take a few training steps of a config on random images and print the process's peak memory in bytes."""
+"""Take a few training steps of a config on random images and print the process's peak memory in
+bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from data.types import Batch
 from recognition import experiment, trainer
 from recognition.config import load_config
 from recognition.distributed import Ranks
-from scripts.bench_classifier import peak_bytes
+from scripts.bench.classifier import peak_bytes
 
 
 class Faces:
@@ -38,7 +39,10 @@ def main(path: str, classes: int) -> None:
     progress = trainer.Progress()
     for _ in range(3):
         batches = [
-            Batch(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8), torch.randint(classes, (batch,)))
+            Batch(
+                torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8),
+                torch.randint(classes, (batch,)),
+            )
             for _ in range(config.optim.accumulation)
         ]
         trainer._optimizer_step(config, parts, batches, progress)

@@ -24,12 +24,18 @@ def test_folder_reports_what_it_left_out(tmp_path: Path):
     def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         calls.append(1)
         faces = round(float(image.mean()) / 100)
-        return np.array([[0, 0, 50 + i, 50] for i in range(faces)]).reshape(-1, 4), np.array([TEMPLATE] * faces)
+        return np.array([[0, 0, 50 + i, 50] for i in range(faces)]).reshape(-1, 4), np.array(
+            [TEMPLATE] * faces
+        )
 
     counts = align_folder(photos, out, detect)
     assert counts == {"aligned": 1, "no_face": 1, "several": 1, "unreadable": 1}
     rows = [line.split("\t")[:2] for line in (out / REPORT).read_text().splitlines()[1:]]
-    assert rows == [["ann/b.png", "no_face"], ["bob/broken.jpg", "unreadable"], ["bob/c.jpg", "several"]]
+    assert rows == [
+        ["ann/b.png", "no_face"],
+        ["bob/broken.jpg", "unreadable"],
+        ["bob/c.jpg", "several"],
+    ]
     assert cv2.imread(str(out / "ann" / "a.jpg")).shape == (112, 112, 3)
     assert len(calls) == 3
     again = align_folder(photos, out, detect, largest=True)

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 from data.faces import open_faces
+from data.formats._record_bytes import pack_image, pack_record
 from data.formats.synthetic import draw
-from data.recordio import pack_image, pack_record
-from eval.bin_file import read_bin
+from data.pairs.verification_bin import read_bin
 from tools import convert, stats, verify
 
 
 def picture(identity: int, image: int, kind: str = ".jpg", size: int = 24) -> bytes:
-    return cv2.imencode(kind, draw(seed=0, identity=identity, image=image, size=size)[:, :, ::-1])[1].tobytes()
+    return cv2.imencode(kind, draw(seed=0, identity=identity, image=image, size=size)[:, :, ::-1])[
+        1
+    ].tobytes()
 
 
 def by_identity(path: Path) -> Counter:
@@ -120,7 +122,9 @@ def found(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str
     return code, capsys.readouterr().out.splitlines()[:-1]
 
 
-def test_verify_passes_a_clean_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_verify_passes_a_clean_set(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     convert.main([str(folder), str(tmp_path / "a.rec")])
     for path in (folder, tmp_path / "a.rec"):
         capsys.readouterr()
@@ -129,7 +133,18 @@ def test_verify_passes_a_clean_set(folder: Path, tmp_path: Path, capsys: pytest.
 
 def test_verify_names_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     good = [picture(identity, image) for identity, image in [(0, 0), (0, 1), (3, 0), (3, 1)]]
-    images = [good[0], good[1], good[0], good[2], good[2], b"", b"junk", good[3][:-40], picture(3, 2, size=20), good[3]]
+    images = [
+        good[0],
+        good[1],
+        good[0],
+        good[2],
+        good[2],
+        b"",
+        b"junk",
+        good[3][:-40],
+        picture(3, 2, size=20),
+        good[3],
+    ]
     labels = [0, 0, 0, 3, 0, 3, 3, 3, 3, 3]
     path = tmp_path / "bad.rec"
     pairs = enumerate(zip(images, labels, strict=True))

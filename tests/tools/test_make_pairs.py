@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.bin_file import read_bin
-from eval.pair_lists import from_bin, from_list
+from data.pairs.lists import from_bin, from_list
+from data.pairs.verification_bin import read_bin
 from tools.make_pairs import main
 
 

@@ -40,16 +40,23 @@ def config(tmp_path: Path) -> Path:
     [
         ("", ""),
         ("fused: false", "fused: true"),
-        ("full, fused: false}\noptim: {", "partial, rate: 0.2}\noptim: {accumulation: 4, "),
+        ("full, fused: false}\noptim: {", "partial, sample_rate: 0.2}\noptim: {accumulation: 4, "),
     ],
     ids=["full", "fused", "partial, accumulated"],
 )
 def test_peak_is_within_a_quarter_of_the_measured_one(was: str, now: str, config: Path) -> None:
     config.write_text(CONFIG.replace(was, now))
     classes = 300_000
-    worker = [sys.executable, str(Path(__file__).with_name("peak_worker.py")), str(config), str(classes)]
+    worker = [
+        sys.executable,
+        str(Path(__file__).with_name("peak_worker.py")),
+        str(config),
+        str(classes),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    measured = int(subprocess.run(worker, check=True, capture_output=True, text=True, env=environment).stdout)
+    measured = int(
+        subprocess.run(worker, check=True, capture_output=True, text=True, env=environment).stdout
+    )
     planner = [sys.executable, "-m", "tools.plan", str(config), "--classes", str(classes), "--json"]
     done = subprocess.run(planner, check=True, capture_output=True, text=True, cwd=ROOT)
     planned = json.loads(done.stdout.splitlines()[-1])["bytes"]["peak"]
@@ -59,7 +66,7 @@ def test_peak_is_within_a_quarter_of_the_measured_one(was: str, now: str, config
 def test_traced_activations_are_the_real_ones(config: Path) -> None:
     loaded = load_config(config, ["backbone.width=8", "optim.batch_size=4"])
     need = plan.backbone_need(loaded)
-    from recognition.experiment import build_backbone
+    from recognition.embedder import build_backbone
 
     net = build_backbone(loaded)
     kept: dict[int, int] = {}
@@ -82,8 +89,9 @@ def test_settings_that_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert result["bytes"]["peak"] > 7_000_000_000
     found = [" ".join(fit["overrides"]) for fit in result["fitting"]]
     assert "classifier.fused=true classifier.momentum_dtype=bfloat16" in found
-    assert "classifier={name: partial} classifier.rate=0.1" in found
-    assert "classifier={name: class_pool, size: 0.01} optim.batch_size=60" in found  # a multiple of 6
+    assert "classifier={name: partial} classifier.sample_rate=0.1" in found
+    # a multiple of 6
+    assert "classifier={name: class_pool, size: 0.01} optim.batch_size=60" in found
     for fit in result["fitting"]:
         again = plan.plan(str(config), fit["overrides"], 2_059_906, None, 1)["bytes"]["peak"]
         assert again <= 7_000_000_000
@@ -91,7 +99,7 @@ def test_settings_that_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> 
     plan.show(result)
     assert "does not fit in 7.00 GB" in capsys.readouterr().out
     shared = plan.plan(str(config), [], 2_059_906, 7_000_000_000, 4)
-    assert shared["bytes"]["centres"] < 0.26 * result["bytes"]["centres"]
+    assert shared["bytes"]["centers"] < 0.26 * result["bytes"]["centers"]
     assert shared["fitting"] == []
 
 
@@ -110,17 +118,28 @@ def test_a_wrong_key_ends_with_code_2(
     assert "optim.lrr" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "count"), [("24GB", 24e9), ("512M", 512e6), ("1.5 g", 1.5e9), ("8000", 8000)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("24GB", 24e9), ("512M", 512e6), ("1.5 g", 1.5e9), ("8000", 8000)]
+)
 def test_sizes(text: str, count: float) -> None:
     assert plan.memory(text) == count
 
 
-def test_what_a_run_would_refuse_is_not_proposed(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    small = plan.plan(str(config), ["optim.nesterov=true"], 1000, 100_000_000, 1)  # no fused update, a pool of 10
+def test_what_a_run_would_refuse_is_not_proposed(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    # no fused update, a pool of 10
+    small = plan.plan(str(config), ["optim.nesterov=true"], 1000, 100_000_000, 1)
     assert not any("0.01" in part for fit in small["fitting"] for part in fit["overrides"])
     pooled = load_config(config, ["classifier={name: class_pool}", "optim.batch_size=126"])
-    assert not any("optim.batch_size" in part for tried in plan.alternatives(pooled) for part in tried)
-    monkeypatch.setattr(sys, "argv", ["plan", str(config), "classifier={name: class_pool, size: 4}", "--classes=500"])
+    assert not any(
+        "optim.batch_size" in part for tried in plan.alternatives(pooled) for part in tried
+    )
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["plan", str(config), "classifier={name: class_pool, size: 4}", "--classes=500"],
+    )
     assert plan.main() == 2
     assert "smallest size that fits is 32" in capsys.readouterr().err
 

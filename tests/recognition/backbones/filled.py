@@ -1,4 +1,5 @@
-"""Weights that depend on the parameter names and shapes alone: two implementations can be given the same."""
+"""Weights that depend on the parameter names and shapes alone: two implementations can be given the
+same."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from torch import nn
 
 
 def fill(net: nn.Module) -> nn.Module:
-    """Every tensor of the state dict drawn from a generator seeded by its name; activations stay in range."""
+    """Every tensor of the state dict drawn from a generator seeded by its name; activations stay in
+    range."""
     state = {}
     for name, old in net.state_dict().items():
         draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -26,7 +28,8 @@ def fill(net: nn.Module) -> nn.Module:
 
 
 def image(size: int = 112) -> torch.Tensor:
-    """Two smooth images (2,3,size,size) in [-1, 1], unlike each other, their mirrors, and in every channel."""
+    """Two smooth images (2,3,size,size) in [-1, 1], unlike each other, their mirrors, and in every
+    channel."""
     rows = torch.linspace(0, 1, size)[:, None]
     columns = torch.linspace(0, 1, size)[None, :]
     waves = [torch.sin(3 + (5 + k) * rows + (2 + 3 * k) * columns * columns) for k in range(6)]

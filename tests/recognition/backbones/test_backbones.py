@@ -1,11 +1,11 @@
-"""Backbones against the genuine classes: names and shapes (hashes), outputs (numbers), published counts."""
+"""Backbones against the genuine classes: names and shapes (hashes), outputs (numbers), published
+counts."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import json
-import pkgutil
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +17,12 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import recognition.backbones
+from data.parts import part_names
 
 HERE = Path(__file__).parent
 GOLDEN: dict[str, dict[str, Any]] = json.loads((HERE / "genuine.json").read_text())
 FILLED = runpy.run_path(str(HERE / "filled.py"))
-NAMES = [module.name for module in pkgutil.iter_modules(recognition.backbones.__path__)]
+NAMES = part_names("recognition.backbones")
 SMALL: dict[str, dict[str, Any]] = {
     "iresnet": {"depth": 18, "width": 8, "size": 32, "embedding": 16},
     "ir": {"depth": 18, "se": True, "width": 16, "size": 32, "embedding": 16, "dropout": 0.0},
@@ -38,7 +38,12 @@ MULTIPLY_ADDS = {  # forward, 112 x 112, in units of 1e9: insightface's model zo
     "insightface vit tiny": 1.5,
     "insightface vit base": 11.4,
 }
-PARAMETERS = {"insightface r18": 24.03, "insightface r50": 43.59, "insightface r100": 65.16, "insightface mbf": 2.06}
+PARAMETERS = {
+    "insightface r18": 24.03,
+    "insightface r50": 43.59,
+    "insightface r100": 65.16,
+    "insightface mbf": 2.06,
+}
 
 
 def build(module: str, **options: Any) -> nn.Module:
@@ -70,8 +75,12 @@ def test_names_shapes_and_counts_are_the_genuine_ones(name: str) -> None:
     if name in MULTIPLY_ADDS:
         with FakeTensorMode(), FlopCounterMode(display=False) as counter:
             build(golden["module"], **golden["options"]).eval()(torch.empty(1, 3, 112, 112))
-        attention = sum(2 * 144**2 * block.attn.proj.in_features for block in getattr(net, "blocks", []))
-        counted = counter.get_flop_counts()["Global"].items()  # fused attention is counted from torch 2.15 on
+        attention = sum(
+            2 * 144**2 * block.attn.proj.in_features for block in getattr(net, "blocks", [])
+        )
+        counted = counter.get_flop_counts()[
+            "Global"
+        ].items()  # fused attention is counted from torch 2.15 on
         rest = sum(count for kind, count in counted if "attention" not in str(kind)) / 2
         assert (rest + attention) / 1e9 == pytest.approx(MULTIPLY_ADDS[name], rel=0.03)
 
@@ -83,7 +92,9 @@ def test_outputs_are_the_genuine_ones(name: str) -> None:
     with torch.no_grad():
         outputs = net(FILLED["image"]())
     assert outputs.shape == (2, 512)
-    torch.testing.assert_close(outputs[:, :6], torch.tensor(golden["outputs"]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        outputs[:, :6], torch.tensor(golden["outputs"]), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,8 +104,15 @@ def test_sizes_and_training(name: str, images: torch.Tensor) -> None:
     embeddings = net(images)
     assert embeddings.shape == (6, 16)
     embeddings.square().mean().backward()
-    missing = [key for key, p in net.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert set(missing) <= {f"features.{tail}" for tail in ("bias", "weight")} | {"feature.3.bias", "feature.1.bias"}
+    missing = [
+        key
+        for key, p in net.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
+    assert set(missing) <= {f"features.{tail}" for tail in ("bias", "weight")} | {
+        "feature.3.bias",
+        "feature.1.bias",
+    }
     for size in (48, 72):
         with torch.no_grad():
             net = build(name, **{**SMALL[name], "size": size}).eval()
@@ -102,12 +120,18 @@ def test_sizes_and_training(name: str, images: torch.Tensor) -> None:
 
 
 def statistics(net: nn.Module) -> Iterator[torch.Tensor]:
-    return (value.double() for key, value in net.state_dict().items() if "running" in key or "tracked" in key)
+    return (
+        value.double()
+        for key, value in net.state_dict().items()
+        if "running" in key or "tracked" in key
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_checkpointing_changes_nothing_but_memory(name: str, images: torch.Tensor) -> None:
-    plain, light = (build(name, **SMALL[name], checkpoint=checkpoint) for checkpoint in (False, True))
+    plain, light = (
+        build(name, **SMALL[name], checkpoint=checkpoint) for checkpoint in (False, True)
+    )
     light.load_state_dict(plain.state_dict())
     kept = []
     for net in (plain, light):
@@ -138,21 +162,28 @@ def test_channels_last_and_autocast(name: str, images: torch.Tensor) -> None:
         expected = net(images)
         last = net.to(memory_format=torch.channels_last)
         outputs = last(images.contiguous(memory_format=torch.channels_last))
-        torch.testing.assert_close(outputs, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+        torch.testing.assert_close(
+            outputs, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             outputs = last(images)
     assert outputs.dtype == torch.float32
     assert ((outputs - expected).norm() / expected.norm()).item() < 0.05
 
 
-@pytest.mark.parametrize(("name", "checkpoint"), [*((name, False) for name in NAMES), ("iresnet", True)])
+@pytest.mark.parametrize(
+    ("name", "checkpoint"), [*((name, False) for name in NAMES), ("iresnet", True)]
+)
 def test_compiled(name: str, checkpoint: bool, images: torch.Tensor) -> None:
-    """Traced as torch.compile needs it and run eagerly: code generation would take minutes and is torch's own."""
+    """Traced as torch.compile needs it and run eagerly: code generation would take minutes and is
+    torch's own."""
     net = build(name, **SMALL[name], checkpoint=checkpoint)
     expected = net(images)
     gradient = torch.autograd.grad(expected.square().sum(), next(net.parameters()))[0]
     torch.compiler.reset()
-    outputs = torch.compile(net, backend="aot_eager" if checkpoint else "eager", fullgraph=True)(images)
+    outputs = torch.compile(net, backend="aot_eager" if checkpoint else "eager", fullgraph=True)(
+        images
+    )
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
     got = torch.autograd.grad(outputs.square().sum(), next(net.parameters()))[0]
     torch.testing.assert_close(got, gradient, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,5 @@
-"""What the classifier tests share: a backbone without work, and the margin softmax written out in one piece."""
+"""What the classifier tests share: a backbone without work, and the margin softmax written out in
+one piece."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recognition.margin import MarginHead
+from recognition.heads._margin import MarginHead
 
 
 class Stub(nn.Module):
@@ -29,12 +30,12 @@ def literal_loss(
     weight: torch.Tensor,
     labels: torch.Tensor,
     head: MarginHead,
-    sub_centres: int = 1,
+    sub_centers: int = 1,
     filter_above: float = 0.0,
 ) -> torch.Tensor:
     """Every logit of every class at once, one-hot targets, cross entropy."""
     cos = F.normalize(embeddings) @ F.normalize(weight).T
-    cos = cos.unflatten(1, (-1, sub_centres)).amax(2)
+    cos = cos.unflatten(1, (-1, sub_centers)).amax(2)
     one_hot = F.one_hot(labels, cos.shape[1]).bool()
     own, norms = cos[one_hot], embeddings.norm(dim=1)
     if filter_above > 0:

@@ -1,4 +1,5 @@
-"""One rank of test_sharded.py: trains a small model in every variant and writes what it saw to the folder given."""
+"""One rank of test_sharded.py: trains a small model in every variant and writes what it saw to the
+folder given."""
 
 from __future__ import annotations
 
@@ -22,12 +23,12 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "full adaface": (full, adaface, {"chunk": 100}),
     "full curricularface": (full, curricularface, {"chunk": 4}),
     "full elasticface": (full, elasticface, {}),
-    "full sub-centres": (full, cosface, {"chunk": 4, "sub_centres": 3}),
+    "full sub-centers": (full, cosface, {"chunk": 4, "sub_centers": 3}),
     "full filtered": (full, cosface, {"chunk": 4, "filter_above": 0.2}),
     "full fused": (full, cosface, {"chunk": 5, "fused": True}),
-    "partial 0.4": (partial, cosface, {"rate": 0.4, "chunk": 5}),
-    "partial sub-centres": (partial, arcface, {"rate": 0.3, "sub_centres": 2}),
-    "partial 1.0": (partial, arcface, {"rate": 1.0}),
+    "partial 0.4": (partial, cosface, {"sample_rate": 0.4, "chunk": 5}),
+    "partial sub-centers": (partial, arcface, {"sample_rate": 0.3, "sub_centers": 2}),
+    "partial 1.0": (partial, arcface, {"sample_rate": 1.0}),
 }
 
 
@@ -44,10 +45,12 @@ class Net(nn.Module):
 
 
 def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Losses, and what the backbone and this rank's centres became after a few steps of SGD."""
+    """Losses, and what the backbone and this rank's centers became after a few steps of SGD."""
     classifiers, heads, options = VARIANTS[variant]
     net = Net()
-    classifier = classifiers.build(backbone=net, classes=C, head=heads.build(), ranks=ranks, seed=2, **options)
+    classifier = classifiers.build(
+        backbone=net, classes=C, head=heads.build(), ranks=ranks, seed=2, **options
+    )
     classifier.double()  # so that no rounding decides on which side of a threshold a cosine lies
     backbone = DistributedDataParallel(net) if ranks.world > 1 else net
     groups = [list(net.parameters()), list(classifier.parameters())]
@@ -55,7 +58,10 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(9)
     losses, share = [], slice(ranks.rank * B // ranks.world, (ranks.rank + 1) * B // ranks.world)
     for _ in range(STEPS):
-        images, labels = torch.randn(B, INPUTS, generator=draw).double(), torch.randint(C, (B,), generator=draw)
+        images, labels = (
+            torch.randn(B, INPUTS, generator=draw).double(),
+            torch.randint(C, (B,), generator=draw),
+        )
         optimizer.zero_grad()
         classifier.prepare(0.1)
         loss = classifier(backbone, images[share], labels[share])
@@ -69,17 +75,21 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
         "losses": torch.stack(losses),
         "backbone": net.weight.detach(),
         "gradient": gradient,
-        "centres": classifier.weight.detach(),
+        "centers": classifier.weight.detach(),
     }
 
 
 def main(folder: str, rank: int, ports: list[int]) -> None:
-    """A run of three ranks, then one of two, in the same processes: starting one costs more than all the training."""
+    """A run of three ranks, then one of two, in the same processes: starting one costs more than
+    all the training."""
     for world, port in zip((3, 2), ports, strict=True):
         if rank < world:
             os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "MASTER_PORT": str(port)}
             with ranks_of_this_run(torch.device("cpu")) as ranks:
-                torch.save({name: train(name, ranks) for name in VARIANTS}, Path(folder) / f"{world}-{rank}.pt")
+                torch.save(
+                    {name: train(name, ranks) for name in VARIANTS},
+                    Path(folder) / f"{world}-{rank}.pt",
+                )
 
 
 if __name__ == "__main__":

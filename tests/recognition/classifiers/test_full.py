@@ -1,10 +1,10 @@
-"""The full classifier against the same loss written out in one piece, and its fused update against torch.optim.SGD."""
+"""The full classifier against the same loss written out in one piece, and its fused update against
+torch.optim.SGD."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-import pkgutil
 from collections.abc import Callable
 
 import pytest
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import recognition.heads
+from data.parts import part_names
 from recognition.classifiers import full
 from recognition.distributed import Ranks
 from recognition.heads import adaface, arcface, cosface, curricularface
 
 B, C, D = 12, 37, 16
-HEADS = [module.name for module in pkgutil.iter_modules(recognition.heads.__path__)]
+HEADS = part_names("recognition.heads")
 Stub = Callable[[int], nn.Module]
 Loss = Callable[..., torch.Tensor]
 
@@ -29,22 +29,30 @@ def batch(seed: int = 0, spread: float = 3.0) -> tuple[torch.Tensor, torch.Tenso
     return embeddings.requires_grad_(), torch.randint(C, (B,), generator=draw)
 
 
-def near_labels(embeddings: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Embeddings moved towards their own centres and another's, so that cosines spread over [-1, 1]."""
+def near_labels(
+    embeddings: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Embeddings moved towards their own centers and another's, so that cosines spread over [-1,
+    1]."""
     towards = F.normalize(weight.detach().double())
     pull = torch.linspace(0, 4, B, dtype=torch.float64)[:, None] * 3
-    return (embeddings.detach() + pull * (towards[labels] + 0.7 * towards[labels - 1])).requires_grad_()
+    return (
+        embeddings.detach() + pull * (towards[labels] + 0.7 * towards[labels - 1])
+    ).requires_grad_()
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 37, "auto"])
 @pytest.mark.parametrize("name", HEADS)
-def test_loss_and_gradients_of_every_head(name: str, chunk: int | str, stub: Stub, literal: Loss) -> None:
+def test_loss_and_gradients_of_every_head(
+    name: str, chunk: int | str, stub: Stub, literal: Loss
+) -> None:
     head = importlib.import_module(f"recognition.heads.{name}").build()
     build = full.build(backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=chunk)
     classifier = build.double()
     embeddings, labels = batch()
     embeddings = near_labels(embeddings, labels, classifier.weight)
-    loss = classifier(stub(D), embeddings, labels)  # moves the head's averages, which the literal loss then reads
+    # moves the head's averages, which the literal loss then reads
+    loss = classifier(stub(D), embeddings, labels)
     got = torch.autograd.grad(loss, (embeddings, classifier.weight))
     expected = literal(embeddings, classifier.weight, labels, head)
     wanted = torch.autograd.grad(expected, (embeddings, classifier.weight))
@@ -54,14 +62,18 @@ def test_loss_and_gradients_of_every_head(name: str, chunk: int | str, stub: Stu
 
 
 @pytest.mark.parametrize("name", ["cosface", "curricularface"])
-@pytest.mark.parametrize(("sub_centres", "filter_above"), [(3, 0.0), (1, 0.3), (2, 0.25)])
-def test_sub_centres_and_filtering(name: str, sub_centres: int, filter_above: float, stub: Stub, literal: Loss) -> None:
+@pytest.mark.parametrize(("sub_centers", "filter_above"), [(3, 0.0), (1, 0.3), (2, 0.25)])
+def test_sub_centers_and_filtering(
+    name: str, sub_centers: int, filter_above: float, stub: Stub, literal: Loss
+) -> None:
     head = importlib.import_module(f"recognition.heads.{name}").build()
-    options = {"sub_centres": sub_centres, "filter_above": filter_above}
-    classifier = full.build(backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=10, **options).double()
-    assert classifier.weight.shape == (C * sub_centres, D)
+    options = {"sub_centers": sub_centers, "filter_above": filter_above}
+    classifier = full.build(
+        backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=10, **options
+    ).double()
+    assert classifier.weight.shape == (C * sub_centers, D)
     embeddings, labels = batch()
-    embeddings = near_labels(embeddings, labels * sub_centres, classifier.weight)
+    embeddings = near_labels(embeddings, labels * sub_centers, classifier.weight)
     loss = classifier(stub(D), embeddings, labels)
     got = torch.autograd.grad(loss, (embeddings, classifier.weight))
     expected = literal(embeddings, classifier.weight, labels, head, **options)
@@ -72,8 +84,11 @@ def test_sub_centres_and_filtering(name: str, sub_centres: int, filter_above: fl
 
 
 def test_no_infinite_loss_at_full_scale(stub: Stub) -> None:
-    """All cosines -1: a constant shift by the scale would leave exp(-128) = 0 to take the logarithm of."""
-    classifier = full.build(backbone=stub(2), classes=3, head=cosface.build(), ranks=Ranks(), seed=0)
+    """All cosines -1: a constant shift by the scale would leave exp(-128) = 0 to take the logarithm
+    of."""
+    classifier = full.build(
+        backbone=stub(2), classes=3, head=cosface.build(), ranks=Ranks(), seed=0
+    )
     classifier.weight.data = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     loss = classifier(stub(2), torch.tensor([[-5.0, 0.0]]), torch.tensor([1]))
     expected = torch.logsumexp(torch.tensor([-64.0, -64.0 - 25.6, -64.0]), 0) + 64 + 25.6
@@ -81,15 +96,22 @@ def test_no_infinite_loss_at_full_scale(stub: Stub) -> None:
 
 
 def test_small_losses_keep_their_digits(stub: Stub) -> None:
-    """Subtracting the target from a sum of all exponentials would leave rounding noise here, or a negative loss."""
-    classifier = full.build(backbone=stub(2), classes=3, head=cosface.build(), ranks=Ranks(), seed=0)
+    """Subtracting the target from a sum of all exponentials would leave rounding noise here, or a
+    negative loss."""
+    classifier = full.build(
+        backbone=stub(2), classes=3, head=cosface.build(), ranks=Ranks(), seed=0
+    )
     classifier.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     loss = classifier(stub(2), torch.tensor([[7.0, 0.0]]), torch.tensor([0]))
-    assert loss.item() == pytest.approx(2 * torch.tensor(-38.4, dtype=torch.float64).exp().item(), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        2 * torch.tensor(-38.4, dtype=torch.float64).exp().item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("momentum_dtype", ["float32", "bfloat16"])
-def test_fused_update_equals_sgd_after_a_hundred_steps(momentum_dtype: str, stub: Stub, literal: Loss) -> None:
+def test_fused_update_equals_sgd_after_a_hundred_steps(
+    momentum_dtype: str, stub: Stub, literal: Loss
+) -> None:
     """The reference is in float64: in float32 its own rounding moves its gradients by 1e-5."""
     classifier = full.build(
         backbone=stub(D),
@@ -125,8 +147,10 @@ def test_fused_update_equals_sgd_after_a_hundred_steps(momentum_dtype: str, stub
     assert classifier.velocity.dtype == getattr(torch, momentum_dtype)
 
 
-def test_fused_update_leaves_centres_alone_on_a_bad_loss_and_outside_training(stub: Stub) -> None:
-    classifier = full.build(backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=3, fused=True)
+def test_fused_update_leaves_centers_alone_on_a_bad_loss_and_outside_training(stub: Stub) -> None:
+    classifier = full.build(
+        backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=3, fused=True
+    )
     classifier.prepare(0.1)
     before = copy.deepcopy(classifier.state_dict())
     embeddings, labels = batch()
@@ -142,16 +166,38 @@ def test_fused_update_leaves_centres_alone_on_a_bad_loss_and_outside_training(st
 @pytest.mark.parametrize("options", [{"accumulation": 2}, {"loss_scaling": True}])
 def test_fused_update_is_refused_where_it_would_be_wrong(options: dict, stub: Stub) -> None:
     with pytest.raises(ValueError, match="classifier.fused"):
-        full.build(backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=0, fused=True, **options)
+        full.build(
+            backbone=stub(D),
+            classes=C,
+            head=cosface.build(),
+            ranks=Ranks(),
+            seed=0,
+            fused=True,
+            **options,
+        )
 
 
 @pytest.mark.parametrize(
-    "options", [{"matmul": "float16"}, {"chunk": 0}, {"sub_centres": 0}, {"filter_above": 2.0}, {"classes": 1}]
+    "options",
+    [
+        {"matmul": "float16"},
+        {"chunk": 0},
+        {"sub_centers": 0},
+        {"filter_above": 2.0},
+        {"classes": 1},
+    ],
 )
 def test_bad_options_are_named(options: dict, stub: Stub) -> None:
     with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         full.build(
-            **{"backbone": stub(D), "classes": C, "head": cosface.build(), "ranks": Ranks(), "seed": 0, **options}
+            **{
+                "backbone": stub(D),
+                "classes": C,
+                "head": cosface.build(),
+                "ranks": Ranks(),
+                "seed": 0,
+                **options,
+            }
         )
 
 
@@ -175,7 +221,9 @@ def test_bfloat16_products_stay_close(stub: Stub) -> None:
     embeddings, labels = batch()
     results = []
     for matmul in ("float32", "bfloat16"):
-        classifier = full.build(backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=3, matmul=matmul)
+        classifier = full.build(
+            backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=3, matmul=matmul
+        )
         loss = classifier(stub(D), embeddings, labels)
         results.append((loss, *torch.autograd.grad(loss, (embeddings, classifier.weight))))
     for one, two in zip(*results, strict=True):
@@ -184,7 +232,9 @@ def test_bfloat16_products_stay_close(stub: Stub) -> None:
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_reach_the_logits(autocast: torch.dtype, stub: Stub) -> None:
-    classifier = full.build(backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=3)
+    classifier = full.build(
+        backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=3
+    )
     embeddings, labels = batch()
     embeddings = embeddings.detach().float().to(autocast)
     expected = classifier(stub(D), embeddings.float(), labels)
@@ -192,9 +242,11 @@ def test_autocast_does_not_reach_the_logits(autocast: torch.dtype, stub: Stub) -
         assert torch.equal(classifier(stub(D), embeddings, labels), expected)
 
 
-def test_centres_start_as_published_and_by_seed(stub: Stub) -> None:
+def test_centers_start_as_published_and_by_seed(stub: Stub) -> None:
     one, two, other = (
-        full.build(backbone=stub(64), classes=5000, head=cosface.build(), ranks=Ranks(), seed=seed).weight
+        full.build(
+            backbone=stub(64), classes=5000, head=cosface.build(), ranks=Ranks(), seed=seed
+        ).weight
         for seed in (1, 1, 2)
     )
     assert torch.equal(one, two)

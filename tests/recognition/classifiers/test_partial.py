@@ -20,19 +20,23 @@ Loss = Callable[..., torch.Tensor]
 
 def batch(seed: int, classes: int = C) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    return torch.randn(B, D, generator=draw).double().requires_grad_(), torch.randint(classes, (B,), generator=draw)
+    return torch.randn(B, D, generator=draw).double().requires_grad_(), torch.randint(
+        classes, (B,), generator=draw
+    )
 
 
 def relative(one: torch.Tensor, two: torch.Tensor) -> float:
     return ((one - two).norm() / two.norm()).item()
 
 
-def build(stub: Stub, **options: object) -> partial.Partial:
-    return partial.build(backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=4, **options).double()
+def build(stub: Stub, **options: object) -> partial.PartialFC:
+    return partial.build(
+        backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=4, **options
+    ).double()
 
 
 def test_at_rate_one_it_is_the_full_classifier(stub: Stub, literal: Loss) -> None:
-    classifier = build(stub, rate=1.0, chunk=7)
+    classifier = build(stub, sample_rate=1.0, chunk=7)
     plain = nn.Parameter(classifier.weight.clone())
     optimizer = torch.optim.SGD([plain], lr=0.1, momentum=0.9, weight_decay=5e-4)
     for step in range(20):
@@ -50,7 +54,7 @@ def test_at_rate_one_it_is_the_full_classifier(stub: Stub, literal: Loss) -> Non
 
 
 def test_only_sampled_rows_learn_decay_and_drift(stub: Stub, literal: Loss) -> None:
-    classifier = build(stub, rate=0.3, weight_decay=0.1)
+    classifier = build(stub, sample_rate=0.3, weight_decay=0.1)
     weight, velocity = classifier.weight.clone(), classifier.velocity.clone()
     sizes = set()
     for step in range(6):
@@ -78,14 +82,16 @@ def test_only_sampled_rows_learn_decay_and_drift(stub: Stub, literal: Loss) -> N
 
 
 def test_a_resumed_run_samples_on(stub: Stub) -> None:
-    def steps(classifier: partial.Partial, first: int, last: int) -> None:
+    def steps(classifier: partial.PartialFC, first: int, last: int) -> None:
         for step in range(first, last):
             embeddings, labels = batch(step)
             classifier.prepare(0.1)
             classifier(stub(D), embeddings, labels).backward()
             classifier.update()
 
-    whole, begun, resumed = (build(stub, rate=0.3, momentum_dtype="float32") for _ in range(3))
+    whole, begun, resumed = (
+        build(stub, sample_rate=0.3, momentum_dtype="float32") for _ in range(3)
+    )
     steps(whole, 0, 6)
     steps(begun, 0, 3)
     resumed.load_state_dict(begun.state_dict())
@@ -95,7 +101,7 @@ def test_a_resumed_run_samples_on(stub: Stub) -> None:
 
 
 def test_evaluation_and_skipped_steps_change_nothing(stub: Stub) -> None:
-    classifier = build(stub, rate=0.3)
+    classifier = build(stub, sample_rate=0.3)
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     embeddings, labels = batch(0)
     classifier.eval()
@@ -105,14 +111,16 @@ def test_evaluation_and_skipped_steps_change_nothing(stub: Stub) -> None:
         assert torch.equal(value, before[key]), key
     classifier.train()
     classifier.prepare(0.1)
-    classifier(stub(D), embeddings, labels).backward()  # a GradScaler may skip the optimizer step: no update
+    classifier(
+        stub(D), embeddings, labels
+    ).backward()  # a GradScaler may skip the optimizer step: no update
     classifier.prepare(0.1)
     classifier.update()
     assert torch.equal(classifier.weight, before["weight"])
 
 
 def test_loss_scaling_and_accumulation_leave_the_step_as_it_is(stub: Stub, literal: Loss) -> None:
-    classifier = build(stub, rate=0.5, accumulation=2, loss_scaling=True, weight_decay=0.0)
+    classifier = build(stub, sample_rate=0.5, accumulation=2, loss_scaling=True, weight_decay=0.0)
     weight = classifier.weight.clone()
     gradient = torch.zeros_like(weight)
     classifier.prepare(0.1)
@@ -129,7 +137,7 @@ def test_loss_scaling_and_accumulation_leave_the_step_as_it_is(stub: Stub, liter
 
 
 def test_at_rate_one_its_adamw_is_torchs(stub: Stub, literal: Loss) -> None:
-    classifier = build(stub, rate=1.0, chunk=7, optimizer_name="adamw", weight_decay=0.1)
+    classifier = build(stub, sample_rate=1.0, chunk=7, optimizer_name="adamw", weight_decay=0.1)
     plain = nn.Parameter(classifier.weight.clone())
     optimizer = torch.optim.AdamW([plain], lr=0.01, weight_decay=0.1)
     for step in range(20):
@@ -144,7 +152,7 @@ def test_at_rate_one_its_adamw_is_torchs(stub: Stub, literal: Loss) -> None:
 
 
 def test_a_sampled_row_takes_the_adamw_steps_of_its_own_samples(stub: Stub, literal: Loss) -> None:
-    classifier = build(stub, rate=0.3, optimizer_name="adamw", weight_decay=0.1)
+    classifier = build(stub, sample_rate=0.3, optimizer_name="adamw", weight_decay=0.1)
     rows = [nn.Parameter(row.clone()) for row in classifier.weight]
     optimizers = [torch.optim.AdamW([row], lr=0.01, weight_decay=0.1) for row in rows]
     for step in range(6):
@@ -153,7 +161,10 @@ def test_a_sampled_row_takes_the_adamw_steps_of_its_own_samples(stub: Stub, lite
         classifier(stub(D), embeddings, labels).backward()
         index = classifier._samples[0].index
         loss = literal(
-            embeddings, torch.stack([rows[i] for i in index]), torch.searchsorted(index, labels), cosface.build()
+            embeddings,
+            torch.stack([rows[i] for i in index]),
+            torch.searchsorted(index, labels),
+            cosface.build(),
         )
         loss.backward()
         classifier.update()
@@ -177,7 +188,8 @@ def test_samples_are_uniform_and_hold_the_batch(rate: float) -> None:
     others = counts[torch.ones(1000, dtype=torch.bool).index_fill(0, labels, False)]
     share = (1000 * rate - 3) / 997
     assert others.mean().item() == pytest.approx(300 * share)
-    assert others.var().item() == pytest.approx(300 * share * (1 - share), rel=0.2)  # binomial: draws are independent
+    # binomial: draws are independent
+    assert others.var().item() == pytest.approx(300 * share * (1 - share), rel=0.2)
 
 
 def test_a_batch_with_more_classes_than_the_rate_allows() -> None:
@@ -187,7 +199,7 @@ def test_a_batch_with_more_classes_than_the_rate_allows() -> None:
 
 
 def test_a_lone_class_is_given_a_negative(stub: Stub) -> None:
-    classifier = build(stub, rate=0.001)
+    classifier = build(stub, sample_rate=0.001)
     embeddings, _ = batch(0)
     assert classifier(stub(D), embeddings, torch.full((B,), 5)).isfinite()
 
@@ -195,17 +207,23 @@ def test_a_lone_class_is_given_a_negative(stub: Stub) -> None:
 @pytest.mark.parametrize("rate", [0.0, 1.5])
 def test_bad_rates_are_named(rate: float, stub: Stub) -> None:
     with pytest.raises(ValueError, match=f"rate {rate}"):
-        build(stub, rate=rate)
+        build(stub, sample_rate=rate)
 
 
-def test_sub_centres_of_a_sampled_class_come_together(stub: Stub, literal: Loss) -> None:
+def test_sub_centers_of_a_sampled_class_come_together(stub: Stub, literal: Loss) -> None:
     classifier = partial.build(
-        backbone=stub(D), classes=C, head=arcface.build(), ranks=Ranks(), seed=4, rate=0.3, sub_centres=3
+        backbone=stub(D),
+        classes=C,
+        head=arcface.build(),
+        ranks=Ranks(),
+        seed=4,
+        sample_rate=0.3,
+        sub_centers=3,
     ).double()
     embeddings, labels = batch(1)
     loss = classifier(stub(D), embeddings, labels)
     index = classifier._samples[0].index
     assert torch.equal(index.view(-1, 3) % 3, torch.arange(3).expand(len(index) // 3, 3))
     places = torch.searchsorted(index[::3] // 3, labels)
-    expected = literal(embeddings, classifier.weight[index], places, arcface.build(), sub_centres=3)
+    expected = literal(embeddings, classifier.weight[index], places, arcface.build(), sub_centers=3)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)

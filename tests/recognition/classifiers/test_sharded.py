@@ -32,9 +32,16 @@ def ranks_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Re
     folder = tmp_path_factory.mktemp("ranks")
     root = Path(__file__).parents[3]
     ports = [str(free_port()), str(free_port())]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
-        subprocess.Popen([sys.executable, str(WORKER), str(folder), str(rank), *ports], env=environment, cwd=root)
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), str(rank), *ports], env=environment, cwd=root
+        )
         for rank in range(3)
     ]
     try:
@@ -43,7 +50,9 @@ def ranks_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Re
         for process in processes:
             process.kill()
     return {
-        world: [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+        world: [
+            torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)
+        ]
         for world in (2, 3)
     }
 
@@ -54,13 +63,15 @@ def relative(one: torch.Tensor, two: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_same_as_one_process(variant: str, world: int, ranks_results: dict[int, list[Results]]) -> None:
+def test_same_as_one_process(
+    variant: str, world: int, ranks_results: dict[int, list[Results]]
+) -> None:
     one = NAMESPACE["train"](variant, Ranks())
     ranks = [results[variant] for results in ranks_results[world]]
     for rank in ranks:
         assert relative(rank["losses"], one["losses"]) < 1e-5
         assert relative(rank["gradient"], one["gradient"]) < 1e-5
         assert relative(rank["backbone"], one["backbone"]) < 1e-5
-    lengths = [len(rank["centres"]) for rank in ranks]
+    lengths = [len(rank["centers"]) for rank in ranks]
     assert len(set(lengths)) > 1  # 37 classes do not divide
-    assert relative(torch.cat([rank["centres"] for rank in ranks]), one["centres"]) < 1e-5
+    assert relative(torch.cat([rank["centers"] for rank in ranks]), one["centers"]) < 1e-5

@@ -1,10 +1,10 @@
-"""Every head against its paper's formula on the angle, in float64: value, and gradient by differences."""
+"""Every head against its paper's formula on the angle, in float64: value, and gradient by
+differences."""
 
 from __future__ import annotations
 
 import importlib
 import math
-import pkgutil
 from collections.abc import Callable
 
 import numpy as np
@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import recognition.heads
-from recognition.margin import MarginHead
+from data.parts import part_names
+from recognition.heads._margin import MarginHead
 
-NAMES = [module.name for module in pkgutil.iter_modules(recognition.heads.__path__)]
+NAMES = part_names("recognition.heads")
 NORM = 23.0
 
 
@@ -44,7 +44,10 @@ CASES: dict[str, tuple[dict[str, object], Callable[[float], float]]] = {
     "cosface": ({"margin": 0.35}, lambda theta: math.cos(theta) - 0.35),
     "sphereface": ({}, sphereface),
     "sphereface 4": ({"margin": 4.0}, lambda theta: sphereface(theta, 4.0)),
-    "combined": ({"m1": 1.1, "m2": 0.3, "m3": 0.2}, lambda theta: math.cos(1.1 * theta + 0.3) - 0.2),
+    "combined": (
+        {"m1": 1.1, "m2": 0.3, "m3": 0.2},
+        lambda theta: math.cos(1.1 * theta + 0.3) - 0.2,
+    ),
     "combined normface": ({}, math.cos),
     "adaface": ({}, adaface),
     "magface": ({}, lambda theta: guarded(theta, 0.45 + 0.35 * (NORM - 10) / 100)),
@@ -69,9 +72,12 @@ def test_value_and_slope(case: str, theta: float) -> None:
     (slope,) = torch.autograd.grad(value.sum(), cos)
     assert value.item() == pytest.approx(formula(theta), abs=1e-9)
     step = 1e-6
-    one_sided = [(formula(theta + sign * step) - formula(theta)) / (sign * step) for sign in (1, -1)]
+    one_sided = [
+        (formula(theta + sign * step) - formula(theta)) / (sign * step) for sign in (1, -1)
+    ]
     got = slope.item() * -math.sin(theta)
-    assert min(abs(got - side) for side in one_sided) < 1e-4 * max(1, abs(got))  # two sides: the formulas have corners
+    # two sides: the formulas have corners
+    assert min(abs(got - side) for side in one_sided) < 1e-4 * max(1, abs(got))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -90,7 +96,9 @@ def test_ends_and_small_types(case: str, dtype: torch.dtype) -> None:
     assert (slope > -1e-3).all() or case in ("arcface unguarded", "combined", "elasticface")
 
 
-@pytest.mark.parametrize(("case", "at_one"), [("cosface", 1.0), ("sphereface", 1.7**2), ("combined normface", 1.0)])
+@pytest.mark.parametrize(
+    ("case", "at_one"), [("cosface", 1.0), ("sphereface", 1.7**2), ("combined normface", 1.0)]
+)
 def test_slope_at_one_is_the_limit(case: str, at_one: float) -> None:
     cos = torch.ones(1, dtype=torch.float64, requires_grad=True)
     head = build(case.split()[0], **CASES[case][0])
@@ -116,7 +124,9 @@ def test_straight_through_is_insightface_s_gradient(name: str) -> None:
     assert torch.equal(value, exact)
     assert torch.autograd.grad(value.sum(), cos)[0].tolist() == [1, 1, 1, 1]
     (slope,) = torch.autograd.grad(exact[2], cos)
-    assert 64 * slope[2].item() == pytest.approx(64 * math.sin(math.acos(0.3) + 0.5) / math.sin(math.acos(0.3)))
+    assert 64 * slope[2].item() == pytest.approx(
+        64 * math.sin(math.acos(0.3) + 0.5) / math.sin(math.acos(0.3))
+    )
 
 
 def test_adaface_follows_lengths_and_keeps_its_averages_finite() -> None:
@@ -143,13 +153,19 @@ def test_magface_gradient_reaches_the_length() -> None:
     penalty = head.penalty(norms)
     assert penalty is not None
     clipped = np.array([10.0, 23.0, 60.0, 110.0])
-    np.testing.assert_allclose(penalty.detach().numpy(), 35 * (1 / clipped + clipped / 110**2), rtol=1e-12)
+    np.testing.assert_allclose(
+        penalty.detach().numpy(), 35 * (1 / clipped + clipped / 110**2), rtol=1e-12
+    )
     theta, margin = math.acos(0.3), 0.45 + 0.35 * (clipped - 10) / 100
     inside = np.array([0.0, 1.0, 1.0, 0.0])
     slope = -np.sin(theta + margin) * 0.35 / 100 * inside
-    np.testing.assert_allclose(torch.autograd.grad(head.target(cos, norms).sum(), norms)[0].numpy(), slope, rtol=1e-6)
+    np.testing.assert_allclose(
+        torch.autograd.grad(head.target(cos, norms).sum(), norms)[0].numpy(), slope, rtol=1e-6
+    )
     slope = 35 * (1 / 110**2 - 1 / clipped**2) * inside
-    np.testing.assert_allclose(torch.autograd.grad(penalty.sum(), norms)[0].numpy(), slope, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(
+        torch.autograd.grad(penalty.sum(), norms)[0].numpy(), slope, rtol=1e-9, atol=1e-15
+    )
 
 
 def test_curricularface_negatives() -> None:
@@ -163,11 +179,17 @@ def test_curricularface_negatives() -> None:
     value = head.negatives(cos, torch.tensor([[0.6]], dtype=torch.float64))
     np.testing.assert_allclose(value[0].detach().numpy(), expected, rtol=1e-6)
     slopes = [t + 2 * c if c > bound else 1 for c in cos[0].tolist()]
-    np.testing.assert_allclose(torch.autograd.grad(value.sum(), cos)[0][0].numpy(), slopes, rtol=1e-6)
+    np.testing.assert_allclose(
+        torch.autograd.grad(value.sum(), cos)[0][0].numpy(), slopes, rtol=1e-6
+    )
 
 
 def test_elasticface_draws_by_seed_and_step() -> None:
-    one, two, other = build("elasticface", seed=1), build("elasticface", seed=1), build("elasticface", seed=2)
+    one, two, other = (
+        build("elasticface", seed=1),
+        build("elasticface", seed=1),
+        build("elasticface", seed=2),
+    )
     cos = torch.zeros(20000, dtype=torch.float64)
     for head in (one, two, other):
         head.observe(cos, cos)
@@ -190,7 +212,7 @@ def test_elasticface_draws_by_seed_and_step() -> None:
         ("arcface", {"gradient": "exakt"}),
         ("sphereface", {"margin": 0.5}),
         ("elasticface", {"kind": "sin"}),
-        ("magface", {"shortest": 200.0}),
+        ("magface", {"l_a": 200.0}),
     ],
 )
 def test_bad_options_are_named(name: str, options: dict[str, object]) -> None:

@@ -1,0 +1,135 @@
+"""Encoded images by number: in memory, as files, or as stored entries of a zip."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class Images(Protocol):
+    """What a FaceSet has and extraction needs: encoded images by number."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes: ...
+
+    def describe(self, index: int) -> str: ...
+
+
+def stem(name: str) -> str:
+    """A path without an image suffix."""
+    head, dot, suffix = name.rpartition(".")
+    return head if dot and f".{suffix.lower()}" in SUFFIXES else name
+
+
+@dataclass(frozen=True)
+class BytesImages:
+    """Encoded images in memory."""
+
+    encoded: Sequence[bytes]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def read(self, index: int) -> bytes:
+        return self.encoded[index]
+
+    def describe(self, index: int) -> str:
+        return f"{self.source}, image {index}"
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files by path."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        return self.paths[index].read_bytes()
+
+    def describe(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class ZipImages:
+    """Stored entries of a zip, read by offset: no decompression, no lock between threads."""
+
+    path: Path
+    entries: Sequence[zipfile.ZipInfo]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, index: int) -> bytes:
+        entry = self.entries[index]
+        with open(self.path, "rb") as file:
+            file.seek(entry.header_offset)
+            head = file.read(30)
+            file.seek(
+                int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"),
+                io.SEEK_CUR,
+            )
+            return file.read(entry.file_size)
+
+    def describe(self, index: int) -> str:
+        return f"{self.path}/{self.entries[index].filename}"
+
+
+def open_images(root: str | Path, names: list[str]) -> Images:
+    """The named images (their suffixes may be missing) of a folder or an uncompressed zip."""
+    root = Path(root)
+    if root.is_dir():
+        return FileImages([find_image(root, name) for name in names])
+    if root.is_file() and zipfile.is_zipfile(root):
+        return _open_zip(root, names)
+    raise FileNotFoundError(
+        f"{root}: no such folder or zip; expected images, the first {names[0] if names else '-'}"
+    )
+
+
+def find_image(root: Path, name: str) -> Path:
+    for suffix in ("", *SUFFIXES):
+        if (root / (name + suffix)).is_file():
+            return root / (name + suffix)
+    raise FileNotFoundError(
+        f"{root / name}: no such image (tried {', '.join(SUFFIXES)}); the list names it"
+    )
+
+
+def _open_zip(path: Path, names: list[str]) -> ZipImages:
+    with zipfile.ZipFile(path) as archive:
+        entries = [
+            entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)
+        ]
+    by_name: dict[str, list[zipfile.ZipInfo]] = {}
+    for entry in entries:
+        parts = stem(entry.filename).split("/")
+        for name in {stem(entry.filename), "/".join(parts[-2:]), parts[-1]}:
+            by_name.setdefault(name, []).append(entry)
+    found = [by_name.get(stem(name), []) for name in names]
+    missing = [name for name, choice in zip(names, found, strict=True) if not choice]
+    if missing:
+        raise FileNotFoundError(
+            f"{path}: lacks {len(missing)} of the listed images, the first is {missing[0]}"
+        )
+    for name, choice in zip(names, found, strict=True):
+        if len(choice) > 1:
+            raise ValueError(
+                f"{path}: {name} may be {choice[0].filename} or {choice[1].filename}; pack one of them"
+            )
+        if choice[0].compress_type != zipfile.ZIP_STORED:
+            raise ValueError(
+                f"{path}: {name} is compressed; pack the images uncompressed (zip -0) or unpack them"
+            )
+    return ZipImages(path, [choice[0] for choice in found])

@@ -1,0 +1,78 @@
+"""Balanced pairs drawn from any set of faces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data.faces import open_faces
+from data.pairs.lists import Pairs
+from data.types import FaceSet
+
+
+def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int = 10) -> Pairs:
+    """`count` balanced pairs drawn from any set of faces, the same for the same seed; a fold shares
+    no identity with another as long as each can get two (else all folds draw from all identities,
+    and a note says so).
+    """
+    faces: FaceSet = open_faces(path)
+    rng = np.random.default_rng(seed)
+    order = np.argsort(faces.labels, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(faces.labels[order])) + 1)
+    notes: tuple[str, ...] = ()
+    if count % (2 * folds) or count <= 0:
+        raise ValueError(
+            f"count: {count} pairs cannot be balanced over {folds} folds; give a multiple of {2 * folds}"
+        )
+    if len(members) < 2 * folds:
+        groups = [members] * folds
+        notes = (
+            f"{len(members)} identities are too few for disjoint folds: the folds share people",
+        )
+    else:
+        shuffled = [members[i] for i in rng.permutation(len(members))]
+        groups = [shuffled[k::folds] for k in range(folds)]
+    each = count // (2 * folds)
+    first, second, same = [], [], []
+    taken: set[tuple[int, int]] = set()
+    for k, group in enumerate(groups):
+        for genuine in (True, False):
+            drawn = _draw(group, each, genuine, rng, taken)
+            if len(drawn) < each:
+                kind = "genuine" if genuine else "impostor"
+                raise ValueError(
+                    f"{path}: fold {k} has {len(drawn)} of {each} {kind} pairs; lower count={count}"
+                )
+            first += [a for a, _ in drawn]
+            second += [b for _, b in drawn]
+            same += [genuine] * each
+    return Pairs(faces, np.array(first), np.array(second), np.array(same), notes)
+
+
+def _draw(
+    group: list[np.ndarray],
+    count: int,
+    genuine: bool,
+    rng: np.random.Generator,
+    taken: set[tuple[int, int]],
+) -> list[tuple[int, int]]:
+    """Up to `count` new pairs of a group's images: identities uniformly, then images; each pair at
+    most once."""
+    able = [ids for ids in group if len(ids) > 1] if genuine else group
+    drawn: list[tuple[int, int]] = []
+    if len(able) < (1 if genuine else 2):
+        return drawn
+    for _ in range(50 * count):
+        if len(drawn) == count:
+            break
+        if genuine:
+            a, b = rng.choice(able[rng.integers(len(able))], 2, replace=False)
+        else:
+            i, j = rng.choice(len(able), 2, replace=False)
+            a, b = rng.choice(able[i]), rng.choice(able[j])
+        pair = (min(int(a), int(b)), max(int(a), int(b)))
+        if pair not in taken:
+            taken.add(pair)
+            drawn.append(pair)
+    return drawn

@@ -1,0 +1,1 @@
+"""Writers of face sets, one file per form."""

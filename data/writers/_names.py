@@ -1,0 +1,35 @@
+"""Names of folders and files that a writer gives to identities and images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from data.types import FaceSet
+
+Progress = Callable[[int], None]
+
+
+KINDS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"), (b"RIFF", "webp"))
+
+
+def identity_names(faces: FaceSet) -> list[str]:
+    """Names of all identities, fit for folders: the set's own where it has them, else the label in
+    seven digits."""
+    names = getattr(faces, "names", None)
+    if names is None:
+        return [f"{label:07d}" for label in range(faces.num_classes)]
+    clean = [re.sub(r"[\\:\0]|^\.+|/(?=\.)", "_", str(name)).strip("/") or "_" for name in names]
+    if len(set(clean)) != len(clean):
+        return [f"{label:07d}_{name}" for label, name in enumerate(clean)]
+    return clean
+
+
+def suffix_of(encoded: bytes, where: str) -> str:
+    """File name suffix by the bytes an image begins with."""
+    for begin, suffix in KINDS:
+        if encoded.startswith(begin):
+            return suffix
+    raise ValueError(
+        f"{where}: begins {encoded[:8].hex()}, neither JPEG, PNG, BMP nor WebP; see tools.verify"
+    )

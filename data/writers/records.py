@@ -1,0 +1,122 @@
+"""Writes any FaceSet as an insightface record file: .rec, .idx, `property`, and `_names.txt` where
+there are names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from data.files import atomic_write
+from data.formats._record_bytes import EXACT_LABELS, pack_image, pack_record, read_index
+from data.types import FaceSet
+
+FLUSH_EVERY = 1000
+
+
+def write_records(
+    faces: FaceSet, path: str, *, size: tuple[int, int], progress: Callable[[int], None]
+) -> None:
+    """Images sorted by label under keys 1…N, identity records behind them, record 0 in front; bytes
+    copied as they are.
+
+    size: (height, width) for `property`. Written as .partial files and renamed at the end; what a
+    killed call left there is continued. ValueError where float32 labels could not hold the keys,
+    and where the folder holds another set, whose `property` this one's would replace.
+    """
+    rec = Path(path)
+    if rec.suffix != ".rec":
+        raise ValueError(f"{rec}: expected a name ending in .rec")
+    images, identities = len(faces), faces.num_classes
+    last = 1 + images + identities
+    if last > EXACT_LABELS:
+        raise ValueError(
+            f"{rec}: {images} images and {identities} identities need keys above {EXACT_LABELS}, which the float32 key "
+            "ranges of this format cannot hold; write zip or tar shards"
+        )
+    declared, line = rec.with_name("property"), f"{identities},{size[0]},{size[1]}\n"
+    others = sorted(other.name for other in rec.parent.glob("*.rec") if other != rec)
+    if others and not (declared.exists() and declared.read_text().strip() == line.strip()):
+        raise ValueError(
+            f"{rec}: {others[0]} is in that folder, and a folder has one `property`, which says how many identities its"
+            " set has; write into a folder of its own"
+        )
+    order = np.argsort(faces.labels, kind="stable")
+    bounds = 1 + np.searchsorted(faces.labels[order], np.arange(identities + 1))
+
+    def payload(key: int) -> bytes:
+        if key == 0:
+            return pack_image(b"", np.array([1 + images, last], np.float32), 0)
+        if key > images:
+            return pack_image(
+                b"", bounds[key - 1 - images : key + 1 - images].astype(np.float32), key
+            )
+        index = int(order[key - 1])
+        encoded = faces.read(index)
+        if not encoded:
+            raise ValueError(f"{faces.describe(index)}: zero-length image")
+        return pack_image(encoded, float(faces.labels[index]), key)
+
+    partial_rec, partial_idx = (
+        rec.with_name(f".{rec.stem}.{kind}.partial") for kind in ("rec", "idx")
+    )
+    done, offset = _written_before(partial_rec, partial_idx, last)
+    progress(done)
+    with (
+        open(partial_rec, "r+b" if done else "wb") as records,
+        open(partial_idx, "r+b" if done else "wb") as index,
+    ):
+        records.truncate(offset)
+        records.seek(offset)
+        index.seek(0, os.SEEK_END)
+        lines: list[str] = []
+        for key in range(done, last):
+            record = pack_record(payload(key))
+            records.write(record)
+            lines.append(f"{key}\t{offset}\n")
+            offset += len(record)
+            if len(lines) == FLUSH_EVERY:
+                _flush(records, index, lines)
+            progress(1)
+        _flush(records, index, lines)
+        for file in (records, index):
+            os.fsync(file.fileno())
+    with atomic_write(declared, "w") as text:
+        text.write(line)
+    names = getattr(faces, "names", None)
+    if names is not None:
+        with atomic_write(rec.with_name(f"{rec.stem}_names.txt"), "w") as text:
+            counts = np.diff(bounds)
+            text.writelines(
+                f"{label}\t{name}\t{counts[label]}\n" for label, name in enumerate(names)
+            )
+    os.replace(partial_rec, rec)
+    os.replace(partial_idx, rec.with_suffix(".idx"))
+
+
+def _flush(records: IO[bytes], index: IO[bytes], lines: list[str]) -> None:
+    """Records first: an index line on disk always has its record."""
+    records.flush()
+    index.write("".join(lines).encode())
+    index.flush()
+    lines.clear()
+
+
+def _written_before(rec: Path, idx: Path, last: int) -> tuple[int, int]:
+    """(records that a killed call left whole, bytes they fill); cuts the index to them."""
+    if not (rec.exists() and idx.exists()):
+        return 0, 0
+    text = idx.read_bytes()
+    idx.write_bytes(text[: text.rfind(b"\n") + 1])
+    if idx.stat().st_size == 0:
+        return 0, 0
+    keys, offsets = read_index(str(idx))
+    if (keys != np.arange(len(keys))).any() or len(keys) > last or offsets[-1] > rec.stat().st_size:
+        return 0, 0
+    # the last one is written again: its bytes need not have reached the file
+    with open(idx, "r+b") as file:
+        file.truncate(text[: text.rfind(b"\n")].rfind(b"\n") + 1)
+    return len(keys) - 1, int(offsets[-1])

@@ -1,0 +1,1 @@
+"""Protocol figures as pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""Results as values, and as files for programs and for people."""

@@ -1,0 +1,59 @@
+"""The pictures of a report, as PNG bytes."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from eval.report.result import Curve, Histogram
+
+
+def roc_png(curves: dict[str, Curve]) -> bytes:
+    """All curves over a logarithmic FAR axis. A curve begins at one false accept: left of it lies
+    no data."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    lowest = 0.1
+    for label, curve in curves.items():
+        first = curve.far[curve.far > 0].min(initial=1.0)
+        # TAR without any false accept, drawn just left of the first one
+        far = np.maximum(curve.far, first / 2)
+        axes.plot(far, 100 * curve.tar, drawstyle="steps-post", label=label, linewidth=1.5)
+        lowest = min(lowest, first / 2)
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1)
+    axes.set_xlabel("false accept rate")
+    axes.set_ylabel("true accept rate, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")
+    return _png(figure)
+
+
+def scores_png(histograms: dict[str, Histogram]) -> bytes:
+    """Cosines of genuine and impostor pairs, each as a share of its own kind: one plot below the
+    other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4 * len(histograms)), layout="constrained")
+    plots = figure.subplots(len(histograms), squeeze=False)[:, 0]
+    for axes, (name, counts) in zip(plots, histograms.items(), strict=True):
+        for part, label in ((counts.impostors, "impostors"), (counts.genuine, "genuine")):
+            axes.stairs(
+                100 * part / max(part.sum(), 1), counts.edges, fill=True, alpha=0.5, label=label
+            )
+        seen = np.flatnonzero(counts.genuine + counts.impostors)
+        axes.set_xlim(counts.edges[seen[0]], counts.edges[seen[-1] + 1])
+        axes.set_xlabel(f"cosine similarity, {name}")
+        axes.set_ylabel("share of pairs, %")
+        axes.legend(fontsize="small")
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

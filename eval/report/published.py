@@ -1,0 +1,40 @@
+"""The published figures of a named row, for printing beside ours."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TABLE = Path(__file__).with_name("published.yaml")
+
+
+def published_rows() -> dict[str, dict[str, Any]]:
+    """All rows of published.yaml by name: `table`, `source`, `identities` of the training set,
+    perhaps `hours` and `gpus`, and for each benchmark its figures in percent."""
+    rows: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return rows
+
+
+def published_row(name: str) -> dict[str, Any]:
+    """One row. ValueError names the nearest rows that exist."""
+    rows = published_rows()
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, n=3, cutoff=0.3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(rows)}"
+        raise ValueError(f"no published row {name!r}; {hint}")
+    return rows[name]
+
+
+def published_figure(row: dict[str, Any], benchmark: str, metric: str) -> float | None:
+    """One figure, None if not published."""
+    figures = row.get(benchmark_key(benchmark))
+    return figures.get(metric) if isinstance(figures, dict) else None
+
+
+def benchmark_key(name: str) -> str:
+    """A benchmark's name as published.yaml writes it; `CFP-FP`, `cfp_fp` and `cfp fp` are one
+    benchmark."""
+    return name.lower().replace("-", "_").replace(" ", "_")

@@ -1,0 +1,1 @@
+"""Soaks: long checks with full counts, too slow for the test suite."""

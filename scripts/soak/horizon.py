@@ -1,0 +1,171 @@
+"""FastFaceLR.for_horizon on short noisy runs: does it find the decays of the published constants on
+the long run?
+
+The curve of a log is averaged down to `--horizon` steps and given white noise, seed by seed; so are
+a constant and a steadily falling loss. The bar: at least 4 of the 6 published decays in every seed,
+each within 8 % of the run, none in the first 15 %; decays on the constant loss, none on the falling
+one. Exit status 1 where it is missed.
+
+    python -m scripts.soak.horizon [--losses LOG.csv.gz] [--horizon 20232] [--noise 0.8]
+    [--correlation 0] [--seeds 20]
+"""
+
+import argparse
+import json
+import math
+import operator
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.optim import SGD, Optimizer
+
+from fastface.replay import every_step, read_losses, replay
+from fastface.schedulers import FastFaceLR
+
+FIXTURE = Path(__file__).parents[2] / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz"
+
+# `python -m fastface replay ms1mv3_r100.csv.gz --scheduler fastface --total-steps 202325`, on the
+# log in full
+PUBLISHED_STEPS = 202_325
+PUBLISHED_DECAYS = tuple(
+    step / PUBLISHED_STEPS for step in (94273, 135930, 156072, 175312, 185429, 195546)
+)
+
+Make = Callable[[Optimizer, int], FastFaceLR]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Normal noise of this standard deviation; `correlation` is that of neighboring steps, 0 for
+    white noise."""
+
+    deviation: float
+    correlation: float = 0.0
+
+    def values(self, count: int, seed: int) -> list[float]:
+        generator = random.Random(seed)
+        values = [generator.gauss(0.0, self.deviation)]
+        fresh = self.deviation * math.sqrt(1.0 - self.correlation**2)
+        for _ in range(count - 1):
+            values.append(self.correlation * values[-1] + generator.gauss(0.0, fresh))
+        return values
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Over all seeds: published decays found (least, mean), seeds with a decay in the first 15 % of
+    the run, fewest decays on the constant loss, most on the falling one."""
+
+    least_found: int
+    mean_found: float
+    early: int
+    constant_least: int
+    falling_most: int
+
+    @property
+    def passed(self) -> bool:
+        return (
+            self.least_found >= 4
+            and not self.early
+            and self.constant_least >= 1
+            and not self.falling_most
+        )
+
+
+def compress(path: str | Path, horizon: int) -> list[float]:
+    """The log's curve in `horizon` steps, each the mean of the steps that it stands for."""
+    losses = [loss for _, loss in every_step(read_losses(path))]
+    edges = [round(step * len(losses) / horizon) for step in range(horizon + 1)]
+    return [
+        sum(losses[start:end]) / (end - start) for start, end in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def decays(curve: list[float], noise: Noise, seed: int, make: Make) -> list[float]:
+    """When the rate falls, as fractions of the run, on a curve with noise."""
+    noisy = map(operator.add, curve, noise.values(len(curve), seed))
+    rows = list(enumerate(noisy))
+    scheduler = make(SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), len(curve))
+    return [change.step / len(curve) for change in replay(rows, scheduler).changes]
+
+
+def found(decayed_at: list[float], within: float = 0.08) -> int:
+    """How many of the published decays have one of these, each its own, within that part of the
+    run."""
+    left, count = sorted(decayed_at), 0
+    for published in PUBLISHED_DECAYS:
+        near = [at for at in left if abs(at - published) <= within]
+        if near:
+            left.remove(near[0])
+            count += 1
+    return count
+
+
+def judge(
+    curve: list[float], noise: Noise, seeds: int, make: Make = FastFaceLR.for_horizon
+) -> Verdict:
+    steps = len(curve)
+    # from the first to the last loss of the real run
+    falling = [47.0 - 44.0 * step / steps for step in range(steps)]
+    runs = [decays(curve, noise, seed, make) for seed in range(seeds)]
+    return Verdict(
+        least_found=min(map(found, runs)),
+        mean_found=sum(map(found, runs)) / seeds,
+        early=sum(any(at < 0.15 for at in run) for run in runs),
+        constant_least=min(len(decays([10.0] * steps, noise, seed, make)) for seed in range(seeds)),
+        falling_most=max(len(decays(falling, noise, seed, make)) for seed in range(seeds)),
+    )
+
+
+def plain_scaling(optimizer: Optimizer, total_steps: int) -> FastFaceLR:
+    """What does not work: the published constants scaled with 1/T and no more."""
+    scale = PUBLISHED_STEPS / total_steps
+    return FastFaceLR(
+        optimizer, total_steps, alpha=1e-3 * scale, beta=1e-3 * scale, threshold=5e-5 * scale
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--losses",
+        default=FIXTURE,
+        help="a log with columns step and loss (default: the test fixture)",
+    )
+    parser.add_argument(
+        "--horizon", type=int, default=PUBLISHED_STEPS // 10, help="steps of the short run"
+    )
+    parser.add_argument("--noise", type=float, default=0.8, help="standard deviation of the noise")
+    parser.add_argument(
+        "--correlation", type=float, default=0.0, help="of the noise of neighboring steps, 0 to 1"
+    )
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="one JSON line last")
+    options = parser.parse_args()
+    curve = compress(options.losses, options.horizon)
+    noise = Noise(options.noise, options.correlation)
+    verdicts = {
+        "for_horizon": judge(curve, noise, options.seeds),
+        "plain scaling": judge(curve, noise, options.seeds, plain_scaling),
+    }
+    print(
+        f"T = {options.horizon}, noise {noise.deviation}, correlation {noise.correlation}, {options.seeds} seeds"
+    )
+    for name, verdict in verdicts.items():
+        print(
+            f"{name:>13}: of {len(PUBLISHED_DECAYS)} decays found at least {verdict.least_found}, mean "
+            f"{verdict.mean_found:.2f}; early in {verdict.early} seeds; decays on a constant loss at least "
+            f"{verdict.constant_least}, on a falling one at most {verdict.falling_most}: "
+            f"{'passed' if verdict.passed else 'missed'}"
+        )
+    if options.json:
+        print(json.dumps({name: asdict(verdict) for name, verdict in verdicts.items()}))
+    return 0 if verdicts["for_horizon"].passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
