@@ -133,19 +133,6 @@ class Config:
     run: RunConfig
 
 
-# What a package's `build` functions are given by the run; nobody writes these in a YAML.
-CONTEXT: Mapping[str, frozenset[str]] = {
-    "recognition.backbones": frozenset({"size"}),
-    "recognition.heads": frozenset({"seed"}),
-    "recognition.classifiers": frozenset(
-        {"backbone", "classes", "head", "ranks", "seed", "batch_size"}
-        | {"optimizer_name", "momentum", "weight_decay", "accumulation", "loss_scaling"}
-    ),
-    "recognition.schedulers": frozenset({"optimizer", "total_steps", "steps_per_epoch"}),
-    "eval.benchmarks": frozenset(),
-}
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides (values are YAML) and check every key
     and type.
@@ -203,11 +190,23 @@ def to_yaml(config: Config) -> str:
 
 
 def build_part(package: str, part: Part, **context: Any) -> Any:
-    """Call `build` of the part's module with its options and as much of `context` as it asks
-    for."""
+    """Call `build` of the part's module with its options and what it asks of the run.
+
+    Parameters before the `*` of a `build` are given by the run, those behind it are options.
+    Raises TypeError where a `build` asks the run for something that it does not give.
+    """
     build = find_part(package, part.name).build
-    wanted = CONTEXT[package] & set(inspect.signature(build).parameters)
-    return build(**part.options, **{key: context[key] for key in wanted})
+    asked = {
+        name
+        for name, one in inspect.signature(build).parameters.items()
+        if one.kind != one.KEYWORD_ONLY
+    }
+    if unknown := asked - context.keys():
+        raise TypeError(
+            f"{package}.{part.name}.build asks the run for {', '.join(sorted(unknown))}, but a run "
+            f"gives {', '.join(sorted(context))}; options stand behind the *"
+        )
+    return build(**part.options, **{key: context[key] for key in asked})
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -293,7 +292,7 @@ def _parse_options(
         raise ConfigError(f"{source}: {where}: {error}") from None
     hints = typing.get_type_hints(build)
     parameters = {
-        k: p for k, p in inspect.signature(build).parameters.items() if k not in CONTEXT[package]
+        k: p for k, p in inspect.signature(build).parameters.items() if p.kind == p.KEYWORD_ONLY
     }
     for key in tree:
         if key not in parameters:

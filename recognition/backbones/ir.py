@@ -104,11 +104,11 @@ class IR(nn.Module):
 
 
 def build(
+    size: int = 112,
     *,
     depth: int = 50,
     se: bool = False,
     width: int = 64,
-    size: int = 112,
     embedding: int = 512,
     dropout: float = 0.4,
     bgr: bool = False,

@@ -99,10 +99,10 @@ def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
 
 
 def build(
+    size: int = 112,
     *,
     depth: int = 50,
     width: int = 64,
-    size: int = 112,
     embedding: int = 512,
     dropout: float = 0.0,
     checkpoint: bool = False,

@@ -94,7 +94,11 @@ class MobileFaceNet(nn.Module):
 
 
 def build(
-    *, width: int = 64, size: int = 112, embedding: int = 512, checkpoint: bool = False
+    size: int = 112,
+    *,
+    width: int = 64,
+    embedding: int = 512,
+    checkpoint: bool = False,
 ) -> MobileFaceNet:
     """MobileFaceNet. `width`: half the channels of the first stage (64 published). `size`: side of
     the input."""

@@ -156,13 +156,13 @@ class VisionTransformer(nn.Module):
 
 
 def build(
+    size: int = 112,
     *,
     variant: str = "tiny",
     width: int | None = None,
     depth: int | None = None,
     heads: int = 8,
     patch: int = 9,
-    size: int = 112,
     embedding: int = 512,
     drop_path: float | None = None,
     mask: float | None = None,

@@ -214,12 +214,12 @@ def pool_columns(size: float, classes: int, *, needed: int) -> int:
 
 
 def build(
-    *,
     backbone: nn.Module,
     classes: int,
     head: MarginHead,
     ranks: Ranks,
     batch_size: int,
+    *,
     size: float = 0.1,
     ema_decay: float = 0.99,
     swap: bool = True,

@@ -90,22 +90,22 @@ class FullClassifier(nn.Module):
 
 
 def build(
-    *,
     backbone: nn.Module,
     classes: int,
     head: MarginHead,
     ranks: Ranks,
     seed: int,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    accumulation: int = 1,
+    loss_scaling: bool = False,
+    *,
     chunk: int | Literal["auto"] = "auto",
     matmul: str = "float32",
     sub_centers: int = 1,
     filter_above: float = 0.0,
     fused: bool = False,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
     momentum_dtype: str = "float32",
-    accumulation: int = 1,
-    loss_scaling: bool = False,
 ) -> FullClassifier:
     """A full classifier for `classes` identities on embeddings of `backbone.embedding` numbers.
 

@@ -208,23 +208,23 @@ def sub_rows(classes: torch.Tensor, sub_centers: int) -> torch.Tensor:
 
 
 def build(
-    *,
     backbone: nn.Module,
     classes: int,
     head: MarginHead,
     ranks: Ranks,
     seed: int,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    accumulation: int = 1,
+    optimizer_name: str = "sgd",
+    loss_scaling: bool = False,
+    *,
     sample_rate: float = 0.1,
     chunk: int | Literal["auto"] = "auto",
     matmul: str = "float32",
     sub_centers: int = 1,
     filter_above: float = 0.0,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
     momentum_dtype: str = "float32",
-    accumulation: int = 1,
-    optimizer_name: str = "sgd",
-    loss_scaling: bool = False,
 ) -> PartialFC:
     """Partial FC over `classes` identities. sample_rate in (0, 1]: share of the classes in each
     step.

@@ -42,7 +42,11 @@ class AdaFace(MarginHead):
 
 
 def build(
-    *, margin: float = 0.4, scale: float = 64.0, h: float = 0.333, t_alpha: float = 0.01
+    *,
+    margin: float = 0.4,
+    scale: float = 64.0,
+    h: float = 0.333,
+    t_alpha: float = 0.01,
 ) -> AdaFace:
     """h: share of the standard deviation that fills [-1, 1]; t_alpha: weight of the newest batch in
     mean and std."""

@@ -29,7 +29,11 @@ class ArcFace(MarginHead):
 
 
 def build(
-    *, margin: float = 0.5, scale: float = 64.0, gradient: str = "exact", guard: bool = True
+    *,
+    margin: float = 0.5,
+    scale: float = 64.0,
+    gradient: str = "exact",
+    guard: bool = True,
 ) -> ArcFace:
     """margin in radians. The published rows use gradient "straight_through" and no guard."""
     return ArcFace(margin=margin, scale=scale, gradient=gradient, guard=guard)

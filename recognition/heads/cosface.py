@@ -16,6 +16,10 @@ class CosFace(MarginHead):
         return at_least_float32(cos_t) - self.margin
 
 
-def build(*, margin: float = 0.4, scale: float = 64.0) -> CosFace:
+def build(
+    *,
+    margin: float = 0.4,
+    scale: float = 64.0,
+) -> CosFace:
     """margin in units of the cosine."""
     return CosFace(margin=margin, scale=scale)

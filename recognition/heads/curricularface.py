@@ -34,6 +34,11 @@ class CurricularFace(MarginHead):
         return torch.where(cos > bound, cos * (self.t + cos), cos)
 
 
-def build(*, margin: float = 0.5, scale: float = 64.0, t_alpha: float = 0.01) -> CurricularFace:
+def build(
+    *,
+    margin: float = 0.5,
+    scale: float = 64.0,
+    t_alpha: float = 0.01,
+) -> CurricularFace:
     """margin in radians; t_alpha: weight of the newest batch in t."""
     return CurricularFace(margin=margin, scale=scale, t_alpha=t_alpha)

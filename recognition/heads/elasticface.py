@@ -41,12 +41,12 @@ class ElasticFace(MarginHead):
 
 
 def build(
+    seed: int = 0,
     *,
     kind: str = "arc",
     margin: float | None = None,
     std: float = 0.0125,
     scale: float = 64.0,
-    seed: int = 0,
 ) -> ElasticFace:
     """kind: arc (margin in radians, mean 0.5) or cos (margin in units of the cosine, mean 0.35)."""
     check_choice("elasticface kind", kind, ("arc", "cos"))

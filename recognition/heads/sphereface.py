@@ -28,7 +28,11 @@ class SphereFace(MarginHead):
         return sign * (self.margin * theta).cos() - 2 * turns
 
 
-def build(*, margin: float = 1.7, scale: float = 64.0) -> SphereFace:
+def build(
+    *,
+    margin: float = 1.7,
+    scale: float = 64.0,
+) -> SphereFace:
     """margin: factor on the angle, at least 1."""
     if margin < 1:
         raise ValueError(f"sphereface margin {margin}: expected at least 1")

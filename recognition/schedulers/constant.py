@@ -6,6 +6,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from recognition.schedulers import by_step
 
 
-def build(*, optimizer: Optimizer, warmup_steps: int = 0) -> LambdaLR:
+def build(
+    optimizer: Optimizer,
+    *,
+    warmup_steps: int = 0,
+) -> LambdaLR:
     """warmup_steps: optimizer steps of linear warm-up."""
     return by_step(optimizer, lambda step: 1.0, warmup_steps=warmup_steps)

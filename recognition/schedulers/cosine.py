@@ -9,7 +9,11 @@ from recognition.schedulers import by_step
 
 
 def build(
-    *, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final: float = 0.0
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    warmup_steps: int = 0,
+    final: float = 0.0,
 ) -> LambdaLR:
     """warmup_steps: optimizer steps of linear warm-up, part of the total. final: last rate over
     base rate, 0 to 1."""

@@ -6,9 +6,9 @@ from fastface.schedulers import FastFaceLR
 
 
 def build(
-    *,
     optimizer: Optimizer,
     total_steps: int,
+    *,
     for_horizon: bool = False,
     alpha: float = 1e-3,
     beta: float = 1e-3,

@@ -6,8 +6,8 @@ from fastface.schedulers import MovingHaarLR
 
 
 def build(
-    *,
     optimizer: Optimizer,
+    *,
     window: int = 4000,
     threshold: float = 0.06,
     patience_steps: int | None = None,

@@ -10,9 +10,9 @@ from recognition.schedulers import by_step
 
 
 def build(
-    *,
     optimizer: Optimizer,
     steps_per_epoch: int,
+    *,
     milestones: Sequence[float] = (10, 16, 18),
     factor: float = 0.1,
     warmup_steps: int = 0,

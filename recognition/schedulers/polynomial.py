@@ -7,7 +7,11 @@ from recognition.schedulers import by_step
 
 
 def build(
-    *, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, power: float = 2.0
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    warmup_steps: int = 0,
+    power: float = 2.0,
 ) -> LambdaLR:
     """rate = base · (1 − step/total)^power over what follows `warmup_steps` of linear warm-up."""
     span = max(total_steps - warmup_steps, 1)
