@@ -33,10 +33,11 @@ def save_tensors(path: Path, state: Mapping[str, Any]) -> None:
 def load_tensors(path: Path) -> dict[str, Any]:
     """What `save_tensors` wrote, on the CPU.
 
-    Raises FileNotFoundError, or ValueError that names the file where it is damaged or of another kind.
+    Raises FileNotFoundError, or a ValueError that names a file which is damaged or of another kind.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises half a dozen kinds for damaged or hostile files

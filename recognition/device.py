@@ -1,4 +1,4 @@
-"""The device of a run: which one it is, its precision, and how models and images lie in its memory."""
+"""The device of a run, its precision, and how models and images lie in its memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def place_backbone(backbone: nn.Module, device: torch.device, channels_last: boo
 
 
 def lay_out(images: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """Images (B,3,H,W) in the layout of `run.channels_last`, copied only where they lie otherwise."""
+    """Images (B,3,H,W) in the layout of `run.channels_last`; they are copied only if need be."""
     return images.contiguous(memory_format=_layout(channels_last))
 
 

@@ -34,7 +34,8 @@ class Embedder:
         try:
             with torch.inference_mode(), autocast(self.device, self.precision):
                 pixels = normalize(images.to(self.device, non_blocking=True))
-                return self.backbone(lay_out(pixels, self.channels_last)).float()
+                embeddings: torch.Tensor = self.backbone(lay_out(pixels, self.channels_last))
+                return embeddings.float()
         finally:
             self.backbone.train(training)
 
@@ -48,7 +49,10 @@ def embedder_of(config: Config, backbone: nn.Module, device: torch.device) -> Em
 
 def build_backbone(config: Config) -> nn.Module:
     """The backbone of a config, for its input size, on the default device."""
-    return build_part("recognition.backbones", config.backbone, size=config.data.size)
+    backbone: nn.Module = build_part(
+        "recognition.backbones", config.backbone, size=config.data.size
+    )
+    return backbone
 
 
 def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int]:

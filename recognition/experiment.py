@@ -48,7 +48,7 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         with _config_errors(source):
             parts = build_parts(config, faces, device, ranks)
 
-        # All that may be refused was built above, so a corrected command finds no folder in its way.
+        # All that may be refused was built above: a corrected command finds no folder in its way.
         folder = Path(config.run.output)
         if ranks.rank == 0:
             open_run_folder(config, resume)
@@ -86,7 +86,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         )
     elif config.data.order != "shuffled":
         raise ValueError(
-            f"data.order: {config.data.order}, but {config.classifier.name} brings an order of its own"
+            f"data.order: {config.data.order}, but {config.classifier.name} brings its own order"
         )
     else:
         wanted = inspect.signature(make_loader).parameters
@@ -165,7 +165,7 @@ def _wrapped(
 def _build_optimizer(
     optim: OptimConfig, backbone: nn.Module, classifier: nn.Module
 ) -> torch.optim.Optimizer:
-    """The run's optimizer. Its groups have names, by which a checkpoint finds each rank's centers."""
+    """The run's optimizer. A checkpoint tells each rank's centers by the names of its groups."""
     weights = list(backbone.parameters())
     if optim.no_decay_1d:
         flat = [p for p in weights if p.ndim <= 1]

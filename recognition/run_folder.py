@@ -16,8 +16,8 @@ import yaml
 from data.files import atomic_write
 from recognition.config import Config, ConfigError, to_tree, to_yaml
 
-# These keys may differ between a run and its continuation. They change where the run happens and how
-# fast it is, not what it computes.
+# These keys may differ between a run and its continuation. They change where the run happens and
+# how fast it is, not what it computes.
 _FREE_ON_RESUME = [
     "data.root",
     "data.train",

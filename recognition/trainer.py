@@ -69,8 +69,8 @@ def train(
 ) -> Progress:
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
-    evaluate: called on rank 0 after every `evaluate.every_epochs` epochs and at the end; returns the
-    metrics to log. resume: start from the newest checkpoint. Raises TrainingError when the loss
+    evaluate: called on rank 0 after every `evaluate.every_epochs` epochs and at the end; it returns
+    the metrics to log. resume: start from the newest checkpoint. Raises TrainingError when the loss
     stays NaN or infinite. Raises Stopped after a checkpoint when SIGTERM or SIGINT asked for it; a
     signal is noticed when the next line is logged.
     """
