@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ from recognition.parts import Parts
 from recognition.schedulers import advance
 from recognition.seeds import seed_of
 
+T = TypeVar("T")
 BAD_WINDOWS = 10  # log windows in a row without a finite loss before a run gives up
 
 
@@ -93,18 +94,17 @@ def train(
             epoch, into_epoch = divmod(progress.step, parts.steps_per_epoch)
             epoch_ends = into_epoch == 0
 
-            if _due(progress.step, config.run.log_steps) or progress.step == total:
+            window_ends = _due(progress.step, config.run.log_steps) or progress.step == total
+            if window_ends:
                 line = _log_line(config, parts, progress, clock)
                 logs.log(progress.step, line)
                 _check_loss(config, progress, line["loss"])
-                if _any_rank_stops(parts, stop):
-                    save(config, parts, folder, progress, clock)
-                    raise Stopped(f"stopped at step {progress.step} of {total}; use --resume")
+            if window_ends and _any_rank_stops(parts, stop):
+                save(config, parts, folder, progress, clock)
+                raise Stopped(f"stopped at step {progress.step} of {total}; use --resume")
 
             if epoch_ends and parts.ranks.rank == 0 and _evaluation_due(config, epoch):
-                with clock.paused():
-                    values = evaluate()
-                logs.evaluated(progress.step, epoch, values)
+                logs.evaluated(progress.step, epoch, clock.outside(evaluate))
 
             if epoch_ends or _due(progress.step, config.run.checkpoint_steps):
                 save(config, parts, folder, progress, clock)
@@ -187,10 +187,7 @@ def _any_rank_stops(parts: Parts, stop: threading.Event) -> bool:
 
 
 class _Clock:
-    """Time since the last log line, and how much of it the loop waited for data.
-
-    Evaluation and saving do not count.
-    """
+    """Time since the last log line, and how much of it the loop waited for data."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -203,11 +200,12 @@ class _Clock:
         """Seconds since the restart, and how many of them the loop waited for data."""
         return time.perf_counter() - self._began, self._loader.wait_seconds - self._waited
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        paused = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - paused
+    def outside(self, action: Callable[[], T]) -> T:
+        """What `action` returns; the time it takes does not count."""
+        began = time.perf_counter()
+        result = action()
+        self._began += time.perf_counter() - began
+        return result
 
 
 def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -> dict[str, Any]:
@@ -249,7 +247,8 @@ def _check_loss(config: Config, progress: Progress, loss: float) -> None:
 
 def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: _Clock) -> None:
     """Write a checkpoint of everything, and the backbone's weights alone as model.pt."""
-    with clock.paused():
+
+    def write() -> None:
         shared, local = parts.state_dict()
         shared["progress"] = {**asdict(progress), "loss_sum": float(progress.loss_sum)}
         checkpoint.save(
@@ -257,6 +256,8 @@ def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: 
         )
         if parts.ranks.rank == 0:
             checkpoint.save_tensors(folder / "model.pt", shared["backbone"])
+
+    clock.outside(write)
 
 
 def restore(parts: Parts, folder: Path, config: Config) -> tuple[Progress, int]:
