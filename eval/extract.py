@@ -95,7 +95,8 @@ def extract(
         vectors = embed_faces(embed, images, size, indices=block, mirror=mirror)
         if np.abs(vectors).max() > np.finfo(dtype).max:
             raise ValueError(
-                f"{out}: embeddings up to {np.abs(vectors).max():.3g} do not fit {dtype}; take float32"
+                f"{out}: an embedding holds {np.abs(vectors).max():.3g}, too much for {dtype}; "
+                "use float32"
             )
         shape = (len(names), vectors.shape[1])
         mode: Any = "r+" if done else "w+"

@@ -92,6 +92,7 @@ def concatenated_tpir(found: Search, fpir: float) -> float:
     wanted = math.ceil(len(found.mate) * fpir)
     if wanted < 1 or wanted > len(found.hardest):
         raise ValueError(
-            f"FPIR {fpir} of {len(found.mate)} probes needs {wanted} impostors, {len(found.hardest)} kept"
+            f"FPIR {fpir} of {len(found.mate)} probes needs the {wanted} hardest impostors, "
+            f"{len(found.hardest)} kept; raise `hardest` of the search"
         )
     return float(np.mean(found.mate > found.hardest[wanted - 1]))

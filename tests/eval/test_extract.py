@@ -13,8 +13,9 @@ from data.pairs.verification_bin import write_bin
 from eval import extract as module
 from eval.__main__ import main
 from eval.benchmarks import pairs
-from eval.embed import embed_faces, load_stored
+from eval.embed import embed_faces
 from eval.extract import extract, open_source
+from eval.stored import load_stored
 
 
 def embed(images: torch.Tensor) -> torch.Tensor:
@@ -120,7 +121,7 @@ def test_benchmarks_start_from_files(folder: Path, capsys: pytest.CaptureFixture
         assert record["settings"]["mirror"] == "as stored"
     assert (folder / "out/report.html").exists()
     folders = ["--gallery", f"{folder}/faces", "--probe", f"{folder}/faces"]
-    assert main(["identify", *stored, *folders, "--no-pool", "--json"]) == 0
+    assert main(["identification", *stored, *folders, "--no-pool", "--json"]) == 0
     # each image finds itself
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rank1"] == 100
 

@@ -12,7 +12,8 @@ from data.images import open_images
 from data.pairs.drawn import from_faces
 from data.pairs.lists import from_list, read_pair_list
 from data.pairs.verification_bin import write_bin
-from eval.benchmarks.pairs import PairBenchmark, build
+from eval.benchmarks import Benchmark, open_benchmark
+from eval.benchmarks.pairs import build
 
 SHARED = Path(__file__).parents[2] / "../shared/data/faces"
 
@@ -230,13 +231,21 @@ def test_pairs_of_one_kind_have_no_roc(people: Path) -> None:
 
 
 def test_missing_and_wrong_files(people: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"lfw: /nowhere.bin: no such file.*optional"):
+    with pytest.raises(FileNotFoundError, match=r"/nowhere.bin: no such file"):
         build(name="lfw", bin="/nowhere.bin")
-    skipped = build(name="lfw", bin="/nowhere.bin", optional=True).run(embed, 16)
+    item = {"protocol": "pairs", "name": "lfw", "bin": "/nowhere.bin"}
+    with pytest.raises(
+        FileNotFoundError, match=r"lfw: /nowhere\.bin: no such file.*optional: true"
+    ):
+        open_benchmark(item, None)
+    skipped = open_benchmark({**item, "optional": True}, None).run(embed, 16)
+    assert skipped.name == "lfw"
     assert skipped.metrics == {}
     assert "/nowhere.bin" in str(skipped.skipped)
     with pytest.raises(ValueError, match="one source"):
         build(name="lfw", pairs="x.txt")
+    with pytest.raises(ValueError, match="one source"):
+        build(True, name="lfw", bin="x.bin", images="x.zip")
     with pytest.raises(ValueError, match="compressed"):
         from_list(people / "pairs.txt", pack(people, zipfile.ZIP_DEFLATED))
     (people / "bad.txt").write_text("P_1 1 2\nP_1 one 2\n")
@@ -251,7 +260,7 @@ def test_missing_and_wrong_files(people: Path) -> None:
         run_all(build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images"))
 
 
-def run_all(benchmark: PairBenchmark) -> None:
+def run_all(benchmark: Benchmark) -> None:
     benchmark.run(embed, 16)
 
 

@@ -140,19 +140,16 @@ def test_search_in_both_galleries(root: Path) -> None:
 
 
 def test_missing_and_broken_lists(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"ijbc_face_tid_mid.txt.*optional"):
-        build(name="ijbc", root=str(tmp_path))
-    assert "no such file" in str(
-        build(name="ijbc", root=str(tmp_path), optional=True).run(embed, 32).skipped
-    )
-    with pytest.raises(ValueError, match="ijba"):
-        build(name="x", root=str(root), target="ijba")
+    with pytest.raises(FileNotFoundError, match="ijbc_face_tid_mid.txt"):
+        build(root=str(tmp_path))
     (tmp_path / "meta").mkdir()
     for name in ("face_tid_mid.txt", "name_5pts_score.txt", "template_pair_label.txt"):
         (tmp_path / "meta" / f"ijbc_{name}").write_text(
             (root / "meta" / f"ijbc_{name}").read_text()
         )
-    benchmark = build(name="ijbc", root=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="ijbc_1N_probe_mixed.csv"):
+        build(root=str(tmp_path), one_to_n=True)
+    benchmark = build(root=str(tmp_path))
     (tmp_path / "meta/ijbc_template_pair_label.txt").write_text("100 101 1\n100 oops 0\n")
     with pytest.raises(ValueError, match="template_pair_label"):
         benchmark.listed_pairs()
