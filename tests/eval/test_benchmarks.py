@@ -17,6 +17,7 @@ from data.pairs.verification_bin import write_bin
 from data.parts import find_part, option_texts, part_names
 from eval.benchmarks import PACKAGE, open_benchmark
 from eval.report.result import Protocol
+from recognition.config import ConfigError, load_config
 
 NAMES = part_names(PACKAGE)
 
@@ -128,6 +129,20 @@ def test_an_optional_set_without_its_files_is_skipped(item: dict[str, Any], tmp_
     assert "nowhere" in str(result.skipped)
     assert (result.name, result.metrics) == ("mine", {})
     assert result.protocol is find_part(PACKAGE, item["protocol"]).PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        ("{name: a, protocol: templates, root: x, target: ijba}", r"target: found 'ijba'.*ijb[bc]"),
+        ("{name: a, bin: x.bin, optional: perhaps}", "optional"),
+        ("{name: a, protocol: pairs, bin: x.bin, missing: x}", "missing: pairs has no such option"),
+    ],
+)
+def test_a_config_with_a_wrong_entry_is_refused(item: str, told: str) -> None:
+    quickstart = Path(__file__).parents[2] / "configs/quickstart.yaml"
+    with pytest.raises(ConfigError, match=told):
+        load_config(quickstart, [f"evaluate.sets=[{item}]"])
 
 
 def test_a_wrong_entry_names_the_set() -> None:

@@ -43,9 +43,8 @@ def test_every_source_gives_the_same_rows(folder: Path) -> None:
             archive.write(path, name)
     write_bin(folder / "set.bin", [path.read_bytes() for path in files], np.ones(8, bool))
     expected = [path.read_bytes() for path in files]
-    for source, images in (
-        ("faces", None), ("list.txt", "faces"), ("list.txt", "faces.zip"), ("set.bin", None),
-    ):  # fmt: skip
+    sources = ("faces", None), ("list.txt", "faces"), ("list.txt", "faces.zip"), ("set.bin", None)
+    for source, images in sources:
         found, listed = open_source(f"{folder}/{source}", f"{folder}/{images}" if images else None)
         assert [found.read(i) for i in range(len(found))] == expected
         assert listed == (

@@ -51,8 +51,11 @@ def test_files_hold_the_figures(results: list[Result], tmp_path: Path) -> None:
     assert all((folder / plot).read_bytes()[:4] == b"\x89PNG" for plot in plots)
     record = json.loads((folder / "results.json").read_text())
     assert record["results"][0]["metrics"] == {
-        "accuracy": 99.283333, "accuracy_std": 0.434933, "tar@0.001": None, "auc": 99.9,
-    }  # fmt: skip
+        "accuracy": 99.283333,
+        "accuracy_std": 0.434933,
+        "tar@0.001": None,
+        "auc": 99.9,
+    }
     assert record["results"][2]["skipped"] == "/nowhere.bin: no such file"
     text = (folder / "results.md").read_text()
     assert "| lfw | 99.283 ± 0.435 | 99.80 |" in text
