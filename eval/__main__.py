@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from data.options import Range
 from data.parts import find_part, option_texts, part_names
-from eval.benchmarks import PACKAGE, build_benchmark
+from eval.benchmarks import PACKAGE, open_benchmark
 from eval.embed import Embed
 from eval.extract import extract, model_digest, open_source
 from eval.report.published import published_row
@@ -44,15 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     def action(options: argparse.Namespace) -> Mapping[str, Any]:
         if command not in builds:
             return write_embeddings(**values_for(write_embeddings, options))
-        values = values_for(builds[command], options)
-        return run_benchmark(command, values, **values_for(run_benchmark, options))
+        item = {"protocol": command, **values_for(builds[command], options)}
+        return run_benchmark(item, **values_for(run_benchmark, options))
 
     return run_command(action, parser.parse_args(argv[1:]))
 
 
 def run_benchmark(
-    protocol: str,
-    options: Mapping[str, Any],
+    item: Mapping[str, Any],
     *,
     model: str | None = None,
     embeddings: str | None = None,
@@ -61,7 +60,7 @@ def run_benchmark(
     out: str | None = None,
     published: str | None = None,
 ) -> dict[str, Any]:
-    """Run a benchmark, print its figures and return them.
+    """Run the benchmark of an entry as in `evaluate.sets`, print its figures and return them.
 
     model: run folder or model.pt.
     embeddings: .npy file of embeddings, in place of a model.
@@ -71,8 +70,8 @@ def run_benchmark(
     published: row of eval/report/published.yaml to print beside the figures.
     """
     row = published_row(published) if published else None
-    benchmark = build_benchmark(protocol, options, stored=embeddings is not None)
-    result = benchmark.run(*load_embed(model, embeddings, names, device))
+    benchmark = open_benchmark(item, stored=embeddings is not None)
+    result = benchmark(*load_embed(model, embeddings, names, device))
     if out:
         write_report([result], out, published=published)
     print(markdown([result], row), end="")
@@ -176,15 +175,13 @@ def _argument_type(hint: Any) -> dict[str, Any]:
     kind, *marks = typing.get_args(hint) or (hint,)
 
     def convert(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected {kind.__name__}") from None
+        value = kind(text)
         for mark in marks:
             if isinstance(mark, Range) and not mark.holds(value):
                 raise argparse.ArgumentTypeError(f"found {text!r}, expected {mark}")
         return value
 
+    convert.__name__ = kind.__name__  # argparse shows it
     return {"type": convert}
 
 

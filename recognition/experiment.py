@@ -41,9 +41,10 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     with ranks_of_this_run(device) as ranks:
         with _config_errors(source, "data.train: "):
             faces = _open_training_faces(config)
-        with _config_errors(source, "evaluate.sets: "):
-            sets, root = config.evaluate.sets, config.data.root
-            benchmarks = [open_benchmark(item, root) for item in sets]
+        benchmarks = []
+        for item in config.evaluate.sets:
+            with _config_errors(source, f"evaluate.sets: {item['name']}: "):
+                benchmarks.append(open_benchmark(item, config.data.root))
         if config.evaluate.published is not None:
             with _config_errors(source, "evaluate.published: "):
                 published_row(config.evaluate.published)
@@ -58,7 +59,7 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         embed = embedder_of(config, parts.backbone, device)
 
         def evaluate() -> dict[str, float]:
-            results = [benchmark.run(embed, embed.size) for benchmark in benchmarks]
+            results = [benchmark(embed, embed.size) for benchmark in benchmarks]
             write_report(results, folder, published=config.evaluate.published)
             return {
                 f"{result.name}/{metric}": value

@@ -6,14 +6,14 @@ A probe of a person whom the gallery lacks is unmated; such probes give the open
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data.images import SUFFIXES, FileImages
 from data.options import PathText
-from eval.benchmarks import existing_folder
+from eval.benchmarks import Benchmark, existing_folder
 from eval.embed import Embed, embed_faces, mirror_setting
 from eval.metrics.identification import rank_rate, search, tpir
 from eval.metrics.templates import pool_templates
@@ -32,28 +32,42 @@ PROTOCOL = Protocol(
 )
 
 
-@dataclass(frozen=True)
-class Identification:
-    name: str
-    gallery: Path
-    probe: Path
-    mirror: bool
-    pool: bool
+def build(
+    *,
+    name: str = "",
+    gallery: PathText,
+    probe: PathText,
+    mirror: bool = True,
+    pool: bool = True,
+) -> Benchmark:
+    """1:N identification with two folders that have one folder per person.
 
-    def run(self, embed: Embed, size: int) -> Result:
-        """Embed both folders and search the gallery for every probe image."""
-        entries, people = list_people(self.gallery)
-        probes, probe_people = list_people(self.probe)
-        numbers = {person: k for k, person in enumerate(sorted({*people, *probe_people}))}
-        ids, probe_ids = (np.array([numbers[p] for p in names]) for names in (people, probe_people))
-        gallery, vectors = (
-            normalized(embed_faces(embed, FileImages(paths), size, mirror=self.mirror))
-            for paths in (entries, probes)
-        )
-        if self.pool:
-            ids, gallery = pool_templates(gallery, ids, media=np.arange(len(ids)))
-        mirror = mirror_setting(embed, self.mirror)
-        return identify(self.name, vectors, probe_ids, gallery, ids, mirror=mirror)
+    name: in the results; without it, the name of the probe folder.
+    gallery: folder of the people who are known.
+    probe: folder of the images to identify; the same person has the same folder name in both.
+    mirror: add the embedding of the mirror image to that of the image.
+    pool: one gallery entry per person, the normalized mean; otherwise one per image.
+    """
+    folders = existing_folder(gallery), existing_folder(probe)
+    return partial(run, name or folders[1].name, *folders, mirror, pool)
+
+
+def run(
+    name: str, gallery: Path, probe: Path, mirror: bool, pool: bool, embed: Embed, size: int
+) -> Result:
+    """Embed both folders and search the gallery for every probe image."""
+    entries, people = list_people(gallery)
+    probes, probe_people = list_people(probe)
+    numbers = {person: k for k, person in enumerate(sorted({*people, *probe_people}))}
+    ids, probe_ids = (np.array([numbers[p] for p in names]) for names in (people, probe_people))
+    vectors, probe_vectors = (
+        normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror))
+        for paths in (entries, probes)
+    )
+    if pool:
+        ids, vectors = pool_templates(vectors, ids, media=np.arange(len(ids)))
+    found = mirror_setting(embed, mirror)
+    return identify(name, probe_vectors, probe_ids, vectors, ids, mirror=found)
 
 
 def identify(
@@ -98,23 +112,3 @@ def list_people(root: Path) -> tuple[list[Path], list[str]]:
     if not paths:
         raise ValueError(f"{root}: no image in it; expected one folder per person")
     return paths, [path.parent.name for path in paths]
-
-
-def build(
-    *,
-    name: str = "",
-    gallery: PathText,
-    probe: PathText,
-    mirror: bool = True,
-    pool: bool = True,
-) -> Identification:
-    """1:N identification with two folders that have one folder per person.
-
-    name: in the results; without it, the name of the probe folder.
-    gallery: folder of the people who are known.
-    probe: folder of the images to identify; the same person has the same folder name in both.
-    mirror: add the embedding of the mirror image to that of the image.
-    pool: one gallery entry per person, the normalized mean; otherwise one per image.
-    """
-    folders = existing_folder(gallery), existing_folder(probe)
-    return Identification(name or folders[1].name, *folders, mirror, pool)

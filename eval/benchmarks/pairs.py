@@ -9,7 +9,6 @@ protocol as insightface's code has it).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -52,56 +51,93 @@ PROTOCOL = Protocol(
 )
 
 
-@dataclass(frozen=True)
-class PairBenchmark:
-    """Pairs with their images. They are opened when the benchmark runs, so that a benchmark that
-    waits for the end of a training holds no images in memory."""
+def build(
+    stored: bool = False,
+    *,
+    name: str = "",
+    pairs: PathText | None = None,
+    images: PathText | None = None,
+    bin: PathText | None = None,
+    folder: PathText | None = None,
+    faces: PathText | None = None,
+    count: Count = 6000,
+    seed: CountOrZero = 0,
+    mirror: bool = True,
+) -> Benchmark:
+    """Ten-fold verification on pairs from one source: pairs with images, bin, folder, or faces.
 
-    name: str
-    open_pairs: Callable[[], Pairs]
-    mirror: bool
-
-    def run(self, embed: Embed, size: int) -> Result:
-        """Embed each image of the pairs once and score the pairs."""
-        pairs = self.open_pairs()
-        used, rows = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
-        first, second = np.split(rows, 2)
-        plain, mirrored = embed_views(embed, pairs.images, size, indices=used, mirror=self.mirror)
-        result = score_pairs(
-            self.name,
-            plain if mirrored is None else plain + mirrored,
-            first,
-            second,
-            pairs.same,
-            notes=pairs.notes,
-            worst_of=pairs,
-            mirror=mirror_setting(embed, self.mirror),
+    stored: whether the embeddings come from a file; then `pairs` needs no images.
+    name: in the results; without it, the name of the source without its suffix.
+    pairs: pair list of LFW, CALFW, CPLFW or SLLFW, or lines `path path 0|1`.
+    images: folder or uncompressed zip with the images of the pair list.
+    bin: verification .bin of insightface.
+    folder: folder with imgs/0.jpg, imgs/1.jpg, … (two per pair) and pair_label.npy.
+    faces: any set of faces, to draw pairs from.
+    count: pairs to draw from `faces`, a multiple of 20.
+    seed: another seed draws other pairs.
+    mirror: add the embedding of the mirror image to that of the image.
+    """
+    sources: dict[str, tuple[str | None, Callable[[str], Pairs]]] = {
+        "pairs": (pairs, lambda path: from_list(path, images or "")),
+        "bin": (bin, from_bin),
+        "folder": (folder, from_numbered),
+        "faces": (faces, partial(from_faces, count=count, seed=seed)),
+    }
+    given = {key: (path, opened) for key, (path, opened) in sources.items() if path}
+    goes_with_images = images or stored if pairs else not images
+    if len(given) != 1 or not goes_with_images:
+        raise ValueError(
+            "give one source: pairs with images, bin, folder, or faces; "
+            f"found {', '.join(given) or 'none'}{' with images' if images else ''}"
         )
-        if mirrored is not None:
-            distances = metrics.pair_distances(plain, first, second)
-            unmirrored = metrics.grid_accuracy(distances, pairs.same)
-            result.metrics["accuracy_without_mirror"] = 100 * unmirrored.mean
-            result.metrics["accuracy_without_mirror_std"] = 100 * unmirrored.std
-        return result
+    ((source, opened),) = given.values()
+    for path in (source, images):
+        if path and (missing := missing_path(path)):
+            raise FileNotFoundError(f"{missing}: no such file or folder")
+    name = name or Path(source).stem
+    if pairs and not images:
+        return partial(run_listed, name, pairs)
+    return partial(run, name, partial(opened, source), mirror)
 
 
-@dataclass(frozen=True)
-class ListedPairs:
-    """A pair list without its images, for stored embeddings."""
+def run(
+    name: str, open_pairs: Callable[[], Pairs], mirror: bool, embed: Embed, size: int
+) -> Result:
+    """Embed each image of the pairs once and score the pairs.
 
-    name: str
-    pairs: str
+    The pairs are opened here, not in `build`: a benchmark that waits for the end of an epoch holds
+    no images in memory.
+    """
+    pairs = open_pairs()
+    used, rows = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
+    first, second = np.split(rows, 2)
+    plain, mirrored = embed_views(embed, pairs.images, size, indices=used, mirror=mirror)
+    result = score_pairs(
+        name,
+        plain if mirrored is None else plain + mirrored,
+        first,
+        second,
+        pairs.same,
+        notes=pairs.notes,
+        worst_of=pairs,
+        mirror=mirror_setting(embed, mirror),
+    )
+    if mirrored is not None:
+        distances = metrics.pair_distances(plain, first, second)
+        unmirrored = metrics.grid_accuracy(distances, pairs.same)
+        result.metrics["accuracy_without_mirror"] = 100 * unmirrored.mean
+        result.metrics["accuracy_without_mirror_std"] = 100 * unmirrored.std
+    return result
 
-    def run(self, embed: Embed, size: int) -> Result:
-        """Score the pairs by the embeddings of the names in the list."""
-        assert isinstance(embed, Stored)
-        listed, same = read_pair_list(self.pairs)
-        names, first, second = index_names(listed)
-        rows = np.array([embed.row(image) for image in names])
-        notes = fold_notes(same)
-        return score_pairs(
-            self.name, embed.embeddings, rows[first], rows[second], same, notes=notes
-        )
+
+def run_listed(name: str, path: str, embed: Embed, size: int) -> Result:
+    """Score the pairs of a list by stored embeddings, without images."""
+    assert isinstance(embed, Stored)
+    listed, same = read_pair_list(path)
+    names, first, second = index_names(listed)
+    rows = np.array([embed.row(image) for image in names])
+    notes = fold_notes(same)
+    return score_pairs(name, embed.embeddings, rows[first], rows[second], same, notes=notes)
 
 
 def score_pairs(
@@ -189,56 +225,3 @@ def worst_pairs(pairs: Pairs, cosines: np.ndarray, accepted: np.ndarray) -> tupl
         images = pairs.images.read(a), pairs.images.read(b)
         found.append(WorstPair(images, names, float(cosines[i]), bool(pairs.same[i])))
     return tuple(found)
-
-
-def build(
-    stored: bool = False,
-    *,
-    name: str = "",
-    pairs: PathText | None = None,
-    images: PathText | None = None,
-    bin: PathText | None = None,
-    folder: PathText | None = None,
-    faces: PathText | None = None,
-    count: Count = 6000,
-    seed: CountOrZero = 0,
-    mirror: bool = True,
-) -> Benchmark:
-    """Ten-fold verification on pairs from one source: pairs with images, bin, folder, or faces.
-
-    stored: whether the embeddings come from a file; then `pairs` needs no images.
-    name: in the results; without it, the name of the source without its suffix.
-    pairs: pair list of LFW, CALFW, CPLFW or SLLFW, or lines `path path 0|1`.
-    images: folder or uncompressed zip with the images of the pair list.
-    bin: verification .bin of insightface.
-    folder: folder with imgs/0.jpg, imgs/1.jpg, … (two per pair) and pair_label.npy.
-    faces: any set of faces, to draw pairs from.
-    count: pairs to draw from `faces`, a multiple of 20.
-    seed: another seed draws other pairs.
-    mirror: add the embedding of the mirror image to that of the image.
-    """
-    sources = {"pairs": pairs, "bin": bin, "folder": folder, "faces": faces}
-    given = {key: path for key, path in sources.items() if path}
-    goes_with_images = images or stored if pairs else not images
-    if len(given) != 1 or not goes_with_images:
-        raise ValueError(
-            "give one source: pairs with images, bin, folder, or faces; "
-            f"found {', '.join(given) or 'none'}{' with images' if images else ''}"
-        )
-    (source,) = given.values()
-    for path in (source, images):
-        if path and (missing := missing_path(path)):
-            raise FileNotFoundError(f"{missing}: no such file or folder")
-    name = name or Path(source).stem
-    if pairs and not images:
-        return ListedPairs(name, pairs)
-    open_pairs: Callable[[], Pairs]
-    if images:
-        open_pairs = partial(from_list, source, images)
-    elif bin:
-        open_pairs = partial(from_bin, bin)
-    elif folder:
-        open_pairs = partial(from_numbered, folder)
-    else:
-        open_pairs = partial(from_faces, source, count=count, seed=seed)
-    return PairBenchmark(name, open_pairs, mirror)

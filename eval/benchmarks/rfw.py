@@ -6,7 +6,7 @@ A folder as RFW is distributed (`txts/African/African_pairs.txt` and the images
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,46 +30,7 @@ PROTOCOL = Protocol(
 )
 
 
-@dataclass(frozen=True)
-class Rfw:
-    name: str
-    groups: dict[str, Benchmark]
-
-    def run(self, embed: Embed, size: int) -> Result:
-        """`accuracy_GROUP` of each group; `accuracy` and `accuracy_std` over the groups.
-
-        `spread` is the best accuracy minus the worst. `error_ratio` is the largest error divided by
-        the smallest, infinite where the smallest is 0.
-        """
-        results = {group: benchmark.run(embed, size) for group, benchmark in self.groups.items()}
-        figures: dict[str, float] = {}
-        curves: dict[str, Curve] = {}
-        for group, result in results.items():
-            figures[f"accuracy_{group}"] = result.metrics["accuracy"]
-            figures[f"accuracy_{group}_std"] = result.metrics["accuracy_std"]
-            curves |= {f"{self.name} {group}": curve for curve in result.curves.values()}
-        accuracy = np.array([result.metrics["accuracy"] for result in results.values()])
-        errors = 100 - accuracy
-        figures["accuracy"] = float(accuracy.mean())
-        figures["accuracy_std"] = float(accuracy.std())
-        figures["spread"] = float(np.ptp(accuracy))
-        figures["error_ratio"] = (
-            float(errors.max() / errors.min()) if errors.min() > 0 else float("inf")
-        )
-        return Result(
-            self.name,
-            PROTOCOL,
-            figures,
-            settings={"groups": ", ".join(results)},
-            curves=curves,
-            worst=tuple(pair for result in results.values() for pair in result.worst[:WORST]),
-            notes=tuple(
-                f"{group}: {note}" for group, result in results.items() for note in result.notes
-            ),
-        )
-
-
-def build(*, name: str = "rfw", root: PathText, mirror: bool = True) -> Rfw:
+def build(*, name: str = "rfw", root: PathText, mirror: bool = True) -> Benchmark:
     """Racial Faces in the Wild, all four groups.
 
     name: in the results.
@@ -87,4 +48,38 @@ def build(*, name: str = "rfw", root: PathText, mirror: bool = True) -> Rfw:
             groups[group] = pairs.build(
                 name=group, pairs=str(listed), images=str(images), mirror=mirror
             )
-    return Rfw(name, groups)
+    return partial(run, name, groups)
+
+
+def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Result:
+    """`accuracy_GROUP` of each group; `accuracy` and `accuracy_std` over the groups.
+
+    `spread` is the best accuracy minus the worst. `error_ratio` is the largest error divided by
+    the smallest, infinite where the smallest is 0.
+    """
+    results = {group: benchmark(embed, size) for group, benchmark in groups.items()}
+    figures: dict[str, float] = {}
+    curves: dict[str, Curve] = {}
+    for group, result in results.items():
+        figures[f"accuracy_{group}"] = result.metrics["accuracy"]
+        figures[f"accuracy_{group}_std"] = result.metrics["accuracy_std"]
+        curves |= {f"{name} {group}": curve for curve in result.curves.values()}
+    accuracy = np.array([result.metrics["accuracy"] for result in results.values()])
+    errors = 100 - accuracy
+    figures["accuracy"] = float(accuracy.mean())
+    figures["accuracy_std"] = float(accuracy.std())
+    figures["spread"] = float(np.ptp(accuracy))
+    figures["error_ratio"] = (
+        float(errors.max() / errors.min()) if errors.min() > 0 else float("inf")
+    )
+    return Result(
+        name,
+        PROTOCOL,
+        figures,
+        settings={"groups": ", ".join(results)},
+        curves=curves,
+        worst=tuple(pair for result in results.values() for pair in result.worst[:WORST]),
+        notes=tuple(
+            f"{group}: {note}" for group, result in results.items() for note in result.notes
+        ),
+    )

@@ -8,14 +8,14 @@ set count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data.images import SUFFIXES, FileImages
 from data.options import PathText
-from eval.benchmarks import existing_folder, identification
+from eval.benchmarks import Benchmark, existing_folder, identification
 from eval.benchmarks.identification import identify, normalized
 from eval.embed import Embed, embed_faces, mirror_setting
 from eval.report.result import Result
@@ -24,29 +24,35 @@ FOLDERS = ("Probe", "Gallery_Match", "Gallery_Distractor")
 PROTOCOL = identification.PROTOCOL
 
 
-@dataclass(frozen=True)
-class TinyFace:
-    name: str
-    root: Path
-    mirror: bool
+def build(*, name: str = "tinyface", root: PathText, mirror: bool = True) -> Benchmark:
+    """TinyFace identification.
 
-    def run(self, embed: Embed, size: int) -> Result:
-        """Embed all three folders and search matches and distractors for every probe."""
-        probes, matches, distractors = (list_images(self.root / folder) for folder in FOLDERS)
-        vectors, *entries = (
-            normalized(embed_faces(embed, FileImages(paths), size, mirror=self.mirror))
-            for paths in (probes, matches, distractors)
-        )
-        # -1 is nobody's number
-        entry_ids = identities(matches), np.full(len(distractors), -1)
-        return identify(
-            self.name,
-            vectors,
-            identities(probes),
-            np.concatenate(entries),
-            np.concatenate(entry_ids),
-            mirror=mirror_setting(embed, self.mirror),
-        )
+    name: in the results.
+    root: folder with Probe, Gallery_Match and Gallery_Distractor.
+    mirror: add the embedding of the mirror image to that of the image.
+    """
+    for folder in FOLDERS:
+        existing_folder(Path(root) / folder)
+    return partial(run, name, Path(root), mirror)
+
+
+def run(name: str, root: Path, mirror: bool, embed: Embed, size: int) -> Result:
+    """Embed all three folders and search matches and distractors for every probe."""
+    probes, matches, distractors = (list_images(root / folder) for folder in FOLDERS)
+    vectors, *entries = (
+        normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror))
+        for paths in (probes, matches, distractors)
+    )
+    # -1 is nobody's number
+    entry_ids = identities(matches), np.full(len(distractors), -1)
+    return identify(
+        name,
+        vectors,
+        identities(probes),
+        np.concatenate(entries),
+        np.concatenate(entry_ids),
+        mirror=mirror_setting(embed, mirror),
+    )
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -64,15 +70,3 @@ def identities(paths: list[Path]) -> np.ndarray:
         if not number.isdigit():
             raise ValueError(f"{path}: expected a name ID_n.jpg")
     return np.array([int(number) for number in numbers])
-
-
-def build(*, name: str = "tinyface", root: PathText, mirror: bool = True) -> TinyFace:
-    """TinyFace identification.
-
-    name: in the results.
-    root: folder with Probe, Gallery_Match and Gallery_Distractor.
-    mirror: add the embedding of the mirror image to that of the image.
-    """
-    for folder in FOLDERS:
-        existing_folder(Path(root) / folder)
-    return TinyFace(name, Path(root), mirror)

@@ -58,7 +58,7 @@ def test_options_are_those_of_the_signature() -> None:
     ("wrong", "told"),
     [
         (["--count", "0"], "--count: found '0', expected at least 1"),
-        (["--count", "2.5"], "--count: found '2.5', expected int"),
+        (["--count", "2.5"], "--count: invalid int value: '2.5'"),
         (["--scale", "nan"], "--scale: found 'nan', expected more than 0"),
         (["--target", "c"], "--target: invalid choice: 'c'"),
     ],

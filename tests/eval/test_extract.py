@@ -110,7 +110,7 @@ def test_benchmarks_start_from_files(folder: Path, capsys: pytest.CaptureFixture
     images, names = open_source(f"{folder}/faces")
     extract(embed, images, names, folder / "x.npy", size=8, model="m")
     sources = write_pairs(folder)
-    direct = pairs.build(name="pairs", pairs=sources[1], images=sources[3]).run(embed, 8)
+    direct = pairs.build(name="pairs", pairs=sources[1], images=sources[3])(embed, 8)
     stored = ["--embeddings", f"{folder}/x.npy", "--names", f"{folder}/x.txt"]
     for given in (sources, sources[:2]):
         assert main(["pairs", *stored, *given, "--json", "--out", f"{folder}/out"]) == 0

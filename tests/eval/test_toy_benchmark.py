@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PRODUCT = ("fastface", "recognition", "data", "eval", "tools")
 TOY = '''"""The average length of the embeddings of a folder, a toy."""
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,27 +23,11 @@ import numpy as np
 
 from data.images import FileImages
 from data.options import PathText, Positive
-from eval.benchmarks import existing_folder
+from eval.benchmarks import Benchmark, existing_folder
 from eval.embed import Embed, embed_faces
 from eval.report.result import Protocol, Result
 
 PROTOCOL = Protocol("toys", "average over a folder", {"length": "length of an embedding"})
-
-
-@dataclass(frozen=True)
-class Toy:
-    name: str
-    root: Path
-    average: str
-    factor: float
-    mirror: bool
-
-    def run(self, embed: Embed, size: int) -> Result:
-        images = FileImages(sorted(self.root.glob("*.png")))
-        lengths = np.linalg.norm(embed_faces(embed, images, size, mirror=self.mirror), axis=1)
-        average = np.median(lengths) if self.average == "median" else np.mean(lengths)
-        figures = {"length": self.factor * float(average), "images": float(len(images))}
-        return Result(self.name, PROTOCOL, figures, settings={"average": self.average})
 
 
 def build(
@@ -53,7 +37,7 @@ def build(
     average: Literal["mean", "median"] = "mean",
     factor: Positive = 1.0,
     mirror: bool = True,
-) -> Toy:
+) -> Benchmark:
     """A toy.
 
     name: in the results.
@@ -62,7 +46,17 @@ def build(
     factor: multiplies the length.
     mirror: add the embedding of the mirror image.
     """
-    return Toy(name, existing_folder(root), average, factor, mirror)
+    return partial(run, name, existing_folder(root), average, factor, mirror)
+
+
+def run(
+    name: str, root: Path, average: str, factor: float, mirror: bool, embed: Embed, size: int
+) -> Result:
+    images = FileImages(sorted(root.glob("*.png")))
+    lengths = np.linalg.norm(embed_faces(embed, images, size, mirror=mirror), axis=1)
+    length = np.median(lengths) if average == "median" else np.mean(lengths)
+    figures = {"length": factor * float(length), "images": float(len(images))}
+    return Result(name, PROTOCOL, figures, settings={"average": average})
 '''
 
 
