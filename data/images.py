@@ -16,11 +16,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 class Images(Protocol):
     """Encoded images by number; a FaceSet is one, too."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of images."""
 
-    def read(self, index: int) -> bytes: ...
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of an image."""
 
-    def describe(self, index: int) -> str: ...
+    def describe(self, index: int) -> str:
+        """Where an image is, for messages."""
 
 
 def stem(name: str) -> str:
@@ -83,6 +86,14 @@ class ZipImages:
 
     def describe(self, index: int) -> str:
         return f"{self.path}/{self.entries[index].filename}"
+
+
+def image_files(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """The image files of a folder, sorted; FileNotFoundError if there is none."""
+    paths = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"{folder / pattern}: no image there")
+    return paths
 
 
 def open_images(root: str | Path, names: list[str]) -> Images:

@@ -27,24 +27,25 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     builds = {name: find_part(PACKAGE, name).build for name in part_names(PACKAGE)}
     commands = {**builds, "embed": write_embeddings}
-    lines = [f"  {name:16}{_first_line(function)}" for name, function in commands.items()]
-    parser = command_parser("eval", "\n".join([str(__doc__), "", *lines]))
+    lines = {name: str(inspect.getdoc(one)).splitlines()[0] for name, one in commands.items()}
+    listed = "\n".join(f"  {name:16}{line}" for name, line in lines.items())
+    parser = command_parser("eval", f"{__doc__}\n\n{listed}")
     parser.add_argument("command", metavar="COMMAND", choices=commands, help="one of the above")
-    command = parser.parse_args(argv[:1]).command
+    command = parser.parse_args(argv[:1] or ["--help"]).command
 
-    chosen = commands[command]
-    about = (
-        str(sys.modules[chosen.__module__].__doc__) if command in builds else _first_line(chosen)
+    function = commands[command]
+    module = sys.modules[function.__module__]
+    parser = command_parser(
+        f"eval {command}", module.__doc__ if command in builds else lines[command]
     )
-    parser = command_parser(f"eval {command}", about)
-    add_options(parser, chosen)
+    add_options(parser, function)
     if command in builds:
         add_options(parser, run_benchmark)
 
     def action(options: argparse.Namespace) -> Mapping[str, Any]:
         if command not in builds:
             return write_embeddings(**values_for(write_embeddings, options))
-        item = {"protocol": command, **values_for(builds[command], options)}
+        item = {"protocol": command, **values_for(function, options)}
         return run_benchmark(item, **values_for(run_benchmark, options))
 
     return run_command(action, parser.parse_args(argv[1:]))
@@ -101,10 +102,6 @@ def write_embeddings(
     """
     source, names = open_source(data, images)
     embed, size = load_embed(model, None, None, device)
-
-    def progress(done: int, of: int) -> None:
-        print(f"{done}/{of} images", file=sys.stderr)
-
     record = extract(
         embed,
         source,
@@ -114,7 +111,7 @@ def write_embeddings(
         model=model_digest(model),
         mirror=mirror,
         dtype=dtype,
-        progress=progress,
+        progress=lambda done, of: print(f"{done}/{of} images", file=sys.stderr),
     )
     print(", ".join(f"{key} {value}" for key, value in record.items()))
     return record
@@ -139,14 +136,14 @@ def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -
     """One argument per keyword of `function`, with its type, default and docstring line."""
     hints = typing.get_type_hints(function, include_extras=True)
     texts = option_texts(function)
-    for name, keyword in keywords(function).items():
-        required = keyword.default is keyword.empty
-        default = None if required else keyword.default
+    defaults = function.__kwdefaults__ or {}
+    for name in keywords(function):
+        default = defaults.get(name)
         text = texts.get(name, "").rstrip(".")
         shown = "" if default in (None, "") else f" (default: {default})"
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            required=required,
+            required=name not in defaults,
             default=default,
             help=f"{text}{shown}".replace("%", "%%"),
             **_argument_type(hints[name]),
@@ -158,10 +155,9 @@ def values_for(function: Callable[..., Any], options: argparse.Namespace) -> dic
     return {name: getattr(options, name) for name in keywords(function)}
 
 
-def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters behind the `*`."""
-    parameters = inspect.signature(function).parameters
-    return {name: one for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
+def keywords(function: Callable[..., Any]) -> list[str]:
+    """The names of the parameters behind the `*`."""
+    return inspect.getfullargspec(function).kwonlyargs
 
 
 def _argument_type(hint: Any) -> dict[str, Any]:
@@ -183,10 +179,6 @@ def _argument_type(hint: Any) -> dict[str, Any]:
 
     convert.__name__ = kind.__name__  # argparse shows it
     return {"type": convert}
-
-
-def _first_line(function: Callable[..., Any]) -> str:
-    return str(inspect.getdoc(function)).splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int
         shuffled = [members[i] for i in rng.permutation(len(members))]
         groups = [shuffled[k::folds] for k in range(folds)]
     each = count // (2 * folds)
-    first, second, same = [], [], []
+    pairs: list[tuple[int, int]] = []
     known: set[tuple[int, int]] = set()
     for k, group in enumerate(groups):
         for genuine in (True, False):
@@ -46,10 +46,10 @@ def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int
                 raise ValueError(
                     f"{path}: fold {k} has {len(drawn)} of {each} {kind} pairs; lower count={count}"
                 )
-            first += [a for a, _ in drawn]
-            second += [b for _, b in drawn]
-            same += [genuine] * each
-    return Pairs(faces, np.array(first), np.array(second), np.array(same), notes)
+            pairs += drawn
+    first, second = np.array(pairs).T
+    same = np.tile(np.repeat([True, False], each), folds)
+    return Pairs(faces, first, second, same, notes)
 
 
 def _draw(

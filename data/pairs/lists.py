@@ -10,6 +10,9 @@ import numpy as np
 from data.images import BytesImages, FileImages, Images, find_image, open_images
 from data.pairs.verification_bin import read_bin
 
+Line = tuple[int, list[str]]
+"""The number of a line in a file, and its fields."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -32,44 +35,37 @@ def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]
     `NAME/NAME_0001.jpg` per pair, of one person if the folder is the same.
     """
     path = _existing(path, "a pair list")
-    lines: list[tuple[int, list[str]]] = []
+    lines: list[Line] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
-        if any(parts) and not (
-            number == 1 and len(parts) <= 2 and all(part.isdigit() for part in parts)
-        ):
+        counts = number == 1 and len(parts) <= 2 and all(part.isdigit() for part in parts)
+        if any(parts) and not counts:
             lines.append((number, parts))
     if not lines:
         raise ValueError(f"{path}: no pair in it")
-    return _read_two_lines(path, lines) if len(lines[0][1]) <= 2 else _read_one_line(path, lines)
+    read = _read_two_lines if len(lines[0][1]) <= 2 else _read_one_line
+    pairs = read(path, lines)
+    return [(a, b) for a, b, _ in pairs], np.array([same for *_, same in pairs])
 
 
-def _read_one_line(
-    path: Path, lines: list[tuple[int, list[str]]]
-) -> tuple[list[tuple[str, str]], np.ndarray]:
-    names: list[tuple[str, str]] = []
-    same: list[bool] = []
+def _read_one_line(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]]:
+    pairs = []
     for number, parts in lines:
         if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
-            names.append((_lfw_name(parts[0], parts[1]), _lfw_name(parts[0], parts[2])))
-            same.append(True)
+            pairs.append((_lfw_name(*parts[:2]), _lfw_name(*parts[::2]), True))
         elif len(parts) == 4 and parts[1].isdigit() and parts[3].isdigit():
-            names.append((_lfw_name(parts[0], parts[1]), _lfw_name(parts[2], parts[3])))
-            same.append(False)
+            pairs.append((_lfw_name(*parts[:2]), _lfw_name(*parts[2:]), False))
         elif len(parts) == 3 and parts[2] in ("0", "1"):
-            names.append((parts[0], parts[1]))
-            same.append(parts[2] == "1")
+            pairs.append((parts[0], parts[1], parts[2] == "1"))
         else:
             raise ValueError(
                 f"{path}, line {number}: {' '.join(parts)[:80]!r}; "
                 "expected `NAME i j`, `NAME i OTHER j` or `path path 0|1`"
             )
-    return names, np.array(same)
+    return pairs
 
 
-def _read_two_lines(
-    path: Path, lines: list[tuple[int, list[str]]]
-) -> tuple[list[tuple[str, str]], np.ndarray]:
+def _read_two_lines(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]]:
     """CALFW, CPLFW and SLLFW.
 
     The first two list all genuine pairs before all others. So each of the ten folds gets a tenth of
@@ -77,8 +73,7 @@ def _read_two_lines(
     (test_protocol/lfw/pairs_parser.py).
     """
     marked = len(lines[0][1]) == 2
-    names: list[tuple[str, str]] = []
-    same: list[bool] = []
+    pairs = []
     for (number, a), (_, b) in zip(lines[0::2], lines[1::2], strict=False):
         if marked:
             good = len(a) == len(b) == 2 and a[1] == b[1] and a[1].isdigit()
@@ -89,18 +84,18 @@ def _read_two_lines(
             raise ValueError(
                 f"{path}, line {number}: {a} and {b}; expected {expected} on both lines of a pair"
             )
-        names.append((a[0], b[0]))
-        same.append(a[1] != "0" if marked else a[0].split("/")[0] == b[0].split("/")[0])
+        same = a[1] != "0" if marked else a[0].split("/")[0] == b[0].split("/")[0]
+        pairs.append((a[0], b[0], same))
     if len(lines) % 2:
         raise ValueError(f"{path}, line {lines[-1][0]}: a pair without its second line")
     if not marked:
-        return names, np.array(same)
+        return pairs
 
-    # CALFW and CPLFW: a tenth of the genuine pairs, a tenth of the others, and so on
-    kinds = np.flatnonzero(same), np.flatnonzero(~np.array(same))
+    # a tenth of the genuine pairs, a tenth of the others, and so on
+    genuine = np.array([same for *_, same in pairs])
+    kinds = np.flatnonzero(genuine), np.flatnonzero(~genuine)
     tenths = zip(*(np.array_split(kind, 10) for kind in kinds), strict=True)
-    order = np.concatenate([part for both in tenths for part in both])
-    return [names[i] for i in order], np.array(same)[order]
+    return [pairs[i] for both in tenths for tenth in both for i in tenth]
 
 
 def _lfw_name(person: str, number: str) -> str:

@@ -152,20 +152,16 @@ def _interpret(source: Any, *, max_steps: int) -> Any:
             stack.append(arg.encode("latin-1"))
         elif name == "BYTEARRAY8":
             stack.append(bytes(arg))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[arg] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else arg] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[arg])
         elif name == "MARK":
             stack.append(_Mark)
         elif name == "EMPTY_LIST":
             stack.append([])
-        elif name == "LIST":
-            stack.append(to_mark())
-        elif name == "TUPLE":
-            stack.append(tuple(to_mark()))
+        elif name in ("LIST", "TUPLE"):
+            stack.append(to_mark() if name == "LIST" else tuple(to_mark()))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(name[-1])
             stack[-count:] = [tuple(stack[-count:])]

@@ -54,7 +54,8 @@ def open_benchmark(
         if not optional:
             hint = "`optional: true` in evaluate.sets skips a missing set"
             raise FileNotFoundError(f"{error} ({hint})") from None
-        skipped = Result(item["name"], module.PROTOCOL, {}, skipped=str(error))
+        name = item.get("name") or item["protocol"]
+        skipped = Result(name, module.PROTOCOL, {}, skipped=str(error))
         return lambda embed, size: skipped
     return benchmark
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import SUFFIXES, FileImages
+from data.images import FileImages, image_files
 from data.options import PathText
 from eval.benchmarks import Benchmark, existing_folder
 from eval.embed import Embed, embed_faces, mirror_setting
@@ -56,13 +56,12 @@ def run(
     name: str, gallery: Path, probe: Path, mirror: bool, pool: bool, embed: Embed, size: int
 ) -> Result:
     """Embed both folders and search the gallery for every probe image."""
-    entries, people = list_people(gallery)
-    probes, probe_people = list_people(probe)
-    numbers = {person: k for k, person in enumerate(sorted({*people, *probe_people}))}
-    ids, probe_ids = (np.array([numbers[p] for p in names]) for names in (people, probe_people))
+    files = image_files(gallery, "*/*"), image_files(probe, "*/*")
+    people = [[path.parent.name for path in paths] for paths in files]
+    numbers = {person: number for number, person in enumerate(sorted({*people[0], *people[1]}))}
+    ids, probe_ids = (np.array([numbers[person] for person in names]) for names in people)
     vectors, probe_vectors = (
-        normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror))
-        for paths in (entries, probes)
+        normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror)) for paths in files
     )
     if pool:
         ids, vectors = pool_templates(vectors, ids, media=np.arange(len(ids)))
@@ -104,11 +103,3 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
     """Rows (N,D) divided by their norms; a zero row stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms == 0, 1, norms)
-
-
-def list_people(root: Path) -> tuple[list[Path], list[str]]:
-    """All images `root/NAME/*`, sorted, and the name of each."""
-    paths = sorted(path for path in root.glob("*/*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ValueError(f"{root}: no image in it; expected one folder per person")
-    return paths, [path.parent.name for path in paths]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import SUFFIXES, FileImages
+from data.images import FileImages, image_files
 from data.options import PathText
 from eval.benchmarks import Benchmark, existing_folder, identification
 from eval.benchmarks.identification import identify, normalized
@@ -38,7 +38,7 @@ def build(*, name: str = "tinyface", root: PathText, mirror: bool = True) -> Ben
 
 def run(name: str, root: Path, mirror: bool, embed: Embed, size: int) -> Result:
     """Embed all three folders and search matches and distractors for every probe."""
-    probes, matches, distractors = (list_images(root / folder) for folder in FOLDERS)
+    probes, matches, distractors = (image_files(root / folder) for folder in FOLDERS)
     vectors, *entries = (
         normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror))
         for paths in (probes, matches, distractors)
@@ -53,14 +53,6 @@ def run(name: str, root: Path, mirror: bool, embed: Embed, size: int) -> Result:
         np.concatenate(entry_ids),
         mirror=mirror_setting(embed, mirror),
     )
-
-
-def list_images(folder: Path) -> list[Path]:
-    """All images below a folder, sorted; FileNotFoundError if there is none."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no image in it")
-    return paths
 
 
 def identities(paths: list[Path]) -> np.ndarray:

@@ -82,9 +82,8 @@ def _headings(protocol: Protocol, results: Sequence[Result]) -> dict[str, str]:
     headings = {key: text for key, text in protocol.columns.items() if key in found}
     named = {*protocol.columns, *protocol.unlisted}
     for metric in found:
-        base = metric.removesuffix("_std")
-        beside = base != metric and base in found
-        if not beside and not named & {metric, base}:
+        deviation = metric.endswith("_std") and metric.removesuffix("_std") in found
+        if not deviation and metric not in named:
             headings[metric] = metric
     return headings
 

@@ -30,7 +30,13 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     row = published_row(published) if published else None
     record = {"published": row, "results": [as_json(result) for result in results]}
-    plots = _plots(results)
+    curves = {label: curve for result in results for label, curve in result.curves.items()}
+    histograms = {result.name: result.histogram for result in results if result.histogram}
+    plots = {}
+    if curves:
+        plots["roc.png"] = roc_png(curves)
+    if histograms:
+        plots["scores.png"] = scores_png(histograms)
     files = {
         "results.json": json.dumps(record, indent=1).encode(),
         "results.md": markdown(results, row).encode(),
@@ -56,15 +62,3 @@ def as_json(result: Result) -> dict[str, Any]:
         "notes": list(result.notes),
         "skipped": result.skipped,
     }
-
-
-def _plots(results: Sequence[Result]) -> dict[str, bytes]:
-    """File name -> PNG, for what the results hold."""
-    curves = {label: curve for result in results for label, curve in result.curves.items()}
-    histograms = {result.name: result.histogram for result in results if result.histogram}
-    plots = {}
-    if curves:
-        plots["roc.png"] = roc_png(curves)
-    if histograms:
-        plots["scores.png"] = scores_png(histograms)
-    return plots
