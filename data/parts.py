@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
+import re
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 
 def part_names(package: str) -> list[str]:
@@ -29,3 +33,13 @@ def find_part(package: str, name: str) -> ModuleType:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
         raise ValueError(f"no {package.rpartition('.')[2]} part named {name!r}; {hint}")
     return importlib.import_module(f"{package}.{name}")
+
+
+def option_texts(build: Callable[..., Any]) -> dict[str, str]:
+    """The text of each parameter of a `build`, from the `name: text` lines of its docstring.
+
+    Such a line starts at the docstring's own indent; lines that are indented further continue it.
+    """
+    parameters = inspect.signature(build).parameters
+    lines = re.findall(r"^(\w+): (.*(?:\n +.*)*)", inspect.getdoc(build) or "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in lines if name in parameters}

@@ -296,7 +296,7 @@ def bench_bin(path: str | None = None, model: str | None = None) -> dict[str, ob
         benchmark = build(name="bin", bin=path)
         before = resident_mb()
         start = time.perf_counter()
-        result = benchmark.run(embed, size)
+        result = benchmark(embed, size)
         spent = time.perf_counter() - start
         file_mb = Path(path).stat().st_size / 1e6
     return {
