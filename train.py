@@ -7,7 +7,8 @@ import argparse
 import logging
 import sys
 
-from recognition.config import ConfigError, load_config, to_yaml
+from recognition.config import ConfigError
+from recognition.parse import load_config, to_yaml
 
 
 def main() -> int:

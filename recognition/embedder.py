@@ -12,8 +12,9 @@ from torch import nn
 
 from data.augment import normalize
 from recognition.checkpoint import load_tensors
-from recognition.config import Config, build_part, parse_config
+from recognition.config import Config
 from recognition.device import autocast, choose_device, place_backbone
+from recognition.parse import build_part, parse_config
 
 
 @dataclass(frozen=True)

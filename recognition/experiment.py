@@ -21,11 +21,12 @@ from data.parts import find_part
 from data.types import FaceSet, PathText
 from eval.report.published import published_row
 from eval.report.tables import write_report
-from recognition.config import Config, ConfigError, build_part
+from recognition.config import Config, ConfigError
 from recognition.device import choose_device, place_backbone
 from recognition.distributed import Ranks, ranks_of_this_run
 from recognition.embedder import Embedder, build_backbone
 from recognition.logs import plot_training
+from recognition.parse import build_part
 from recognition.run_folder import open_run_folder
 from recognition.trainer import Parts, steps_per_epoch, train
 

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from data.files import atomic_write
-from recognition.config import Config, ConfigError, to_tree, to_yaml
+from recognition.config import Config, ConfigError
+from recognition.parse import to_tree, to_yaml
 
 # May differ between the run and its continuation: they change where and how fast it runs, not what
 # it computes.

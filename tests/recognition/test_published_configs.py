@@ -12,9 +12,10 @@ import torch
 
 import train
 from eval.report.published import published_rows
-from recognition.config import Config, build_part, load_config
+from recognition.config import Config
 from recognition.distributed import Ranks
 from recognition.embedder import build_backbone
+from recognition.parse import build_part, load_config
 from tools import plan
 
 ROOT = Path(__file__).parents[2]
