@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from data.parts import hint as nearest
-from data.parts import part_names
+from data.parts import option_texts, part_names
 
 REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
@@ -104,10 +104,10 @@ class Option:
     text: str
 
 
-def options_of(owner: Callable[..., Any]) -> dict[str, Option]:
+def options_of(owner: Any) -> dict[str, Option]:
     """The options by name of a dataclass (its fields) or a `build` (what stands behind its `*`)."""
     hints = typing.get_type_hints(owner, include_extras=True)
-    texts = _field_texts(owner) if isinstance(owner, type) else _texts(owner)
+    texts = _field_texts(owner) if isinstance(owner, type) else option_texts(owner)
     return {
         name: Option(hints.get(name, Any), one.default, texts.get(name, ""))
         for name, one in inspect.signature(owner).parameters.items()
@@ -179,12 +179,6 @@ def _either(words: Sequence[str]) -> str:
 def _with_home(path: str) -> str:
     """`~` at the start of a path, and of each in `concat:PATH;PATH`, as the home folder."""
     return re.sub(r"(?<![^:;])~(?=/|$)", lambda _: str(Path.home()), path)
-
-
-def _texts(build: Callable[..., Any]) -> Mapping[str, str]:
-    """What the lines `name: text` of a docstring say; continuation lines are indented."""
-    found = re.findall(r"^(\w+): (.+(?:\n +.+)*)", inspect.getdoc(build) or "", re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
 
 
 def _field_texts(owner: type) -> Mapping[str, str]:

@@ -70,7 +70,7 @@ class OptimConfig:
     epochs: Count
     """Passes over the training set."""
     name: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer."""
+    """Optimizer of the backbone and of the class centers."""
     momentum: ShareBelowOne = 0.9
     """Momentum of SGD. AdamW does not use it."""
     nesterov: bool = False
@@ -116,7 +116,7 @@ class RunConfig:
     seed: CountOrZero = 0
     """Seed of all random numbers."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """Device. auto: cuda if there is one, else mps, else cpu."""
+    """Device of the run. auto: cuda if there is one, else mps, else cpu."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number type of the backbone's matrix products. With fp16 the loss is scaled, so that small
     gradients are kept."""

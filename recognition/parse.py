@@ -18,6 +18,9 @@ from data.options import REQUIRED, PartOf, fit, options_of
 from data.parts import find_part, hint
 from recognition.config import Config, ConfigError, Part
 
+DEFAULT_PROTOCOL = "pairs"
+"""The benchmark of a set in `evaluate.sets` that names no protocol."""
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in a YAML file with `section.key=value` overrides, every key and value checked.
@@ -181,7 +184,7 @@ def _parse_benchmarks(package: str, tree: Any, key: str) -> tuple[Mapping[str, A
     if not isinstance(tree, (list, tuple)):
         raise ValueError(f"{key}: found {tree!r}, expected a list of {{name: …, its sources}}")
     parts = [
-        _parse_part(package, item, f"{key}[{place}]", named_by="protocol", default="pairs")
+        _parse_part(package, item, f"{key}[{place}]", named_by="protocol", default=DEFAULT_PROTOCOL)
         for place, item in enumerate(tree)
     ]
     return tuple({"protocol": part.name, **part.options} for part in parts)
@@ -209,7 +212,7 @@ def _check_classifier(config: Config) -> None:
     optim, name = config.optim, config.classifier.name
     facts = getattr(find_part("recognition.classifiers", name), "FACTS", None)
     if facts is not None:
-        facts.check(config.classifier.options, optim, config.run)
+        facts.check(config)
         return
     fused = config.classifier.options.get("fused") is True
     if fused or name == "partial":
