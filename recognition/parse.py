@@ -115,6 +115,9 @@ class _Typed:
         textual = isinstance(self.yaml, str) or self.text == "~"
         return (self.text, self.yaml) if textual else (self.yaml, self.text)
 
+    def __repr__(self) -> str:
+        return repr(self.readings[0])
+
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
