@@ -21,11 +21,12 @@ from data.types import FaceSet
 from eval.benchmarks import open_benchmark
 from eval.report.published import published_row
 from eval.report.write import write_report
-from recognition.config import Config, ConfigError, OptimConfig, build_part
+from recognition.config import Config, ConfigError, OptimConfig
 from recognition.device import choose_device, place_backbone
 from recognition.distributed import Ranks, ranks_of_this_run
 from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import plot_training
+from recognition.parse import build_part
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import open_run_folder
 from recognition.trainer import train

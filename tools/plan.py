@@ -24,7 +24,8 @@ from torch._subclasses import FakeTensorMode
 
 from recognition.classifiers._margin_softmax import CHUNK_BYTES
 from recognition.classifiers.class_pool import BATCH_PARTS, pool_columns
-from recognition.config import Config, ConfigError, Part, build_part, load_config
+from recognition.config import Config, ConfigError, Part
+from recognition.parse import build_part, load_config
 
 CUDA_CONTEXT = 600_000_000  # bytes that a process takes on a GPU before its first tensor
 # bytes that the first training step adds on a CPU however small the model (measured)

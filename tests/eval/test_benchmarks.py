@@ -17,7 +17,8 @@ from data.pairs.verification_bin import write_bin
 from data.parts import find_part, option_texts, part_names
 from eval.benchmarks import PACKAGE, open_benchmark
 from eval.report.result import Protocol
-from recognition.config import ConfigError, load_config
+from recognition.config import ConfigError
+from recognition.parse import load_config
 
 NAMES = part_names(PACKAGE)
 
@@ -136,7 +137,7 @@ def test_an_optional_set_without_its_files_is_skipped(item: dict[str, Any], tmp_
     [
         ("{name: a, protocol: templates, root: x, target: ijba}", r"target: found 'ijba'.*ijb[bc]"),
         ("{name: a, bin: x.bin, optional: perhaps}", "optional"),
-        ("{name: a, protocol: pairs, bin: x.bin, missing: x}", "missing: pairs has no such option"),
+        ("{name: a, protocol: pairs, bin: x.bin, missing: x}", "missing: unknown key of pairs"),
     ],
 )
 def test_a_config_with_a_wrong_entry_is_refused(item: str, told: str) -> None:

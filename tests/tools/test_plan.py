@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from recognition.config import load_config
+from recognition.parse import load_config
 from tools import plan
 
 ROOT = Path(__file__).parents[2]
