@@ -141,7 +141,7 @@ def _optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress
     """One step of SGD on the mean loss of the micro-batches, and one of the schedule on the same
     loss."""
     optim, loss = config.optim, torch.zeros((), device=parts.device)
-    parts.classifier.prepare(parts.optimizer.param_groups[0]["lr"])
+    parts.classifier.before_step(parts.optimizer.param_groups[0]["lr"])
     for micro, batch in enumerate(batches):
         seed = seed_of(config.run.seed, progress.step, micro, parts.ranks.rank)
         torch.manual_seed(seed)  # dropout and the like
@@ -161,7 +161,7 @@ def _optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress
     skipped = not _scaled_step(parts)
     parts.optimizer.zero_grad(set_to_none=True)
     if not skipped:
-        parts.classifier.update()
+        parts.classifier.after_step()
     advance(parts.scheduler, None if skipped else loss)
     progress.step += 1
     progress.skipped_steps += skipped
