@@ -25,7 +25,7 @@ from torch._subclasses import FakeTensorMode
 
 from data.parts import find_part, part_names
 from recognition.classifiers import ClassifierFacts, Overrides, Sizes
-from recognition.config import Config, ConfigError, OptimConfig, Part, build_part, load_config
+from recognition.config import Config, ConfigError, Part, build_part, load_config
 from tools._cli import command_parser, run_command
 
 CLASSIFIERS = "recognition.classifiers"
@@ -54,56 +54,50 @@ def backbone_need(config: Config) -> dict[str, int]:
 def _traced(name: str, options: str, batch_size: int, size: int, precision: str) -> dict[str, int]:
     from recognition.device import autocast
 
-    saved: dict[int, int] = {}
-    parameters: set[int] = set()
-    keep: list[torch.Tensor] = []
-    largest = 0
+    # by address; that they stay here keeps other tensors from getting the same address
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal largest
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            saved[storage._cdata] = storage.nbytes()
-            largest = max(largest, storage.nbytes())
-            keep.append(tensor)  # so that no other tensor gets its address, the key of `saved`
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         net = build_part("recognition.backbones", Part(name, json.loads(options)), size=size)
-        parameters |= {p.untyped_storage()._cdata for p in net.parameters()}
         images = torch.zeros(batch_size, 3, size, size)
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with hooks, autocast(torch.device("cpu"), precision):
             outputs = net(images)
-        return {
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "activations": sum(saved.values()),
-            "largest": largest,
-            "embedding": outputs.shape[1],
-        }
-
-
-def optimizer_states(optim: OptimConfig) -> int:
-    """Numbers that the optimizer keeps per weight."""
-    return 2 if optim.name == "adamw" else int(optim.momentum > 0)
+    for parameter in net.parameters():
+        saved.pop(parameter.untyped_storage()._cdata, None)
+    activations = [storage.nbytes() for storage in saved.values()]
+    return {
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "activations": sum(activations),
+        "largest": max(activations),
+        "embedding": outputs.shape[1],
+    }
 
 
 def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, int]:
     """Bytes of one rank's memory by what needs them, and their `peak`. base: what the process needs
     without the run."""
-    net, states = backbone_need(config), optimizer_states(config.optim)
+    net, optim = backbone_need(config), config.optim
     weights = 4 * net["parameters"]
-    device = "cuda" if on_gpu(config) else "cpu"
-    sizes = Sizes(classes, ranks, net["embedding"], weights, states, device)
+    sizes = Sizes(
+        classes,
+        ranks,
+        embedding=net["embedding"],
+        backbone_bytes=weights,
+        optimizer_states=2 if optim.name == "adamw" else int(optim.momentum > 0),
+        device="cuda" if on_gpu(config) else "cpu",
+    )
     classifier = facts_of(config.classifier.name).memory(config, sizes)
-
-    # an image: uint8, as float32, and augmented
-    batch = config.optim.batch_size * 3 * config.data.size**2 * (1 + 4 + 4)
     always = {
         "process": base,
         "backbone weights": weights,
-        "backbone optimizer state": weights * states,
-        "batch": batch,
+        "backbone optimizer state": weights * sizes.optimizer_states,
+        # uint8, float32, and float32 augmented
+        "batch": optim.batch_size * 3 * config.data.size**2 * (1 + 4 + 4),
         **classifier.kept,
     }
     backward = {
@@ -198,8 +192,8 @@ def process_bytes(config: Config) -> int:
 
 def on_gpu(config: Config) -> bool:
     """Whether the run will be on a GPU."""
-    found = config.run.device == "auto" and torch.cuda.is_available()
-    return config.run.device == "cuda" or found
+    auto = config.run.device == "auto"
+    return torch.cuda.is_available() if auto else config.run.device == "cuda"
 
 
 def memory(text: str) -> int:

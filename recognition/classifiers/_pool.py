@@ -26,12 +26,11 @@ _GROUP = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """What a batch of G gallery samples does to the pool. Every entry has one number per sample.
+    """What a batch of G gallery samples does to the pool. Every tensor has one entry per sample.
 
-    Samples of one identity go to one column and have equal entries, except in `last`, `rows` and
-    `writers`. Only two slots are left of what they write: the last sample fills one, and the slot
-    beside it, where the cursor then stands, is filled by the sample before the last. An identity
-    with one sample leaves the slot at the cursor as it is.
+    All samples of one identity go to one column and have equal entries, except in `last`. They
+    write its two slots in turn, so two of their features remain: the last sample's, and in the
+    other slot, where the cursor then stands, that of the sample before it.
     """
 
     labels: torch.Tensor
@@ -40,22 +39,15 @@ class Plan:
     """The column in which the identity is afterwards."""
     last: torch.Tensor
     """bool: this is the last sample of its identity."""
-    present: torch.Tensor
-    """bool: the identity was in the pool before."""
     cursors: torch.Tensor
-    """The cursor of the column afterwards, 0 or 1: not the slot that the last sample fills."""
+    """The column's cursor afterwards, 0 or 1. The last sample's feature is in the other slot."""
     stamps: torch.Tensor
     """The time at which the column is last used: a count of gallery samples."""
-    rows: torch.Tensor
-    """Where the features change, as slot · size + column. The last sample's entry is the slot that
-    it fills; all others have the slot at the cursor."""
-    writers: torch.Tensor
-    """The sample whose feature is put at `rows`."""
     others: torch.Tensor
-    """Which feature the slot at the cursor has afterwards, by three cases. The identity has more
-    samples: the number of the one before its last. It has one, and was present: ~r, which is
-    negative, for the feature that lies in row r (slot · size + column) already. It has one, and is
-    new: the number of that sample, because the slot is unused."""
+    """Whose feature is in the slot at the cursor afterwards. If the identity has two samples or
+    more: the number of the one before the last. If it has one and was in the pool before: ~r, a
+    negative number, for the feature that is there already, in row r = slot · size + column of all
+    features. If it has one and is new: the number of that sample, as nothing is in that slot."""
 
 
 class ClassPool(nn.Module):
@@ -121,17 +113,12 @@ class ClassPool(nn.Module):
         stays = ~torch.add(columns, other, alpha=self.size)
         others = torch.where(times > 1, order[end - 2], torch.where(present, stays, last))
 
-        is_last = last == index
-        slot = torch.where(is_last, 1 - other, other)
         return Plan(
             labels=labels,
             columns=columns,
-            last=is_last,
-            present=present,
+            last=last == index,
             cursors=other,
             stamps=self.clock + last,
-            rows=torch.add(columns, slot, alpha=self.size),
-            writers=torch.where(is_last, index, others),
             others=others,
         )
 
@@ -181,18 +168,22 @@ class ClassPool(nn.Module):
         return owned
 
     def commit(self, plan: Plan, features: torch.Tensor) -> None:
-        """Carry out the plan, given the samples' features (G,D). Samples that write one row write
-        the same values."""
-        # An evicted identity is nowhere; where nobody is evicted, clear an entry that is set next.
+        """Carry out the plan, given the samples' features (G,D). Samples that write to one place
+        write the same values."""
+        # An evicted identity is nowhere. An empty column has no owner: clear an entry set next.
         owners = self.identities[plan.columns].long()
-        leaving = torch.where(plan.present | (owners < 0), plan.labels, owners)
-        self.columns[leaving] = -1
+        self.columns[torch.where(owners < 0, plan.labels, owners)] = -1
 
         self.columns[plan.labels] = plan.columns.to(self.columns.dtype)
         self.identities[plan.columns] = plan.labels.to(self.identities.dtype)
         self.stamps[plan.columns] = plan.stamps
         self.cursors[plan.columns] = plan.cursors.to(self.cursors.dtype)
-        self.features.flatten(0, 1)[plan.rows] = features[plan.writers]
+
+        # the last sample's feature beside the cursor, the other one at the cursor
+        index = torch.arange(len(plan.labels), device=plan.labels.device)
+        slots = torch.where(plan.last, 1 - plan.cursors, plan.cursors)
+        writers = torch.where(plan.last, index, plan.others)
+        self.features[slots, plan.columns] = features[writers]
         self.clock.add_(len(plan.labels))
 
     def check_equal(self, ranks: Ranks) -> None:
