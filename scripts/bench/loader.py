@@ -102,7 +102,7 @@ def measure(faces: FaceSet, size: int, rounds: int, images: int) -> dict[str, li
         def loader(threads: int, indices: np.ndarray = indices) -> None:
             drain(
                 Loader(
-                    faces, batch_size=BATCH, size=size, seed=0, threads=threads, channels_last=True,
+                    faces, batch_size=BATCH, size=size, seed=0, threads=threads,
                     order=lambda epoch: indices, length=count,
                 )
             )  # fmt: skip
@@ -146,7 +146,6 @@ def memory(path: str, size: int, epochs: int) -> dict[str, object]:
         size=size,
         seed=0,
         threads=len(os.sched_getaffinity(0)),
-        channels_last=True,
     )
     megabytes = []
     for _ in range(epochs):
