@@ -1,20 +1,31 @@
-"""Train a face-recognition model: python train.py --config configs/NAME.yaml [section.key=value
-...]"""
+"""Train a face-recognition model: python train.py --config configs/NAME.yaml [section.key=value …]
+
+Exit code 0: trained and evaluated. 1: the training failed. 2: a mistake in an argument, the config
+or the data. 130: stopped; --resume goes on.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
+from collections.abc import Sequence
 
-from recognition.config import ConfigError, load_config, to_yaml
+from data.loader import UnreadableImages
+from recognition import experiment
+from recognition.config import ConfigError
+from recognition.explain import explain, listing
+from recognition.parse import load_config, to_yaml
+from recognition.trainer import Stopped, TrainingError
+from tools._cli import command_parser
 
 
-def main() -> int:
-    """Exit code 0: trained and evaluated; 2: a mistake in config, data or place; 1: training
-    failed; 130: stopped."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the arguments say, and return the exit code."""
+    parser = command_parser("train", __doc__)
+    parser.prog, parser.epilog = "train.py", f"keys of a config:\n{listing()}"
+    parser.add_argument("--config", help="a YAML file, see configs/")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint of run.output"
     )
@@ -22,41 +33,47 @@ def main() -> int:
         "--print-config", action="store_true", help="print the resolved config and stop"
     )
     parser.add_argument(
+        "--explain",
+        metavar="KEY",
+        help="print what a key means (head.margin) or all of a section (optim), and stop; with "
+        "--config only for the parts that it names",
+    )
+    parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
         help="e.g. optim.lr=0.05 data.root=/faces",
     )
-    arguments = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(argv)
+    if not (options.config or options.explain):
+        parser.error("--config is missing: give a YAML file, see configs/")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            print(to_yaml(config), end="")
-            return 0
-        from data.loader import UnreadableImages
-
-        # imports the evaluators too; a mistake above is told without waiting for it
-        from recognition import (
-            experiment,
-        )
-        from recognition.trainer import Stopped, TrainingError
-
-        try:
-            folder = experiment.run(config, arguments.config, resume=arguments.resume)
-        except Stopped as stopped:
-            print(stopped)
-            return 130
-        except (TrainingError, UnreadableImages) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    except ConfigError as error:
+        return _act(options)
+    except (ConfigError, TrainingError, UnreadableImages) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 1
+    except Stopped as stopped:
+        print(stopped)
+        return 130
+
+
+def _act(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides) if options.config else None
+    if options.explain:
+        print(explain(options.explain, config))
+        return 0
+    assert config is not None
+    if options.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    folder = experiment.run(config, options.config, resume=options.resume)
     results = folder / "results.md"
     if results.exists():
-        print("\n" + results.read_text())
+        print(f"\n{results.read_text()}")
     print(f"run folder: {folder}")
+    if options.json:
+        print(json.dumps({"folder": str(folder)}))
     return 0
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.options import CountOrZero, Share, ShareBelowOne
+
 DOWN_MODES = ("area", "bilinear", "bicubic")
 UP_MODES = ("nearest", "bilinear", "bicubic")
 LUMA = (0.299, 0.587, 0.114)
@@ -22,34 +24,25 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augment:
-    """flip: probability of mirroring. shift: up to so many pixels each way, edges repeated. zoom:
-    scale 1 ± zoom.
+    """Which augmentations an image meets. The last five are probabilities; AdaFace has 0.2 for
+    crop, photometric and low_resolution."""
 
-    crop, photometric, low_resolution: probabilities of AdaFace's three augmentations (it takes 0.2
-    each): black outside a random part of 20–100 % of the area; brightness, contrast and saturation
-    by factors in 0.5…1.5; shrunk to 20–100 % of the side and back. blur: probability of a Gaussian
-    blur of σ 0.2…2 pixels. gray: probability of dropping color.
-    """
-
-    flip: float = 0.5
-    shift: int = 0
-    zoom: float = 0.0
-    crop: float = 0.0
-    photometric: float = 0.0
-    low_resolution: float = 0.0
-    blur: float = 0.0
-    gray: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "crop", "photometric", "low_resolution", "blur", "gray"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"augment.{name}={getattr(self, name)}, expected a probability 0…1"
-                )
-        if self.shift < 0 or not 0 <= self.zoom < 1:
-            raise ValueError(
-                f"augment.shift={self.shift}, zoom={self.zoom}: expected shift ≥ 0 and 0 ≤ zoom < 1"
-            )
+    flip: Share = 0.5
+    """Probability of mirroring."""
+    shift: CountOrZero = 0
+    """Largest shift in pixels, up to which each image is moved each way; edges are repeated."""
+    zoom: ShareBelowOne = 0.0
+    """Largest change of scale: an image is scaled by 1 ± zoom."""
+    crop: Share = 0.0
+    """Probability of black outside a random rectangle of 20 to 100 % of the area."""
+    photometric: Share = 0.0
+    """Probability of brightness, contrast and saturation changed by factors from 0.5 to 1.5."""
+    low_resolution: Share = 0.0
+    """Probability of shrinking to 20 to 100 % of the side and back."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur of σ from 0.2 to 2 pixels."""
+    gray: Share = 0.0
+    """Probability of dropping the color."""
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class LossScheduler(LRScheduler):
         skipped_steps: calls of `step(None)`.
     """
 
+    reads_loss = True
+
     def __init__(
         self,
         optimizer: Optimizer,

@@ -11,8 +11,9 @@ from torch import nn
 
 from data.augment import normalize
 from recognition.checkpoint import load_tensors
-from recognition.config import Config, build_part, parse_config
+from recognition.config import Config
 from recognition.device import autocast, choose_device, lay_out, place_backbone
+from recognition.parse import build_part, parse_config
 
 
 @dataclass(frozen=True)

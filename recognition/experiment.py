@@ -22,11 +22,12 @@ from eval.report.published import published_row
 from eval.report.tables import write_report
 from recognition.classifiers import ClassifierFacts
 from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
-from recognition.config import Config, ConfigError, OptimConfig, build_part
+from recognition.config import Config, ConfigError, OptimConfig
 from recognition.device import choose_device, place_backbone
 from recognition.distributed import Ranks, ranks_of_this_run
 from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import plot_training
+from recognition.parse import build_part
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import open_run_folder
 from recognition.trainer import train

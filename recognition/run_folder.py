@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from data.files import atomic_write
-from recognition.config import Config, ConfigError, to_tree, to_yaml
+from recognition.config import Config, ConfigError
+from recognition.parse import to_tree, to_yaml
 
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes.

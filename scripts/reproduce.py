@@ -34,8 +34,8 @@ import yaml
 
 from data.files import atomic_write
 from eval.report.published import benchmark_key, published_figure, published_rows
-from recognition.config import load_config, to_tree
 from recognition.logs import read_metrics
+from recognition.parse import load_config, to_tree
 from recognition.run_folder import flat
 from tools.plan import plan
 

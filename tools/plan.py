@@ -25,7 +25,8 @@ from torch._subclasses import FakeTensorMode
 
 from data.parts import find_part, part_names
 from recognition.classifiers import ClassifierFacts, Overrides, Sizes
-from recognition.config import Config, ConfigError, Part, build_part, load_config
+from recognition.config import Config, ConfigError, Part
+from recognition.parse import build_part, load_config
 from tools._cli import command_parser, run_command
 
 CLASSIFIERS = "recognition.classifiers"

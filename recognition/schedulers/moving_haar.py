@@ -1,22 +1,37 @@
 """The Moving Haar schedule, FastFace's first version (arXiv 2404.11118 v1)."""
 
+from typing import Annotated
+
 from torch.optim import Optimizer
 
+from data.options import Count, CountOrZero, Range
 from fastface.schedulers import MovingHaarLR
+from recognition.schedulers import check_warmup
 
 
 def build(
     optimizer: Optimizer,
+    total_steps: int,
     *,
-    window: int = 4000,
+    window: Annotated[int, Range(at_least=2)] = 4000,
     threshold: float = 0.06,
-    patience_steps: int | None = None,
-    factor: float = 0.5,
-    restart_after: int | None = 3,
-    restart_factor: float = 4.0,
-    warmup_steps: int = 0,
+    patience_steps: CountOrZero | None = None,
+    factor: Annotated[float, Range(above=0, below=1)] = 0.5,
+    restart_after: Count | None = 3,
+    restart_factor: Annotated[float, Range(above=1)] = 4.0,
+    warmup_steps: CountOrZero = 0,
 ) -> MovingHaarLR:
-    """Defaults are those of the published MS1MV3 run; see `fastface.MovingHaarLR`."""
+    """Defaults are those of the published MS1MV3 run; see `fastface.MovingHaarLR`.
+
+    window: steps in each of the two windows whose mean losses are compared.
+    threshold: λ, in units of the loss. A step whose windows differ by less is stationary.
+    patience_steps: stationary steps in a row before the rate changes. null: twice the window.
+    factor: what a decay multiplies the rate by.
+    restart_after: decays in a row before the rate is raised instead. null: never.
+    restart_factor: what a restart multiplies the rate by.
+    warmup_steps: optimizer steps of linear warm-up, in which no step counts as stationary.
+    """
+    check_warmup(warmup_steps, total_steps)
     return MovingHaarLR(
         optimizer,
         window,

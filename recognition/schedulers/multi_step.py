@@ -2,28 +2,33 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from data.options import Ascending, CountOrZero, NonNegative, Positive
 from recognition.schedulers import by_step
 
 
 def build(
     optimizer: Optimizer,
+    total_steps: int,
     steps_per_epoch: int,
     *,
-    milestones: Sequence[float] = (10, 16, 18),
-    factor: float = 0.1,
-    warmup_steps: int = 0,
+    milestones: Annotated[Sequence[NonNegative], Ascending()] = (10, 16, 18),
+    factor: Positive = 0.1,
+    warmup_steps: CountOrZero = 0,
 ) -> LambdaLR:
-    """milestones: epochs (fractions allowed), ascending, counted from the start of the run, after
-    each of which the rate is multiplied by `factor`."""
-    if list(milestones) != sorted(milestones):
-        raise ValueError(f"multi_step: milestones {list(milestones)} must ascend")
+    """The base rate, multiplied by `factor` at each milestone.
+
+    milestones: epochs since the start of the run, fractions allowed, in ascending order.
+    factor: what the rate is multiplied by.
+    warmup_steps: optimizer steps of linear warm-up, part of the run's steps.
+    """
     steps = [epoch * steps_per_epoch for epoch in milestones]
 
     def decayed(step: int) -> float:
         return factor ** bisect_right(steps, step + warmup_steps)
 
-    return by_step(optimizer, decayed, warmup_steps=warmup_steps)
+    return by_step(optimizer, decayed, warmup_steps=warmup_steps, total_steps=total_steps)

@@ -3,6 +3,7 @@
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from data.options import CountOrZero, Positive
 from recognition.schedulers import by_step
 
 
@@ -10,11 +11,17 @@ def build(
     optimizer: Optimizer,
     total_steps: int,
     *,
-    warmup_steps: int = 0,
-    power: float = 2.0,
+    warmup_steps: CountOrZero = 0,
+    power: Positive = 2.0,
 ) -> LambdaLR:
-    """rate = base · (1 − step/total)^power over what follows `warmup_steps` of linear warm-up."""
+    """rate = base · (1 − step/total)^power, both counted from the end of the warm-up.
+
+    warmup_steps: optimizer steps of linear warm-up, part of the run's steps.
+    power: exponent. 1 is a straight line.
+    """
     span = max(total_steps - warmup_steps, 1)
-    return by_step(
-        optimizer, lambda step: max(1 - step / span, 0.0) ** power, warmup_steps=warmup_steps
-    )
+
+    def factor(step: int) -> float:
+        return max(1 - step / span, 0.0) ** power
+
+    return by_step(optimizer, factor, warmup_steps=warmup_steps, total_steps=total_steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import cv2
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from data.augment import (
     resample,
     shrink_matrix,
 )
+from data.options import fit, options_of
 
 EVERYTHING = Augment(
     flip=0.5, shift=3, zoom=0.2, crop=0.3, photometric=0.5, low_resolution=0.5, blur=0.5, gray=0.2
@@ -150,7 +153,25 @@ def test_color_factors_are_torchvisions(images: torch.Tensor):
         assert torch.allclose(out[i], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"blur": -0.1}, {"shift": -1}, {"zoom": 1.0}])
-def test_options_out_of_range_are_named(wrong: dict):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
-        Augment(**wrong)
+@pytest.mark.parametrize(
+    ("name", "admitted", "refused"),
+    [
+        *(
+            (name, [0, 0.2, 1], [-0.1, 1.5, float("nan"), "often", True])
+            for name in ("flip", "crop", "photometric", "low_resolution", "blur", "gray")
+        ),
+        ("shift", [0, 3], [-1, 1.5, None]),
+        ("zoom", [0, 0.9], [-0.1, 1.0, float("inf")]),
+    ],
+)
+def test_every_option_has_its_range(name: str, admitted: list, refused: list):
+    hint = options_of(Augment)[name].hint
+    assert [fit(hint, value) for value in admitted] == admitted
+    for value in refused:
+        with pytest.raises(ValueError, match="^found .*, expected a (whole )?number at least 0"):
+            fit(hint, value)
+
+
+def test_the_table_of_ranges_above_is_complete():
+    assert set(options_of(Augment)) == {field.name for field in fields(Augment)}
+    assert len(fields(Augment)) == 8

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recognition.config import ConfigError, load_config, parse_config, to_tree, to_yaml
+from recognition.config import ConfigError
+from recognition.parse import load_config, parse_config, to_tree, to_yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -37,12 +38,44 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
         ("optim.lr=-1", ["optim.lr", "-1"]),
         ("optim.epochs=2.5", ["optim.epochs", "whole number", "2.5"]),
         ("optim.epochs=true", ["optim.epochs", "whole number", "True"]),
-        ("optim.clip_norm=0", ["optim.clip_norm", "positive"]),
+        ("optim.lr=.inf", ["optim.lr", "inf", "more than 0"]),
+        ("optim.lr=.nan", ["optim.lr", "nan", "more than 0"]),
+        ("optim.lr=0", ["optim.lr", "found 0, expected a number more than 0"]),
+        ("optim.epochs=0", ["optim.epochs", "found 0", "at least 1"]),
+        ("optim.momentum=1", ["optim.momentum", "found 1", "less than 1"]),
+        ("optim.momentum=0 optim.nesterov=true", ["optim.nesterov", "True", "optim.momentum"]),
+        ("optim.nam=adam", ["optim.nam", "did you mean name"]),
+        ("optim.name=adam", ["optim.name", "'adam'", "did you mean adamw"]),
+        ("data.size=8", ["data.size", "found 8", "at least 16"]),
+        ("data.threads=0", ["data.threads", "found 0", "at least 1 or null"]),
+        ("data.format=recordoi", ["data.format", "'recordoi'", "did you mean recordio"]),
+        ("data.augment.shift=-1", ["data.augment.shift", "found -1", "at least 0"]),
+        ("run.seed=-1", ["run.seed", "found -1", "at least 0"]),
+        ("run.keep=0", ["run.keep", "found 0", "at least 1"]),
+        ("run.output=", ["run.output", "found", "a path"]),
+        ("evaluate.every_epochs=-1", ["evaluate.every_epochs", "found -1", "at least 0"]),
+        ("evaluate.sets=[{bin: a.bin}]", ["evaluate.sets[0].name", "missing"]),
+        ("evaluate.sets=7", ["evaluate.sets", "7", "a list"]),
+        (
+            "evaluate.sets=[{name: a, bin: a.bin}, {name: a, bin: b.bin}]",
+            ["evaluate.sets", "['a', 'a']", "different name"],
+        ),
+        ("scheduler=cosine scheduler.final=1.5", ["scheduler.final", "found 1.5", "at most 1"]),
+        ("scheduler=cosine scheduler.warmup_steps=-1", ["scheduler.warmup_steps", "found -1"]),
+        ("scheduler.patience_fraction=2", ["scheduler.patience_fraction", "found 2"]),
+        ("scheduler.factor=1", ["scheduler.factor", "found 1", "less than 1"]),
+        (
+            "scheduler={name: multi_step, milestones: [3, 1]}",
+            ["scheduler.milestones", "[3, 1]", "ascending"],
+        ),
+        ("scheduler={name: multi_step, milestones: 3}", ["scheduler.milestones", "3", "a list"]),
+        ("classifier={name: full, name: partial}", ["classifier", "name", "written twice"]),
+        ("optim.clip_norm=0", ["optim.clip_norm", "0", "more than 0 or null"]),
         ("optim.batch_size=1", ["optim.batch_size", "at least 2"]),
         ("head.name=arcfase", ["head", "arcface"]),
         ("head.margn=0.4", ["head.margn", "margin"]),
         ("backbone=3", ["backbone", "3"]),
-        ("backbone.size=112", ["backbone.size", "no such option"]),
+        ("backbone.size=112", ["backbone.size", "unknown key of iresnet"]),
         ("scheduler.name=cosin", ["scheduler", "cosine"]),
         ("run.precision=fp8", ["run.precision", "fp8"]),
         ("run.device=gpu", ["run.device", "gpu"]),
@@ -62,16 +95,16 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
             ["optim.name", "nesterov", "partial classifier"],
         ),
         ("optim.lr", ["section.key=value"]),
-        ("optim.lr=[", ["YAML"]),
+        ("optim.lr=[", ["optim.lr", "YAML"]),
         ("evaluate.sets=[{name: a, color: red}]", ["evaluate.sets[0].color"]),
         ("evaluate.sets=[{name: a, protocol: pears}]", ["evaluate.sets[0]", "pairs"]),
         ("data.augment.flop=1", ["data.augment.flop", "flip"]),
-        ("data.augment.flip=2", ["data.augment"]),
+        ("data.augment.flip=2", ["data.augment.flip", "2", "at most 1"]),
     ],
 )
 def test_a_mistake_names_its_key(override: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(QUICKSTART, re.split(r" (?=[a-z]+\.)", override))
+        load_config(QUICKSTART, re.split(r" (?=[a-z_.]+=)", override))
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in parts), message
@@ -95,6 +128,69 @@ def test_missing_section_and_missing_file(tmp_path: Path) -> None:
 
 def test_exponents_without_a_dot_are_numbers() -> None:
     assert load_config(QUICKSTART, ["optim.lr=1e-3"]).optim.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["set #2", "007", "yes", "null", "1e3", "2024-01-31", "2024-13-45", "a: b", "{a: b}", "'a'"],
+)
+def test_text_is_taken_as_typed(text: str) -> None:
+    config = load_config(QUICKSTART, [f"data.train={text}", f"run.output={text}"])
+    assert (config.data.train, config.run.output) == (text, text)
+
+
+def test_null_is_nothing_only_where_a_key_allows_it() -> None:
+    overrides = ["data.root=null", "optim.clip_norm=null", "run.output=null"]
+    config = load_config(QUICKSTART, overrides)
+    assert config.data.root is None
+    assert config.optim.clip_norm is None
+    assert config.run.output == "null"
+    assert load_config(QUICKSTART, ["optim.clip_norm=~"]).optim.clip_norm is None
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    overrides = [
+        "data.root=~",
+        "data.train=concat:~/a;~/b;c/~d",
+        "run.output=~/runs/x~",
+        "evaluate.sets=[{name: lfw, pairs: ~/pairs.txt, images: ~me/a}]",
+    ]
+    config = load_config(QUICKSTART, overrides)
+    assert config.data.root == "/home/me"
+    assert config.data.train == "concat:/home/me/a;/home/me/b;c/~d"
+    assert config.run.output == "/home/me/runs/x~"
+    assert config.evaluate.sets[0]["pairs"] == "/home/me/pairs.txt"
+    assert config.evaluate.sets[0]["images"] == "~me/a"
+
+
+def test_overrides_reach_into_parts_and_lists() -> None:
+    overrides = [
+        "head=arcface",
+        "head.margin=0.3",
+        "classifier={name: partial}",
+        "classifier.sample_rate=0.5",
+        "data.augment.flip=0",
+        "scheduler={name: multi_step, milestones: [1, 2.5]}",
+        "evaluate.sets=[{name: a, bin: 'set #2.bin'}]",
+    ]
+    config = load_config(QUICKSTART, overrides)
+    assert (config.head.name, config.head.options["margin"]) == ("arcface", 0.3)
+    assert config.classifier.options["sample_rate"] == 0.5
+    assert config.data.augment.flip == 0
+    assert config.scheduler.options["milestones"] == (1, 2.5)
+    assert [one["bin"] for one in config.evaluate.sets] == ["set #2.bin"]
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [("optim: {lr: 1, lr: 2}\n", 1), ("a: 1\nb:\n  c: 1\n  d: 1\n  c: 2\n", 5), ("a: 1\na: 1", 2)],
+)
+def test_a_key_written_twice_is_refused(tmp_path: Path, written: str, line: int) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(written)
+    with pytest.raises(ConfigError, match=rf"twice\.yaml.* is written twice.*line {line}"):
+        load_config(path)
 
 
 def test_the_command_exits_2_with_one_line(tmp_path: Path) -> None:

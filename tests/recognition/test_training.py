@@ -16,9 +16,10 @@ import torch
 import yaml
 
 from recognition import checkpoint, experiment
-from recognition.config import ConfigError, load_config, parse_config
+from recognition.config import ConfigError
 from recognition.distributed import Ranks
 from recognition.embedder import load_embedder
+from recognition.parse import load_config, parse_config
 from recognition.trainer import TrainingError, train
 
 ROOT = Path(__file__).parents[2]

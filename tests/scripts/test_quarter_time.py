@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recognition.config import load_config
+from recognition.parse import load_config
 from scripts.experiments import quarter_report, quarter_time, view1_faces
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eval.report.published import published_rows
-from recognition.config import load_config, to_yaml
+from recognition.parse import load_config, to_yaml
 from scripts import reproduce
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import torch
 
 from data.types import Batch
 from recognition import experiment, trainer
-from recognition.config import load_config
 from recognition.distributed import Ranks
+from recognition.parse import load_config
 from scripts.bench.classifier import peak_bytes
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recognition.config import build_part, load_config
 from recognition.distributed import Ranks
 from recognition.embedder import build_backbone
+from recognition.parse import build_part, load_config
 from tools import plan
 
 ROOT = Path(__file__).parents[2]

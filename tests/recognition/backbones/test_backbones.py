@@ -19,7 +19,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.parts import part_names
-from recognition.config import ConfigError, load_config
+from recognition.config import ConfigError
+from recognition.parse import load_config
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE.parents[2] / "configs" / "quickstart.yaml"

@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from data.parts import find_part, part_names
 from recognition import checkpoint, experiment
 from recognition.classifiers.class_pool import ClassPoolClassifier, build
-from recognition.config import ConfigError, load_config
+from recognition.config import ConfigError
 from recognition.distributed import Ranks
+from recognition.parse import load_config
 from tests.recognition.classifiers.test_class_pool import CLASSES, Net, batch
 
 ROOT = Path(__file__).parents[3]

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from data.parts import part_names
 from recognition.classifiers import full
-from recognition.config import ConfigError, load_config
+from recognition.config import ConfigError
 from recognition.distributed import Ranks
 from recognition.heads import adaface, arcface, cosface, curricularface
+from recognition.parse import load_config
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 B, C, D = 12, 37, 16

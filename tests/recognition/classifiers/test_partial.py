@@ -11,9 +11,10 @@ from torch import nn
 
 from recognition.classifiers import partial
 from recognition.classifiers.partial import sample_classes
-from recognition.config import ConfigError, load_config
+from recognition.config import ConfigError
 from recognition.distributed import Ranks
 from recognition.heads import arcface, cosface
+from recognition.parse import load_config
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 B, C, D = 8, 61, 16

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.parts import part_names
-from recognition.config import ConfigError, load_config
+from recognition.config import ConfigError
 from recognition.heads._margin import MarginHead
+from recognition.parse import load_config
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 NAMES = part_names("recognition.heads")
