@@ -125,11 +125,11 @@ def build(
 ) -> IR:
     """An IR network, for square images of `size` pixels per side.
 
-    depth: layers: 18, 34, 50 or 101.
+    depth: layers.
     se: with squeeze-excite, IR-SE.
     width: channels of the first stage; 64 published.
     embedding: numbers per embedding.
-    dropout: probability before the embedding layer, 0 up to 1 (not included).
+    dropout: probability of dropping a number before the embedding layer.
     bgr: reverse the channels first, for AdaFace's published checkpoints, which were trained on BGR.
         Images stay RGB.
     checkpoint: compute each block again in the backward pass: less memory, a third more time.

@@ -109,10 +109,10 @@ def build(
 ) -> IResNet:
     """An iResNet, for square images of `size` pixels per side.
 
-    depth: layers: 18, 34, 50, 100 or 200.
+    depth: layers.
     width: channels of the first stage; 64 published.
     embedding: numbers per embedding.
-    dropout: probability before the embedding layer, 0 up to 1 (not included).
+    dropout: probability of dropping a number before the embedding layer.
     checkpoint: compute each block again in the backward pass: less memory, a third more time.
     """
     return IResNet(

@@ -181,15 +181,15 @@ def build(
 ) -> VisionTransformer:
     """A face transformer, for square images of `size` pixels per side.
 
-    variant: `tiny`, `small`, `base` or `large`, which says what is not given below.
+    variant: the published network whose numbers are used where none is given below.
     width: numbers per token, a multiple of `heads`; null for the variant's.
     depth: blocks; null for the variant's.
     heads: attention heads per block.
     patch: side of a patch in pixels.
     embedding: numbers per embedding.
-    drop_path: probability that a sample skips the last block, 0 up to 1 (not included); blocks
-        before it are skipped less often. null for the variant's.
-    mask: share of the patches hidden in training, 0 up to 1 (not included); null for the variant's.
+    drop_path: probability that a sample skips the last block; the blocks before it are skipped less
+        often. null for the variant's.
+    mask: share of the patches hidden in training; null for the variant's.
     checkpoint: compute each block again in the backward pass: less memory, a third more time.
     """
     chosen = VARIANTS[variant]

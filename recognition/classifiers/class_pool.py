@@ -237,8 +237,8 @@ def build(
     outside: the columns that push away a probe whose identity is not in the pool: the `hardest`
         (0.02 % of the pool, 3 to 10, as in the released code) or `all` (as in the paper's text).
     chunk: columns computed at a time, or `auto`: as many as suit the device.
-    matmul_dtype: `bfloat16` rounds the inputs of the products with the columns that a batch leaves
-        alone, `float32` does not.
+    matmul_dtype: type to which the inputs of the products with the columns are rounded, except the
+        columns that a batch touches.
     """
     columns = pool_columns(size, classes, needed=ranks.world * batch_size // 2)
     return ClassPoolClassifier(

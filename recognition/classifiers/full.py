@@ -106,13 +106,13 @@ def build(
     """One center per identity.
 
     chunk: classes computed at a time, or `auto`: as many as suit the device.
-    matmul_dtype: `bfloat16` rounds the inputs of the products with the centers, `float32` does not.
+    matmul_dtype: type to which the inputs of the products with the centers are rounded.
     sub_centers: centers per identity, of which the nearest counts.
     filter_above: a negative with a larger cosine counts as mislabeled and gets logit 0; 0 means
         that none does.
     fused: update the centers in the backward pass, which then makes no gradient of their size. It
         needs plain SGD, and neither accumulation nor fp16.
-    momentum_dtype: type of the fused update's momentum, `float32` or `bfloat16`.
+    momentum_dtype: type of the fused update's momentum.
     """
     rows = shard(classes, ranks)
     held = range(rows.start * sub_centers, rows.stop * sub_centers)

@@ -234,13 +234,13 @@ def build(
 ) -> PartialFC:
     """Partial FC: a random share of the identities in each step.
 
-    sample_rate: share of the identities in each step, the batch's own included; above 0, at most 1.
+    sample_rate: share of the identities in each step, the batch's own included.
     chunk: classes computed at a time, or `auto`: as many as suit the device.
-    matmul_dtype: `bfloat16` rounds the inputs of the products with the centers, `float32` does not.
+    matmul_dtype: type to which the inputs of the products with the centers are rounded.
     sub_centers: centers per identity, of which the nearest counts.
     filter_above: a negative with a larger cosine counts as mislabeled and gets logit 0; 0 means
         that none does.
-    momentum_dtype: type of the centers' momentum, `float32` or `bfloat16`.
+    momentum_dtype: type of the centers' momentum.
     """
     rows = shard(classes, ranks)
     held = range(rows.start * sub_centers, rows.stop * sub_centers)

@@ -55,6 +55,6 @@ def build(
     margin: m, in radians and in units of the cosine.
     scale: factor from cosines to logits.
     h: 1/h standard deviations of the length, on either side of its mean, fill z's range [-1, 1].
-    t_alpha: weight of the newest batch in the running mean and standard deviation, 0 to 1.
+    t_alpha: weight of the newest batch in the running mean and standard deviation.
     """
     return AdaFace(margin=margin, scale=scale, h=h, t_alpha=t_alpha)

@@ -45,6 +45,6 @@ def build(
 
     margin: radians added to the angle between an embedding and its own class center.
     scale: factor from cosines to logits.
-    t_alpha: weight of the newest batch in t, the running mean of the targets' cosines, 0 to 1.
+    t_alpha: weight of the newest batch in t, the running mean of the targets' cosines.
     """
     return CurricularFace(margin=margin, scale=scale, t_alpha=t_alpha)
