@@ -45,7 +45,7 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
     """A checked Config from the mapping that a YAML file holds; `source` names it in errors."""
     try:
         config: Config = _parse_value(Config, tree, "")
-        _check_classifier(config)
+        find_part("recognition.classifiers", config.classifier.name).FACTS.check(config)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
     return config
@@ -212,19 +212,3 @@ def _parse_options(
             raise ValueError(f"{dot}{name}: missing, and it has no default")
         values[name] = _parse_value(option.hint, value, dot + name)
     return values
-
-
-def _check_classifier(config: Config) -> None:
-    """What the classifier and the optimizer can't do together; ValueError begins with the key."""
-    optim, name = config.optim, config.classifier.name
-    facts = getattr(find_part("recognition.classifiers", name), "FACTS", None)
-    if facts is not None:
-        facts.check(config)
-        return
-    fused = config.classifier.options.get("fused") is True
-    if fused or name == "partial":
-        found = f"{optim.name}{' with nesterov' if optim.nesterov else ''}"
-        steps = "sgd without nesterov" if fused else "adamw, or sgd without nesterov"
-        what = f"{steps}, the step that the {name} classifier takes on its own centers"
-        if found != "sgd" and (fused or found != "adamw"):
-            raise ValueError(f"optim.name: found {found!r}, expected {what}")

@@ -27,11 +27,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "chunked": {"fused": False},
     "fused": {"fused": True},
-    "fused_bf16": {"fused": True, "matmul": "bfloat16"},
+    "fused_bf16": {"fused": True, "matmul_dtype": "bfloat16"},
     "fused_bf16_momentum": {"fused": True, "momentum_dtype": "bfloat16"},
-    "fused_bf16_both": {"fused": True, "matmul": "bfloat16", "momentum_dtype": "bfloat16"},
+    "fused_bf16_both": {"fused": True, "matmul_dtype": "bfloat16", "momentum_dtype": "bfloat16"},
     "class_pool": {"size": 0.1},
-    "class_pool_bf16": {"size": 0.1, "matmul": "bfloat16"},
+    "class_pool_bf16": {"size": 0.1, "matmul_dtype": "bfloat16"},
 }
 
 
@@ -125,12 +125,12 @@ def our_step(
     def step(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-        classifier.prepare(0.02)
+        classifier.before_step(0.02)
         loss = classifier(backbone, embeddings, labels)
         loss.backward()
         if optimizer is not None:
             optimizer.step()
-        classifier.update()
+        classifier.after_step()
         return loss.item()
 
     return step
