@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -25,7 +26,13 @@ def find_part(package: str, name: str) -> ModuleType:
     """The module `package.name`. ValueError names the nearest parts that exist."""
     names = part_names(package)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
-        raise ValueError(f"no {package.rpartition('.')[2]} part named {name!r}; {hint}")
+        kind = package.rpartition(".")[2]
+        raise ValueError(f"no {kind} part named {name!r}; {hint(name, names)}")
     return importlib.import_module(f"{package}.{name}")
+
+
+def hint(name: str, names: Iterable[str]) -> str:
+    """`did you mean X?` with the nearest of `names`, or all of them where none is near."""
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"

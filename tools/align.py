@@ -26,7 +26,7 @@ from data.align import align
 from data.decode import decode_any
 from data.files import atomic_write
 from data.images import SUFFIXES
-from tools.progress import bar
+from tools._progress import bar
 
 JPEG_QUALITY = 95
 REPORT = "align_report.tsv"

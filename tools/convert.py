@@ -29,7 +29,7 @@ from data.types import FaceSet
 from data.writers.folder import write_folder
 from data.writers.records import write_records
 from data.writers.shards import write_shards
-from tools.progress import bar
+from tools._progress import bar
 
 KINDS = ("rec", "zip", "tar", "bin", "folder")
 

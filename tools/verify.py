@@ -24,7 +24,7 @@ from data.faces import detect_format, open_faces
 from data.formats._record_bytes import FRAME, MAGIC, MAX_PART
 from data.formats.recordio import RecordSet
 from data.types import FaceSet
-from tools.progress import bar
+from tools._progress import bar
 
 AT_ONCE = 4096
 
