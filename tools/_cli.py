@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
-import importlib.util
 import json
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from data.parts import hint
@@ -33,6 +32,15 @@ class Failed(Exception):
         self.record = record
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Names the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        plain = action.default in (None, False, argparse.SUPPRESS) or "default" in text
+        return text if plain else f"{text} (default: %(default)s)"
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with an argument on one line, without the usage above it."""
 
@@ -42,11 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m MODULE` with `--json`. `doc` is the description in `--help`."""
-    parser = _Parser(
-        prog=f"python -m {module}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _Parser(prog=f"python -m {module}", description=doc, formatter_class=_Help)
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
     return parser
 
@@ -72,7 +76,7 @@ def run_command(
 
 
 def run_package(package: str, argv: list[str] | None = None) -> int:
-    """`python -m PACKAGE`: list its commands, or run the one that is named, on the rest of `argv`."""
+    """`python -m PACKAGE`: list the commands, or run the one that is named with what follows."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     commands = {module.removeprefix(f"{package}."): module for module in command_names(package)}
     if name in ("-h", "--help"):
@@ -96,11 +100,8 @@ def command_names(package: str) -> list[str]:
 
 def first_line(module: str) -> str:
     """The first line of a module's docstring, found without importing the module."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    doc = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
-    return (doc or "").partition("\n")[0]
+    source = find_spec(module).loader.get_source(module)  # type: ignore[union-attr]
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def _complain(message: str, code: int) -> int:

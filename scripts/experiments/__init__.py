@@ -1,1 +1,1 @@
-"""Experiments whose figures are in docs, and their tables."""
+"""Experiments whose figures are in docs/."""

@@ -4,5 +4,4 @@ import sys
 
 from tools._cli import run_package
 
-if __name__ == "__main__":
-    sys.exit(run_package(__package__))
+sys.exit(run_package(__package__))

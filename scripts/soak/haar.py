@@ -1,11 +1,13 @@
-"""The detectors over 10^7 steps: do their sums drift?
+"""Runs the detectors over 10⁷ steps, to see whether their sums drift.
 
-The windowed detector must equal, bit for bit, a fresh one that saw only the last 2m losses;
-FastFace's must equal its definition evaluated in long double, to 1e-10 of the largest |D|. Exit
-status 1 if not. Needs scipy.
+    python -m scripts.soak.haar --steps 10000000
 
-    python -m scripts.soak.haar [--steps 10000000]
+The windowed detector must equal, bit for bit, a fresh one that saw only the last 2m losses.
+FastFace's detector must equal its definition, evaluated in long double, to 1e-10 of the largest
+|D|. Exit code 1: one of them does not.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
@@ -14,8 +16,35 @@ import numpy as np
 from scipy.signal import lfilter
 
 from fastface.haar import FastFaceDetector, MovingHaarDetector
+from tools._cli import Failed, command_parser, run_command
 
 WINDOW, CHUNK, RATE = 1001, 100_000, 1e-3
+TOLERANCE = 1e-10
+
+
+class Definition:
+    """D_t of FastFace in long double, chunk by chunk: the moving average of -ΔE_t, where E_t is the
+    moving average of the losses, E_0 = L_0 and D_1 = -ΔE_1."""
+
+    def __init__(self, first_loss: float) -> None:
+        # y_t = RATE x_t + (1 - RATE) y_(t-1). A filter's state holds the second term.
+        self.gain = np.array([RATE], np.longdouble)
+        self.feedback = np.array([1, np.longdouble(RATE) - 1])
+        self.average = np.longdouble(first_loss)
+        self.average_state = -self.feedback[1:] * self.average
+        self.signal_state: np.ndarray | None = None
+
+    def signals(self, losses: np.ndarray) -> np.ndarray:
+        """D_t for the next losses (N,), long double (N,)."""
+        averages, self.average_state = lfilter(
+            self.gain, self.feedback, losses.astype(np.longdouble), zi=self.average_state
+        )
+        falls = -np.diff(averages, prepend=self.average)
+        self.average = averages[-1]
+        if self.signal_state is None:  # D_1 = H_1, as if D_0 had been H_1 too
+            self.signal_state = -self.feedback[1:] * falls[0]
+        found, self.signal_state = lfilter(self.gain, self.feedback, falls, zi=self.signal_state)
+        return found
 
 
 def losses_from(first: int, generator: np.random.Generator) -> np.ndarray:
@@ -25,51 +54,44 @@ def losses_from(first: int, generator: np.random.Generator) -> np.ndarray:
     return 3.0 + 4.4e7 / (1e6 + steps) + noise
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=10**7, help=f"in whole chunks of {CHUNK}")
-    chunks = max(1, parser.parse_args().steps // CHUNK)
+def run(options: argparse.Namespace) -> dict[str, float]:
+    steps = max(1, options.steps // CHUNK) * CHUNK
     generator = np.random.default_rng(0)
-    windowed, fresh, fastface = (
-        MovingHaarDetector(WINDOW),
-        MovingHaarDetector(WINDOW),
-        FastFaceDetector(RATE, RATE),
-    )
-    gain, rest = np.array([RATE], np.longdouble), np.array([1, np.longdouble(RATE) - 1])
-    average_state = signal_state = average = None  # of the filters, from chunk to chunk
+    windowed, fastface = MovingHaarDetector(WINDOW), FastFaceDetector(RATE, RATE)
+    definition: Definition | None = None
     worst = largest = np.longdouble(0)
-    for chunk in range(chunks):
-        losses = losses_from(chunk * CHUNK, generator)
-        found = np.array(
-            [fastface.update(loss) for loss in losses.tolist()][chunk == 0 :], np.longdouble
-        )
+    for first in range(0, steps, CHUNK):
+        losses = losses_from(first, generator)
+        found = [fastface.update(loss) for loss in losses.tolist()]
         for loss in losses.tolist():
             windowed.update(loss)
-        if average is None:  # E_0 = L_0
-            average, losses = np.longdouble(losses[0]), losses[1:]
-            average_state = -rest[1:] * average
-        averages, average_state = lfilter(
-            gain, rest, losses.astype(np.longdouble), zi=average_state
-        )
-        falls = -np.diff(averages, prepend=average)
-        average = averages[-1]
-        if signal_state is None:  # D_1 = H_1, as if D_0 had been
-            signal_state = -rest[1:] * falls[0]
-        signals, signal_state = lfilter(gain, rest, falls, zi=signal_state)
-        worst, largest = (
-            max(worst, np.abs(found - signals).max()),
-            max(largest, np.abs(signals).max()),
-        )
+
+        rest = slice(None)
+        if definition is None:
+            definition, rest = Definition(losses[0]), slice(1, None)
+        signals = definition.signals(losses[rest])
+        worst = max(worst, np.abs(np.array(found[rest], np.longdouble) - signals).max())
+        largest = max(largest, np.abs(signals).max())
+    fresh = MovingHaarDetector(WINDOW)
     for loss in losses[-2 * WINDOW :].tolist():
         fresh.update(loss)
-    print(f"after {chunks * CHUNK} steps")
-    print(
-        f"windowed: {windowed.signal!r}, a fresh detector on the last {2 * WINDOW} losses: {fresh.signal!r}"
+
+    off = float(worst / largest)
+    print(f"after {steps} steps")
+    print(f"windowed: {windowed.signal!r}; a fresh one on {2 * WINDOW} losses: {fresh.signal!r}")
+    print(f"FastFace: off its definition by at most {off:.1e} of the largest |D|, {largest:.3g}")
+    record = {"steps": steps, "windowed_off": windowed.signal - fresh.signal, "fastface_off": off}
+    if windowed.signal != fresh.signal or off > TOLERANCE:
+        raise Failed("a detector drifted", record)
+    return record
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("scripts.soak.haar", __doc__)
+    parser.add_argument(
+        "--steps", type=int, default=10**7, help=f"steps, in whole chunks of {CHUNK}"
     )
-    print(
-        f"FastFace: off its definition by at most {worst / largest:.1e} of the largest |D|, {largest:.3g}"
-    )
-    return 0 if windowed.signal == fresh.signal and worst <= 1e-10 * largest else 1
+    return run_command(run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
