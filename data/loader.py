@@ -64,7 +64,6 @@ class Loader:
         length: int | None = None,
         group: int = 1,
         prefetch: int = 3,
-        channels_last: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         if not 0 <= rank < world:
@@ -85,11 +84,7 @@ class Loader:
             )
         self.faces, self.size, self.threads, self.seed = faces, size, threads, seed
         self.batch_size, self.rank, self.world, self.drop_last = batch_size, rank, world, drop_last
-        self.prefetch, self.channels_last, self.device = (
-            prefetch,
-            channels_last,
-            torch.device(device),
-        )
+        self.prefetch, self.device = prefetch, torch.device(device)
         self.order = order or (lambda epoch: shuffled(len(faces), seed=seed, epoch=epoch))
         self.epoch = 0
         self.consumed = 0  # images of this epoch handed out, all ranks together
@@ -187,11 +182,8 @@ class Loader:
         images = pending.buffer.permute(0, 3, 1, 2)
         if self.device.type == "cuda":
             pinned = torch.from_numpy(labels).pin_memory()
-            return _to_cuda(images, pinned, self.device, self._copies(), self.channels_last)
-        return Batch(
-            images=images if self.channels_last else images.contiguous(),
-            labels=torch.from_numpy(labels),
-        )
+            return _to_cuda(images, pinned, self.device, self._copies())
+        return Batch(images.to(self.device), torch.from_numpy(labels).to(self.device))
 
     def _copies(self) -> torch.cuda.Stream:
         self._stream = self._stream or torch.cuda.Stream(self.device)
@@ -291,7 +283,6 @@ def _to_cuda(
     labels: torch.Tensor,
     device: torch.device,
     stream: torch.cuda.Stream,
-    channels_last: bool,
 ) -> Batch:
     """Copies from pinned memory on a stream of its own, so that the copy overlaps the step that is
     still computing."""
@@ -299,8 +290,6 @@ def _to_cuda(
     with torch.cuda.stream(stream):
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        if not channels_last:
-            images = images.contiguous()
     current.wait_stream(stream)
     images.record_stream(current)
     labels.record_stream(current)

@@ -37,7 +37,7 @@ class FaceSet(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 (B,3,H,W) RGB. labels: int64 (B,)."""
+    """images: uint8 (B,3,H,W) RGB on the run's device, laid out as decoded, channels last. labels: int64 (B,)."""
 
     images: torch.Tensor
     labels: torch.Tensor

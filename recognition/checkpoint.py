@@ -1,11 +1,10 @@
-"""Checkpoints that survive a crash: one folder a step, written beside, fsynced, renamed into place.
+"""Checkpoints that survive a crash: one folder per saved step.
 
-    checkpoints/step_00001200/shared.pt    backbone, its optimizer state, schedule, position in the
-    data, step
-    checkpoints/step_00001200/rank_0.pt    rank 0's centers and their optimizer state, or gallery
-    network and class pool
+    checkpoints/step_00001200/shared.pt    backbone, its optimizer state, schedule, position, step
+    checkpoints/step_00001200/rank_0.pt    what rank 0 alone holds: its centers, or its class pool
 
-Read with `torch.load(weights_only=True)`: nothing in a checkpoint is executed.
+A folder is written under another name, flushed to disk, and then renamed. Files are loaded with
+`torch.load(weights_only=True)`, so nothing in a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -26,16 +25,19 @@ _STEP = re.compile(r"step_(\d{8})")
 
 
 def save_tensors(path: Path, state: Mapping[str, Any]) -> None:
-    """torch.save of `state` (tensors and plain values), atomically."""
+    """Write `state` (tensors and plain values) with torch.save, whole or not at all."""
     with atomic_write(path) as file:
         torch.save(dict(state), file)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """What `save_tensors` wrote, on the CPU. Raises ValueError naming the file if it is not such a
-    file."""
+    """What `save_tensors` wrote, on the CPU.
+
+    Raises FileNotFoundError, or a ValueError that names a file which is damaged or of another kind.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
     except FileNotFoundError:
         raise
     except Exception as error:  # torch raises half a dozen kinds for damaged or hostile files
@@ -51,21 +53,30 @@ def save(
     ranks: Ranks,
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `step`; every rank calls it. Keeps the newest `keep` and removes the
-    others."""
+    """Write the checkpoint of `step`, keep the newest `keep`, and remove the others.
+
+    Every rank calls it. shared: the state that is equal on all ranks. local: this rank's own.
+    """
+    first = ranks.rank == 0
     final = folder / f"step_{step:08d}"
-    beside = folder / f"step_{step:08d}.partial"
-    if ranks.rank == 0:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    partial = folder / f"step_{step:08d}.partial"
+
+    # What an interrupted call left behind goes first.
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
     ranks.barrier()
-    save_tensors(beside / f"rank_{ranks.rank}.pt", local)
-    if ranks.rank == 0:
-        save_tensors(beside / "shared.pt", {**shared, "world": ranks.world})
+
+    # All ranks write at the same time, each its own file.
+    save_tensors(partial / f"rank_{ranks.rank}.pt", local)
+    if first:
+        save_tensors(partial / "shared.pt", {**shared, "world": ranks.world})
     ranks.barrier()
-    if ranks.rank == 0:
+
+    # The checkpoint exists from this renaming on; older ones are removed only after it.
+    if first:
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(beside, final)
+        os.replace(partial, final)
         _sync_folder(folder)
         for old in _checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
@@ -80,8 +91,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The shared state of a checkpoint and the local states of all the ranks that wrote it, in rank
-    order."""
+    """(shared, locals): the shared state, and the states of the ranks that wrote it, in order."""
     shared = load_tensors(path / "shared.pt")
     return shared, [load_tensors(path / f"rank_{rank}.pt") for rank in range(shared["world"])]
 

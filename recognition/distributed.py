@@ -1,4 +1,4 @@
-"""The ranks of a run: who I am, how many we are, and the few collectives that the parts need.
+"""The ranks of a run: this process's rank, their number, and the few collectives that parts need.
 
 A run is one process unless torchrun started it. Model code receives a `Ranks` and never sees a
 process group.
@@ -17,20 +17,24 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank `rank` of `world`. With world = 1 every collective returns its input and no process
-    group is touched."""
+    """Rank `rank` of `world`.
+
+    With world = 1 every collective returns its input, and no process group is needed.
+    """
 
     rank: int = 0
     world: int = 1
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Tensors (n, ...) of equal shape on every rank -> (world·n, ...) in rank order; carries no
-        gradient."""
+        """Tensors (n, ...) of equal shape on every rank -> (world·n, ...) in rank order.
+
+        The result carries no gradient.
+        """
         if self.world == 1:
             return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        dist.all_gather(parts, tensor.detach().contiguous())
-        return torch.cat(parts)
+        gathered = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(gathered, tensor.detach().contiguous())
+        return torch.cat(gathered)
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, a new tensor of the same shape; carries no gradient."""
@@ -55,8 +59,10 @@ class Ranks:
 
 @contextmanager
 def ranks_of_this_run(device: torch.device) -> Iterator[Ranks]:
-    """The ranks torchrun declared in the environment (nccl on GPUs, gloo elsewhere); one rank
-    without torchrun."""
+    """The ranks that torchrun declared in the environment; one rank without torchrun.
+
+    They talk through nccl on GPUs and through gloo elsewhere.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks()

@@ -1,5 +1,4 @@
-"""A trained backbone as a function from images to embeddings, and how one is loaded from a run
-folder."""
+"""A trained backbone as a function from images to embeddings, loaded from a run folder."""
 
 from __future__ import annotations
 
@@ -13,15 +12,14 @@ from torch import nn
 from data.augment import normalize
 from recognition.checkpoint import load_tensors
 from recognition.config import Config, build_part, parse_config
-from recognition.device import autocast, choose_device, place_backbone
+from recognition.device import autocast, choose_device, lay_out, place_backbone
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """A trained backbone as a function: uint8 (B,3,S,S) RGB -> float32 (B,D) embeddings, not
-    normalized.
+    """Embeds uint8 (B,3,S,S) RGB images as float32 (B,D), not normalized.
 
-    size: S, the side of the input in pixels. precision: as `run.precision`.
+    size: S, the side of the input in pixels. precision, channels_last: as `run` has them.
     """
 
     backbone: nn.Module
@@ -35,31 +33,46 @@ class Embedder:
         self.backbone.eval()
         try:
             with torch.inference_mode(), autocast(self.device, self.precision):
-                batch = normalize(images.to(self.device, non_blocking=True))
-                if self.channels_last:
-                    batch = batch.contiguous(memory_format=torch.channels_last)
-                return self.backbone(batch).float()
+                pixels = normalize(images.to(self.device, non_blocking=True))
+                embeddings: torch.Tensor = self.backbone(lay_out(pixels, self.channels_last))
+                return embeddings.float()
         finally:
             self.backbone.train(training)
 
 
-def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int]:
-    """The model of a run folder (or of a model.pt that lies beside its config.yaml) and its input
-    size in pixels.
+def embedder_of(config: Config, backbone: nn.Module, device: torch.device) -> Embedder:
+    """The Embedder of a backbone that lies on `device` as `place_backbone` put it."""
+    return Embedder(
+        backbone, config.data.size, device, config.run.precision, config.run.channels_last
+    )
 
-    Raises FileNotFoundError or ValueError naming the file that is missing or not what it should be.
+
+def build_backbone(config: Config) -> nn.Module:
+    """The backbone of a config, for its input size, on the default device."""
+    backbone: nn.Module = build_part(
+        "recognition.backbones", config.backbone, size=config.data.size
+    )
+    return backbone
+
+
+def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int]:
+    """The model of a run folder and its input size in pixels.
+
+    path: the run folder, or a model.pt that lies beside its config.yaml. Raises FileNotFoundError
+    for a missing file, and ValueError for one that is not what its name says.
     """
     path = Path(path)
     folder, weights = (path, path / "model.pt") if path.is_dir() else (path.parent, path)
-    for needed in (weights, folder / "config.yaml"):
+    written = folder / "config.yaml"
+    for needed in (weights, written):
         if not needed.exists():
             raise FileNotFoundError(
-                f"{needed}: not found; --model takes a run folder with config.yaml and model.pt"
+                f"{needed}: not found; --model needs a run folder with config.yaml and model.pt"
             )
-    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree = yaml.safe_load(written.read_text())
     tree["run"]["device"] = device
-    config = parse_config(tree, str(folder / "config.yaml"))
-    on = choose_device(config, str(folder / "config.yaml"))
+    config = parse_config(tree, str(written))
+    chosen = choose_device(config, str(written))
     backbone = build_backbone(config)
     try:
         backbone.load_state_dict(load_tensors(weights))
@@ -67,13 +80,5 @@ def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int
         raise ValueError(
             f"{weights}: not the weights of {config.backbone.name} in config.yaml: {error}"
         ) from None
-    backbone = place_backbone(backbone, on, config.run.channels_last)
-    embedder = Embedder(
-        backbone, config.data.size, on, config.run.precision, config.run.channels_last
-    )
-    return embedder, config.data.size
-
-
-def build_backbone(config: Config) -> nn.Module:
-    """The backbone of a config, for its input size, on the default device."""
-    return build_part("recognition.backbones", config.backbone, size=config.data.size)
+    backbone = place_backbone(backbone, chosen, config.run.channels_last)
+    return embedder_of(config, backbone, chosen), config.data.size

@@ -1,12 +1,12 @@
-"""The one place where the parts meet: from a config to a trained run folder, and from a run folder
-to a model."""
+"""The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +21,41 @@ from data.parts import find_part
 from data.types import FaceSet, PathText
 from eval.report.published import published_row
 from eval.report.tables import write_report
-from recognition.config import Config, ConfigError, build_part
+from recognition.config import Config, ConfigError, OptimConfig, build_part
 from recognition.device import choose_device, place_backbone
 from recognition.distributed import Ranks, ranks_of_this_run
-from recognition.embedder import Embedder, build_backbone
+from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import plot_training
+from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import open_run_folder
-from recognition.trainer import Parts, steps_per_epoch, train
+from recognition.trainer import train
 
 
 def run(config: Config, source: str, *, resume: bool = False) -> Path:
-    """Train and evaluate as `config` says and return the run folder; `source` names the config file
-    in errors.
+    """Train and evaluate as `config` says, and return the run folder.
 
-    Raises ConfigError for what the config asks and this machine or these files can't give, before
-    training begins.
+    source: the config file's name, for errors. Raises ConfigError, before training begins, for what
+    the config asks and this machine or these files cannot give.
     """
     device = choose_device(config, source)
     with ranks_of_this_run(device) as ranks:
-        faces = _open_training_faces(config, source)
+        with _config_errors(source, "data.train: "):
+            faces = _open_training_faces(config)
         benchmarks = _build_benchmarks(config, source)
-        _check_published(config, source)
-        try:
+        if config.evaluate.published is not None:
+            with _config_errors(source, "evaluate.published: "):
+                published_row(config.evaluate.published)
+        with _config_errors(source):
             parts = build_parts(config, faces, device, ranks)
-        except ValueError as error:
-            raise ConfigError(f"{source}: {error}") from None
-        if (
-            ranks.rank == 0
-        ):  # after all that may be refused, so that the corrected command finds no folder in its way
-            folder = open_run_folder(config, resume)
-        ranks.barrier()
-        folder = Path(config.run.output)
-        embed = Embedder(
-            parts.backbone, config.data.size, device, config.run.precision, config.run.channels_last
-        )
 
-        def evaluate(step: int) -> dict[str, float]:
+        # All that may be refused was built above: a corrected command finds no folder in its way.
+        folder = Path(config.run.output)
+        if ranks.rank == 0:
+            open_run_folder(config, resume)
+        ranks.barrier()
+        embed = embedder_of(config, parts.backbone, device)
+
+        def evaluate() -> dict[str, float]:
             results = [benchmark.run(embed, embed.size) for benchmark in benchmarks]
             write_report(results, folder, published=config.evaluate.published)
             return {
@@ -72,8 +71,10 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
 
 
 def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks) -> Parts:
-    """Everything that `train` needs, on `device`, seeded by `run.seed`. ValueError for what can't
-    go together."""
+    """Everything that `train` needs, on `device`, seeded by `run.seed`.
+
+    Raises ValueError for options that can't go together.
+    """
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
     make_loader = getattr(
@@ -85,7 +86,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         )
     elif config.data.order != "shuffled":
         raise ValueError(
-            f"data.order: {config.data.order}, but {config.classifier.name} brings an order of its own"
+            f"data.order: {config.data.order}, but {config.classifier.name} brings its own order"
         )
     else:
         wanted = inspect.signature(make_loader).parameters
@@ -98,15 +99,16 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         threads=config.data.threads or os.cpu_count() or 1,
         rank=ranks.rank,
         world=ranks.world,
-        channels_last=run_.channels_last,
         device=device,
         **order,
     )
-    per_epoch = steps_per_epoch(config, loader)
-    if per_epoch < 1:
+    steps_per_epoch = loader.steps_per_epoch // optim.accumulation
+    if steps_per_epoch < 1:
         raise ValueError(
-            f"optim.accumulation: {optim.accumulation} of {loader.steps_per_epoch} batches an epoch"
+            f"optim.accumulation: found {optim.accumulation}, but an epoch has only "
+            f"{loader.steps_per_epoch} batches"
         )
+
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
     classifier = build_part(
         "recognition.classifiers",
@@ -123,44 +125,57 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         loss_scaling=run_.precision == "fp16",
         batch_size=optim.batch_size,
     ).to(device)
-    optimizer = _build_optimizer(config, backbone, classifier)
+
+    optimizer = _build_optimizer(optim, backbone, classifier)
     scheduler = build_part(
         "recognition.schedulers",
         config.scheduler,
         optimizer=optimizer,
-        total_steps=per_epoch * optim.epochs,
-        steps_per_epoch=per_epoch,
+        total_steps=steps_per_epoch * optim.epochs,
+        steps_per_epoch=steps_per_epoch,
     )
+    # The growth interval is arcface_torch's: fp16 runs of a few thousand steps find their scale.
+    fp16 = run_.precision == "fp16"
+    scaler = torch.amp.GradScaler(device.type, enabled=fp16, growth_interval=100)
+    return Parts(
+        backbone=backbone,
+        forward=_wrapped(backbone, device, ranks, compile=run_.compile),
+        classifier=classifier,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=scaler,
+        loader=loader,
+        device=device,
+        ranks=ranks,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def _wrapped(
+    backbone: nn.Module, device: torch.device, ranks: Ranks, *, compile: bool
+) -> Callable[..., torch.Tensor]:
+    """The backbone behind DistributedDataParallel and torch.compile, where a run asks for them."""
     forward: Callable[..., torch.Tensor] = backbone
     if ranks.world > 1:
-        forward = DistributedDataParallel(
-            backbone, device_ids=[device] if device.type == "cuda" else None
-        )
-    if run_.compile:
-        forward = torch.compile(forward)
-    # arcface_torch's growth interval: fp16 runs of a few thousand steps find their scale in time
-    scaler = torch.amp.GradScaler(
-        device.type, enabled=run_.precision == "fp16", growth_interval=100
-    )
-    return Parts(backbone, forward, classifier, optimizer, scheduler, scaler, loader, device, ranks)
+        on_gpu = device.type == "cuda"
+        forward = DistributedDataParallel(backbone, device_ids=[device] if on_gpu else None)
+    return torch.compile(forward) if compile else forward
 
 
 def _build_optimizer(
-    config: Config, backbone: nn.Module, classifier: nn.Module
+    optim: OptimConfig, backbone: nn.Module, classifier: nn.Module
 ) -> torch.optim.Optimizer:
-    """Backbone parameters first, so that a checkpoint can tell them from the rows of the centers by
-    position."""
-    optim = config.optim
-    parameters = list(backbone.parameters())
-    centers = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": parameters}]
+    """The run's optimizer. A checkpoint tells each rank's centers by the names of its groups."""
+    weights = list(backbone.parameters())
     if optim.no_decay_1d:
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-    if centers:
-        groups.append({"params": centers})
+        flat = [p for p in weights if p.ndim <= 1]
+        weights = [p for p in weights if p.ndim > 1]
+    groups: list[dict[str, Any]] = [{"name": "backbone", "params": weights}]
+    if optim.no_decay_1d:
+        groups.append({"name": "backbone, no decay", "params": flat, "weight_decay": 0.0})
+    if centers := [p for p in classifier.parameters() if p.requires_grad]:
+        groups.append({"name": CLASSIFIER_GROUP, "params": centers})
+
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
     return torch.optim.SGD(
@@ -172,20 +187,24 @@ def _build_optimizer(
     )
 
 
-def _open_training_faces(config: Config, source: str) -> FaceSet:
+def _open_training_faces(config: Config) -> FaceSet:
     data = config.data
-    path = below_root(data.train, data.root)
     try:
-        return open_faces(path, data.format)
+        return open_faces(below_root(data.train, data.root), data.format)
     except FileNotFoundError as error:
-        hint = (
-            ""
-            if data.root
-            else " (data.root is not set: relative paths start from the working directory)"
-        )
-        raise ConfigError(f"{source}: data.train: {error}{hint}") from None
+        hint = "data.root is not set: relative paths start from the working directory"
+        raise ValueError(str(error) if data.root else f"{error} ({hint})") from None
+
+
+@contextmanager
+def _config_errors(source: str, key: str = "") -> Iterator[None]:
+    """Tell what files and options refuse as a mistake in the config `source`."""
+    try:
+        yield
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{source}: data.train: {error}") from None
+        raise ConfigError(f"{source}: {key}{error}") from None
 
 
 def _build_benchmarks(config: Config, source: str) -> list[Any]:
@@ -202,14 +221,6 @@ def _build_benchmarks(config: Config, source: str) -> list[Any]:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{source}: evaluate.sets: {item['name']}: {error}") from None
     return benchmarks
-
-
-def _check_published(config: Config, source: str) -> None:
-    if config.evaluate.published is not None:
-        try:
-            published_row(config.evaluate.published)
-        except ValueError as error:
-            raise ConfigError(f"{source}: evaluate.published: {error}") from None
 
 
 def _is_path(hint: Any) -> bool:

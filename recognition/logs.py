@@ -1,5 +1,4 @@
-"""The logs of a run: lines on the terminal, metrics.jsonl and TensorBoard, and the plot of the
-training."""
+"""The logs of a run: lines on the terminal, metrics.jsonl with TensorBoard, and training.png."""
 
 from __future__ import annotations
 
@@ -7,30 +6,72 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from data.files import atomic_write
+from recognition.parts import Parts
+
+
+@contextmanager
+def open_logs(
+    folder: Path, parts: Parts, *, total_steps: int, first_step: int, saved_step: int
+) -> Iterator[RunLogs]:
+    """The logs of a run that starts at `first_step`; only rank 0 writes any.
+
+    saved_step: the step of the checkpoint that the run resumes from, 0 for a new run.
+    """
+    if parts.ranks.rank != 0:
+        yield RunLogs(None, None)
+        return
+    threads = parts.loader.threads
+    with (
+        Console(total_steps, parts.steps_per_epoch, first_step, threads=threads) as console,
+        closing(Metrics(folder, saved_step)) as metrics,
+    ):
+        yield RunLogs(console, metrics)
+
+
+@dataclass(frozen=True)
+class RunLogs:
+    """Where the lines of a run go: to the terminal and to files, or nowhere."""
+
+    console: Console | None
+    metrics: Metrics | None
+
+    def log(self, step: int, line: dict[str, Any]) -> None:
+        """Log the figures of a window of training steps."""
+        if self.console and self.metrics:
+            self.console.log(step, line)
+            self.metrics.write(step, line)
+
+    def evaluated(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """Log the figures of an evaluation."""
+        if self.console and self.metrics:
+            self.console.evaluated(step, values)
+            self.metrics.write(step, {"epoch": float(epoch), **values})
 
 
 class Console:
-    """Prints the log lines of a run of `total` steps that starts at step `first`.
+    """Shows the log lines of a run of `total` steps that starts at step `first`.
 
-    threads: those that decode, for advice when they are too few. quiet: print nothing.
+    On a terminal it is a progress bar with the time left; in a file it is one line per log window.
+    threads: the number of decode threads, for advice when they are too few.
     """
 
-    def __init__(
-        self, total: int, per_epoch: int, first: int, *, threads: int, quiet: bool
-    ) -> None:
-        self._total, self._per_epoch, self._first, self._quiet = total, per_epoch, first, quiet
+    def __init__(self, total: int, per_epoch: int, first: int, *, threads: int) -> None:
+        self._total, self._per_epoch, self._first = total, per_epoch, first
         self._threads = threads
         self._began = time.perf_counter()
         self._advised_epoch = -1
         self._bar: Any = None
 
     def __enter__(self) -> Console:
-        if not self._quiet and sys.stdout.isatty():
+        if sys.stdout.isatty():
             from rich import progress
 
             self._bar = progress.Progress(
@@ -54,44 +95,32 @@ class Console:
             self._bar.stop()
 
     def log(self, step: int, line: dict[str, Any]) -> None:
-        """Show one line of metrics.jsonl."""
-        if self._quiet:
-            return
+        """Show one line of metrics.jsonl, and advice once per epoch where data are too slow."""
         loss, rate = f"loss {line['loss']:.4f}", f"lr {line['learning_rate']:.6f}"
-        speed, wait = (
-            f"{line['images_per_second']:.0f} images/s",
-            f"data wait {line['data_wait']:.0%}",
-        )
+        speed = f"{line['images_per_second']:.0f} images/s"
         if self._bar is not None:  # fits 80 columns
             self._bar.update(self._task, completed=step, description=f"{loss} {rate} {speed}")
         else:
-            text = f"{loss}  {rate}  {speed}  {wait}"
-            left = (
-                (self._total - step)
-                * (time.perf_counter() - self._began)
-                / max(step - self._first, 1)
-            )
-            minutes, seconds = divmod(int(left), 60)
-            print(
-                f"epoch {line['epoch']:.2f}  step {step}/{self._total}  {text}  ETA {minutes}:{seconds:02d}",
-                flush=True,
-            )
-        epoch = step // self._per_epoch
+            wait = f"data wait {line['data_wait']:.0%}"
+            seconds_per_step = (time.perf_counter() - self._began) / max(step - self._first, 1)
+            minutes, seconds = divmod(int((self._total - step) * seconds_per_step), 60)
+            place = f"epoch {line['epoch']:.2f}  step {step}/{self._total}"
+            eta = f"ETA {minutes}:{seconds:02d}"
+            print(f"{place}  {loss}  {rate}  {speed}  {wait}  {eta}", flush=True)
+
         advice = wait_advice(line["data_wait"], threads=self._threads, cores=os.cpu_count() or 1)
+        epoch = step // self._per_epoch
         if advice and epoch != self._advised_epoch:
             self._advised_epoch = epoch
-            self.say(advice)
+            self._say(advice)
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
         """Show the accuracies of an evaluation; the other figures are in results.md."""
         accuracies = {name: value for name, value in values.items() if name.endswith("/accuracy")}
         shown = "  ".join(f"{name} {value:.3f}" for name, value in (accuracies or values).items())
-        self.say(f"step {step}: {shown or 'nothing to evaluate: evaluate.sets is empty'}")
+        self._say(f"step {step}: {shown or 'nothing to evaluate: evaluate.sets is empty'}")
 
-    def say(self, text: str) -> None:
-        """Show a sentence."""
-        if self._quiet:
-            return
+    def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False)
         else:
@@ -99,24 +128,27 @@ class Console:
 
 
 def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
-    """One sentence on what to change when the share (0…1) of a run's time spent waiting for data is
-    above a tenth."""
+    """What to change where a run waits for data during more than a tenth of its time.
+
+    share: of the time, 0 to 1. threads: decode threads. Returns None where there is nothing to say.
+    """
     if share <= 0.10:
         return None
-    waited = f"{share:.0%} of the time went on waiting for data: "
+    waited = f"{share:.0%} of the time was spent waiting for data: "
     if threads < cores:
-        return (
-            waited + f"raise data.threads from {threads} towards the {cores} cores of this machine"
-        )
+        return waited + f"raise data.threads from {threads} towards this machine's {cores} cores"
     return waited + (
-        "all cores decode already; store images at the size that is trained on (python -m tools.convert), or, "
-        "if the cores are idle, move the set to a faster disk or take data.order=block"
+        "all cores decode already; store images at the size that is trained on "
+        "(python -m tools.convert), or, if the cores are idle, move the set to a faster disk or "
+        "use data.order=block"
     )
 
 
 class Metrics:
-    """metrics.jsonl and TensorBoard of a run. On a resume, lines after `resumed_step` are dropped:
-    they come again."""
+    """metrics.jsonl and TensorBoard of a run.
+
+    A resume drops the lines after `resumed_step`, because those steps are trained again.
+    """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -129,8 +161,7 @@ class Metrics:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl; every number of it also goes to TensorBoard under its own
-        name."""
+        """Write one line of metrics.jsonl, and each of its numbers to TensorBoard."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -138,13 +169,13 @@ class Metrics:
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close both files."""
         self._file.close()
         self._events.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without one that a crash cut short at the end."""
+    """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
@@ -153,27 +184,25 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_training(folder: Path) -> Path:
-    """Loss, learning rate and, where the schedule has one, its signal and threshold over steps:
-    `training.png`."""
+    """Plot loss, learning rate and, where the schedule has one, its signal: `training.png`."""
     from matplotlib.figure import Figure
 
     lines = [line for line in read_metrics(folder) if "loss" in line]
     steps = [line["step"] for line in lines]
-    has_signal = any(line.get("schedule/signal") is not None for line in lines)
-    figure = Figure(figsize=(8, 8 if has_signal else 6), layout="constrained")
-    axes = figure.subplots(3 if has_signal else 2, 1, sharex=True)
+    signals = [
+        (line["step"], line["schedule/signal"])
+        for line in lines
+        if line.get("schedule/signal") is not None
+    ]
+    figure = Figure(figsize=(8, 8 if signals else 6), layout="constrained")
+    axes = figure.subplots(3 if signals else 2, 1, sharex=True)
     axes[0].plot(steps, [line["loss"] for line in lines], linewidth=0.8)
     axes[0].set_ylabel("loss")
     axes[1].plot(steps, [line["learning_rate"] for line in lines], drawstyle="steps-post")
     axes[1].set_ylabel("learning rate")
-    if has_signal:
-        signal = [
-            (s, line["schedule/signal"])
-            for s, line in zip(steps, lines, strict=True)
-            if line.get("schedule/signal") is not None
-        ]
+    if signals:
         threshold = [line.get("schedule/threshold") for line in lines]
-        axes[2].plot(*zip(*signal, strict=True), linewidth=0.8, label="signal")
+        axes[2].plot(*zip(*signals, strict=True), linewidth=0.8, label="signal")
         axes[2].plot(steps, threshold, linestyle="--", linewidth=0.8, label="threshold λ")
         axes[2].set_yscale("symlog", linthresh=1e-5)
         axes[2].legend()

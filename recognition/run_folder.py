@@ -1,5 +1,4 @@
-"""The folder that a run leaves: resolved config, metrics.jsonl, TensorBoard events, plots,
-environment."""
+"""The folder of a run: who may write into it, its resolved config, and its environment."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ import yaml
 from data.files import atomic_write
 from recognition.config import Config, ConfigError, to_tree, to_yaml
 
-# May differ between the run and its continuation: they change where and how fast it runs, not what
-# it computes.
+# These keys may differ between a run and its continuation. They change where the run happens and
+# how fast it is, not what it computes.
 _FREE_ON_RESUME = [
     "data.root",
     "data.train",
@@ -33,17 +32,17 @@ _FREE_ON_RESUME = [
 
 
 def open_run_folder(config: Config, resume: bool) -> Path:
-    """Create the folder of a new run, or check that an existing one is of the same config and to be
-    resumed.
+    """Create the folder of a new run, or check that an existing one holds the run to be resumed.
 
-    Raises ConfigError where the folder can't be written, exists without `resume`, or holds another
-    run.
+    Raises ConfigError where the folder can't be written, holds a run although `resume` is false, or
+    holds the run of another config.
     """
     folder = Path(config.run.output)
     written = folder / "config.yaml"
     if written.exists() and not resume:
         raise ConfigError(
-            f"run.output: {folder} holds a run already; add --resume to go on with it, or choose another"
+            f"run.output: {folder} holds a run already; add --resume to continue it, or choose "
+            "another folder"
         )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run.output: {folder} is a file; give a folder")
@@ -66,8 +65,8 @@ def _check_same(written: Path, config: Config) -> None:
         free = any(key == name or key.startswith(name + ".") for name in _FREE_ON_RESUME)
         if not free and before.get(key) != now.get(key):
             raise ConfigError(
-                f"run.output: {written} was made with {key}={before.get(key)!r}, now it is {now.get(key)!r}; "
-                "resume with the same value, or choose another folder"
+                f"run.output: {written} was made with {key}={before.get(key)!r}, now it is "
+                f"{now.get(key)!r}; resume with the same value, or choose another folder"
             )
 
 

@@ -91,9 +91,7 @@ def drain(batches: Iterable[object]) -> None:
 
 
 def make_loader(faces: FaceSet, size: int, threads: int, **options: Any) -> Loader:
-    return Loader(
-        faces, batch_size=BATCH, size=size, seed=0, threads=threads, channels_last=True, **options
-    )
+    return Loader(faces, batch_size=BATCH, size=size, seed=0, threads=threads, **options)
 
 
 def jobs_for(

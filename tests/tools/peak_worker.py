@@ -45,7 +45,7 @@ def main(path: str, classes: int) -> None:
             )
             for _ in range(config.optim.accumulation)
         ]
-        trainer._optimizer_step(config, parts, batches, progress)
+        trainer.optimizer_step(config, parts, batches, progress)
     print(peak_bytes())
 
 

@@ -1,0 +1,78 @@
+"""What a run is made of, and its state: all that the next step depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.loader import Loader
+from recognition.classifiers import Classifier
+from recognition.classifiers._rows import own_share
+from recognition.distributed import Ranks
+
+State = dict[str, Any]
+CLASSIFIER_GROUP = "classifier"
+"""Name of the optimizer's group of class centers; all other groups hold the backbone."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run, built for one rank.
+
+    forward: `backbone` behind DistributedDataParallel and compilation, where a run asks for them.
+    steps_per_epoch: optimizer steps per epoch. Micro-batches that do not fill a step are dropped.
+    """
+
+    backbone: nn.Module
+    forward: Callable[..., torch.Tensor]
+    classifier: Classifier
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    loader: Loader
+    device: torch.device
+    ranks: Ranks
+    steps_per_epoch: int
+
+    def state_dict(self) -> tuple[State, State]:
+        """(shared, local): what is equal on all ranks, and what only this rank holds."""
+        optimizer = self.optimizer.state_dict()
+        own_rows = {
+            index
+            for group in optimizer["param_groups"]
+            if group["name"] == CLASSIFIER_GROUP
+            for index in group["params"]
+        }
+        shared = {
+            "backbone": self.backbone.state_dict(),
+            "optimizer_groups": optimizer["param_groups"],
+            "optimizer": {i: s for i, s in optimizer["state"].items() if i not in own_rows},
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loader": self.loader.state_dict(),
+        }
+        local = {
+            "classifier": self.classifier.state_dict(),
+            "optimizer": {i: s for i, s in optimizer["state"].items() if i in own_rows},
+        }
+        return shared, local
+
+    def load_state_dict(self, shared: State, locals_: list[State]) -> None:
+        """Load the shared state, and this rank's own from those of all the ranks that saved one."""
+        same_world = len(locals_) == self.ranks.world
+        local = locals_[self.ranks.rank] if same_world else own_share(locals_, self.classifier)
+        self.backbone.load_state_dict(shared["backbone"])
+        self.classifier.load_state_dict(local["classifier"])
+        self.optimizer.load_state_dict(
+            {
+                "state": {**shared["optimizer"], **local["optimizer"]},
+                "param_groups": shared["optimizer_groups"],
+            }
+        )
+        self.scheduler.load_state_dict(shared["scheduler"])
+        self.scaler.load_state_dict(shared["scaler"])
+        self.loader.load_state_dict(shared["loader"])
