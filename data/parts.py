@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from types import ModuleType
+from typing import Any
 
 
 def part_names(package: str) -> list[str]:
@@ -36,3 +39,13 @@ def hint(name: str, names: Iterable[str]) -> str:
     known = list(names)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+
+
+def option_texts(build: Callable[..., Any]) -> dict[str, str]:
+    """The text of each parameter of a `build`, from the `name: text` lines of its docstring.
+
+    Such a line starts at the docstring's own indent; lines that are indented further continue it.
+    """
+    parameters = inspect.signature(build).parameters
+    lines = re.findall(r"^(\w+): (.*(?:\n +.*)*)", inspect.getdoc(build) or "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in lines if name in parameters}
