@@ -4,6 +4,7 @@ Exit code 0: done. 1: the command ran to its end and its answer is no. 2: a wron
 130: stopped with Ctrl-C.
 
 A command is a module with `main(argv)`. Modules whose names begin with an underscore are helpers.
+The arguments of a command are the parameters of a function, so that each of them exists once.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import inspect
 import json
 import pkgutil
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-from data.parts import hint
+from data.options import Range
+from data.parts import hint, option_texts
+
+Record = Mapping[str, Any]
 
 
 class Failed(Exception):
@@ -27,7 +33,7 @@ class Failed(Exception):
     record: what `--json` prints all the same.
     """
 
-    def __init__(self, message: str, record: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, message: str, record: Record | None = None) -> None:
         super().__init__(message)
         self.record = record
 
@@ -36,9 +42,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Names the default of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        plain = action.default in (None, False, argparse.SUPPRESS) or "default" in text
-        return text if plain else f"{text} (default: %(default)s)"
+        text, default = action.help or "", action.default
+        if default in (None, False, argparse.SUPPRESS) or default == () or "default" in text:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        return f"{text} (default: {shown})".replace("%", "%%")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,6 +56,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
+def run_function(function: Callable[..., Record | None], argv: list[str] | None) -> int:
+    """Call `function` with the arguments of a command line, and give the exit code.
+
+    Its parameters before the `*` are positional arguments, those behind it are options, and help
+    is made of the docstring of its module and of the lines `name: text` in its own.
+    """
+    module = sys.modules[function.__module__]
+    assert module.__spec__ is not None
+    parser = command_parser(module.__spec__.name, module.__doc__)
+    names = add_options(parser, function, positionals=True)
+
+    def action(options: argparse.Namespace) -> Record | None:
+        return function(**{name: getattr(options, name) for name in names})
+
+    return run_command(action, parser.parse_args(argv))
+
+
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m MODULE` with `--json`. `doc` is the description in `--help`."""
     parser = _Parser(prog=f"python -m {module}", description=doc, formatter_class=_Help)
@@ -55,8 +80,57 @@ def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_options(
+    parser: argparse.ArgumentParser, function: Callable[..., Any], *, positionals: bool = False
+) -> list[str]:
+    """Add an option for each parameter behind the `*` of a function, and return their names.
+
+    positionals: add an argument for each parameter before the `*` too.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    texts, added = option_texts(function), []
+    for name, one in inspect.signature(function).parameters.items():
+        settings = {**_settings(hints[name], one.default), "help": texts.get(name, "").rstrip(".")}
+        if one.kind is one.KEYWORD_ONLY:
+            required = one.default is one.empty
+            settings |= {"required": required, "default": None if required else one.default}
+            parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+        elif positionals:
+            parser.add_argument(name, metavar=name.upper(), **settings)
+        else:
+            continue
+        added.append(name)
+    return added
+
+
+def _settings(hint: Any, default: Any) -> dict[str, Any]:
+    """argparse's settings for a type: bool, Literal, a tuple, or what is made from one text."""
+    inside = [one for one in typing.get_args(hint) if one is not type(None)]
+    if type(None) in typing.get_args(hint):
+        return _settings(inside[0], default)
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction if default else "store_true"}
+    if typing.get_origin(hint) is Literal:
+        return {"choices": inside}
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "+", **_settings(inside[0], default)}
+    kind, *marks = inside or [hint]
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {kind.__name__}") from None
+        for mark in marks:
+            if isinstance(mark, Range) and not mark.holds(value):
+                raise argparse.ArgumentTypeError(f"found {text!r}, expected {mark}")
+        return value
+
+    return {"type": convert}
+
+
 def run_command(
-    action: Callable[[argparse.Namespace], Mapping[str, Any] | None], options: argparse.Namespace
+    action: Callable[[argparse.Namespace], Record | None], options: argparse.Namespace
 ) -> int:
     """Call `action`, print the record that it returns where `--json` asks for it, give the code.
 

@@ -14,7 +14,6 @@ package pins older releases than this project runs on, so install it without its
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +26,8 @@ from data.align import align
 from data.decode import decode_any
 from data.files import atomic_write
 from data.images import SUFFIXES
-from tools._cli import command_parser, run_command
+from data.options import Count
+from tools._cli import run_function
 from tools._progress import progress_bar
 
 JPEG_QUALITY = 95
@@ -106,28 +106,24 @@ def _align_one(
     return "aligned", ""
 
 
-def run(options: argparse.Namespace) -> Counter[str]:
-    if not options.photos.is_dir():
-        raise FileNotFoundError(f"{options.photos}: no such folder")
-    counts = align_folder(
-        options.photos, options.out, mtcnn(), size=options.size, largest=options.largest
-    )
+def run(photos: Path, out: Path, *, size: Count = 112, largest: bool = False) -> Counter[str]:
+    """Align all photos of a folder.
+
+    photos: folder of photos, with one folder per person.
+    out: folder for the crops.
+    size: side of a crop in pixels.
+    largest: use the largest face of a photo that shows several.
+    """
+    if not photos.is_dir():
+        raise FileNotFoundError(f"{photos}: no such folder")
+    counts = align_folder(photos, out, mtcnn(), size=size, largest=largest)
     shown = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-    print(f"{shown}; details in {options.out / REPORT}")
+    print(f"{shown}; details in {out / REPORT}")
     return counts
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("tools.align", __doc__)
-    parser.add_argument(
-        "photos", type=Path, metavar="PHOTOS", help="folder of photos, with one folder per person"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the crops")
-    parser.add_argument("--size", type=int, default=112, help="side of a crop in pixels")
-    parser.add_argument(
-        "--largest", action="store_true", help="use the largest face of a photo that shows several"
-    )
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

@@ -12,28 +12,29 @@ whole.
 
 from __future__ import annotations
 
-import argparse
 import sys
+import typing
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from data.decode import decode_any
 from data.faces import open_faces
+from data.options import CountOrZero
 from data.pairs.lists import from_list
 from data.pairs.verification_bin import write_bin
 from data.types import FaceSet
 from data.writers.folder import write_folder
 from data.writers.records import write_records
 from data.writers.shards import write_shards
-from tools._cli import command_parser, run_command
-from tools._faces import add_faces
+from tools._cli import run_function
 from tools._progress import progress_bar
 
-KINDS = ("rec", "zip", "tar", "bin", "folder")
+Kind = Literal["rec", "zip", "tar", "bin", "folder"]
 
 
-def convert(faces: FaceSet, target: str, *, kind: str, shard: int) -> None:
+def convert(faces: FaceSet, target: str, *, kind: str, shard: int) -> dict[str, int]:
     """Write `faces` as `target`. shard: images per file of a zip or tar set, 0 for one file."""
     gaps = faces.num_classes - len(np.unique(faces.labels))
     if gaps and kind in ("zip", "folder"):
@@ -46,6 +47,7 @@ def convert(faces: FaceSet, target: str, *, kind: str, shard: int) -> None:
             write_folder(faces, target, progress=advance)
         else:
             write_shards(faces, target, kind=kind, shard=shard, progress=advance)
+    return {"images": len(faces), "identities": faces.num_classes}
 
 
 def convert_pairs(images: str, target: str, pairs: str) -> dict[str, int]:
@@ -61,41 +63,41 @@ def convert_pairs(images: str, target: str, pairs: str) -> dict[str, int]:
     return {"pairs": len(listed.same), "genuine": int(listed.same.sum())}
 
 
-def run(options: argparse.Namespace) -> dict[str, int]:
-    target = Path(options.target)
-    kind = options.to or target.suffix.lstrip(".") or "folder"
-    if kind not in KINDS:
-        raise ValueError(f"{target}: unknown suffix; give --to {' | '.join(KINDS)}")
-    if kind != "folder" and not options.shard and target.exists():
+def run(
+    source: str,
+    target: Path,
+    *,
+    to: Kind | None = None,
+    shard: CountOrZero = 0,
+    pairs: str | None = None,
+    format: str = "auto",
+) -> dict[str, int]:
+    """Convert one face set.
+
+    source: any face set; with --pairs, the folder or zip of the listed images.
+    target: file or folder to write.
+    to: format of TARGET (default: by its suffix).
+    shard: zip and tar: images per file; TARGET becomes a folder of files.
+    pairs: bin: the pair list.
+    format: format of SOURCE, needed only where several could be meant.
+    """
+    kind = to or target.suffix.lstrip(".") or "folder"
+    if kind not in typing.get_args(Kind):
+        raise ValueError(f"{target}: unknown suffix; give --to {' | '.join(typing.get_args(Kind))}")
+    if kind != "folder" and not shard and target.exists():
         raise FileExistsError(f"{target}: exists already; remove it or choose another name")
-    if kind == "bin" and not options.pairs:
-        raise ValueError(f"{target}: a .bin needs --pairs LIST")
-    if kind == "bin":
-        record = convert_pairs(options.source, options.target, options.pairs)
+    if kind != "bin":
+        record = convert(open_faces(source, format), str(target), kind=kind, shard=shard)
+    elif pairs:
+        record = convert_pairs(source, str(target), pairs)
     else:
-        faces = open_faces(options.source, options.format)
-        convert(faces, options.target, kind=kind, shard=options.shard)
-        record = {"images": len(faces), "identities": faces.num_classes}
+        raise ValueError(f"{target}: a .bin needs --pairs LIST")
     print(f"wrote {target}: " + ", ".join(f"{count} {name}" for name, count in record.items()))
     return record
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("tools.convert", __doc__)
-    add_faces(parser, "source")
-    parser.add_argument("target", metavar="TARGET", help="file or folder to write")
-    parser.add_argument("--to", choices=KINDS, help="format of TARGET (default: by its suffix)")
-    parser.add_argument(
-        "--shard",
-        type=int,
-        default=0,
-        metavar="N",
-        help="zip and tar: images per file; TARGET becomes a folder of files",
-    )
-    parser.add_argument(
-        "--pairs", metavar="LIST", help="bin: the pair list; SOURCE is the folder or zip of images"
-    )
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,17 @@ in .txt gets lines of `path path 0|1`, which needs a face set of image files in 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from data.files import atomic_write
+from data.options import Count, CountOrZero
 from data.pairs.drawn import from_faces
 from data.pairs.lists import Pairs
 from data.pairs.verification_bin import write_bin
-from tools._cli import command_parser, run_command
-from tools._faces import FACES_HELP
+from tools._cli import run_function
 
 
 def write_list(out: Path, pairs: Pairs, root: Path) -> None:
@@ -35,29 +36,30 @@ def write_list(out: Path, pairs: Pairs, root: Path) -> None:
         file.write("".join(lines).encode())
 
 
-def run(options: argparse.Namespace) -> dict[str, int]:
-    out = Path(options.target)
-    if out.suffix not in (".bin", ".txt"):
-        raise ValueError(f"{out}: expected a name that ends in .bin or .txt")
-    pairs = from_faces(options.faces, count=options.count, seed=options.seed)
-    if out.suffix == ".txt":
-        write_list(out, pairs, Path(options.faces))
+def run(faces: str, target: Path, *, count: Count = 6000, seed: CountOrZero = 0) -> dict[str, int]:
+    """Draw the pairs of one face set.
+
+    faces: any face set.
+    target: name of the .bin or .txt to write.
+    count: number of pairs.
+    seed: another seed draws other pairs.
+    """
+    if target.suffix not in (".bin", ".txt"):
+        raise ValueError(f"{target}: expected a name that ends in .bin or .txt")
+    pairs = from_faces(faces, count=count, seed=seed)
+    if target.suffix == ".txt":
+        write_list(target, pairs, Path(faces))
     else:
-        sides = zip(pairs.first, pairs.second, strict=True)
-        write_bin(out, [pairs.images.read(int(row)) for pair in sides for row in pair], pairs.same)
+        rows = np.stack([pairs.first, pairs.second], 1).reshape(-1)
+        write_bin(target, [pairs.images.read(row) for row in rows.tolist()], pairs.same)
     record = {"pairs": len(pairs.same), "genuine": int(pairs.same.sum())}
     notes = "".join(f"; {note}" for note in pairs.notes)
-    print(f"{out}: {record['pairs']} pairs, {record['genuine']} of one person{notes}")
+    print(f"{target}: {record['pairs']} pairs, {record['genuine']} of one person{notes}")
     return record
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("tools.make_pairs", __doc__)
-    parser.add_argument("faces", metavar="FACES", help=FACES_HELP)
-    parser.add_argument("target", metavar="TARGET", help="name of the .bin or .txt to write")
-    parser.add_argument("--count", type=int, default=6000, help="number of pairs")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other pairs")
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

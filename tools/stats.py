@@ -1,6 +1,6 @@
 """Counts what is in a face set: images, identities, images per identity, image sizes.
 
-    python -m tools.stats SET
+    python -m tools.stats FACES
 
 Prints a histogram of the images per identity, and draws it where --png is given. Sizes in pixels
 and bytes are those of an even sample of 500 images.
@@ -8,7 +8,6 @@ and bytes are those of an even sample of 500 images.
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import numpy as np
@@ -16,8 +15,7 @@ import numpy as np
 from data.decode import DecodeError, decode_any
 from data.faces import detect_format, open_faces
 from data.types import FaceSet
-from tools._cli import command_parser, run_command
-from tools._faces import add_faces
+from tools._cli import run_function
 
 EDGES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 SAMPLE = 500
@@ -73,15 +71,21 @@ def plot(rows: list[tuple[str, int]], title: str, path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def run(options: argparse.Namespace) -> dict[str, float]:
-    form = detect_format(options.set) if options.format == "auto" else options.format
-    faces = open_faces(options.set, form, check=False)
-    if len(faces) == 0:
-        raise ValueError(f"{options.set}: holds no image")
-    figures, rows = describe_set(faces), histogram(faces)
-    if options.png:
-        plot(rows, f"{len(faces):,} images of {faces.num_classes:,} identities", options.png)
-    print(f"{options.set}: {form}")
+def run(faces: str, *, format: str = "auto", png: str | None = None) -> dict[str, float]:
+    """Describe one face set.
+
+    faces: any face set.
+    format: format of FACES, needed only where several could be meant.
+    png: file to draw the histogram into.
+    """
+    form = detect_format(faces) if format == "auto" else format
+    opened = open_faces(faces, form, check=False)
+    if len(opened) == 0:
+        raise ValueError(f"{faces}: holds no image")
+    figures, rows = describe_set(opened), histogram(opened)
+    if png:
+        plot(rows, f"{len(opened):,} images of {opened.num_classes:,} identities", png)
+    print(f"{faces}: {form}")
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):28}{value:{',' if isinstance(value, int) else ',.1f'}}")
     widest = max(count for _, count in rows)
@@ -91,10 +95,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("tools.stats", __doc__)
-    add_faces(parser, "set")
-    parser.add_argument("--png", metavar="FILE", help="draw the histogram into this file")
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

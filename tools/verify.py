@@ -1,6 +1,6 @@
 """Reads every image of a face set, and names each fault on one line.
 
-    python -m tools.verify SET
+    python -m tools.verify FACES
 
 Faults are: a set that cannot be opened, broken records, records without a line in the index, images
 that cannot be decoded, images of another size than most (or than --size), labels without an image,
@@ -9,7 +9,6 @@ and exact duplicates, within an identity or across two. Exit code 1: there are f
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections import Counter
@@ -23,9 +22,9 @@ from data.decode import decode_any
 from data.faces import detect_format, open_faces
 from data.formats._record_bytes import FRAME, MAGIC, MAX_PART
 from data.formats.recordio import RecordSet
+from data.options import Count
 from data.types import FaceSet
-from tools._cli import Failed, command_parser, run_command
-from tools._faces import add_faces
+from tools._cli import Failed, run_function
 from tools._progress import progress_bar
 
 AT_ONCE = 4096  # images between two moves of the progress bar
@@ -141,8 +140,14 @@ def _duplicates(faces: FaceSet, hashes: np.ndarray) -> Iterator[Finding]:
             yield Finding("duplicate", faces.describe(second), what)
 
 
-def run(options: argparse.Namespace) -> dict[str, int]:
-    findings = verify(options.set, form=options.format, size=options.size)
+def run(faces: str, *, format: str = "auto", size: Count | None = None) -> dict[str, int]:
+    """Look for faults in one face set.
+
+    faces: any face set.
+    format: format of FACES, needed only where several could be meant.
+    size: side that every image should have, in pixels (default: the most frequent one).
+    """
+    findings = verify(faces, form=format, size=size)
     for found in findings:
         print(f"{found.kind}: {found.where}: {found.what}")
     counts = Counter(found.kind for found in findings)
@@ -150,17 +155,12 @@ def run(options: argparse.Namespace) -> dict[str, int]:
     print(shown or "no faults")
     record = {"findings": len(findings), **counts}
     if findings:
-        raise Failed(f"{options.set}: {len(findings)} faults", record)
+        raise Failed(f"{faces}: {len(findings)} faults", record)
     return record
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("tools.verify", __doc__)
-    add_faces(parser, "set")
-    parser.add_argument(
-        "--size", type=int, help="side of an image in pixels (default: the most frequent one)"
-    )
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":
