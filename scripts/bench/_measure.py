@@ -6,15 +6,12 @@ and figures are compared within a round.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
-
-from data.parts import hint
 
 Found = TypeVar("Found")
 
@@ -46,15 +43,3 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     """The median of the ratios within the rounds."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """An argparse type for `NAME,NAME,…`, where each name is one of `known`."""
-
-    def parse(text: str) -> list[str]:
-        for name in text.split(","):
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"no variant {name!r}; {hint(name, known)}")
-        return text.split(",")
-
-    return parse

@@ -12,28 +12,29 @@ rounding carries the losses, which is the measure for the differences that bf16 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.parts import find_part, part_names
+from data.options import Count, CountOrZero
+from data.parts import find_part
 from recognition.backbones.vit import VisionTransformer
 from recognition.classifiers import full
 from recognition.distributed import Ranks
 from recognition.heads import cosface
 from scripts._tables import show_table
-from scripts.bench._measure import in_own_process, in_turn, names_of
-from tools._cli import command_parser, run_command
+from scripts.bench._measure import in_own_process, in_turn
+from tools._cli import run_function
 
 BACKBONES = "recognition.backbones"
+Variant = Literal["plain", "channels_last", "bf16", "bf16_compile", "rounded"]
 VARIANTS: dict[str, frozenset[str]] = {
     "plain": frozenset(),
     "channels_last": frozenset({"channels_last"}),
@@ -90,26 +91,20 @@ def measure(
     return found
 
 
-def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compare(
+    runs: Mapping[str, Sequence[dict[str, list[float]]]], batch: int
+) -> Iterator[dict[str, Any]]:
     """One row per variant, compared with the first."""
-    depth = {} if options.depth is None else {"depth": options.depth}
-    steps = options.losses or options.steps
-
-    def run_once(variant: str) -> dict[str, list[float]]:
-        shape = (options.batch, options.size, steps)
-        return in_own_process(measure, options.backbone, depth, variant, *shape)
-
-    runs = in_turn(options.variants, 1 if options.losses else options.rounds, run_once)
-    first = runs[options.variants[0]]
-    for variant, found in runs.items():
-        median, base = (
-            statistics.median(s for r in rs for s in r["seconds"]) for rs in (found, first)
-        )
-        losses = found[0]["losses"]
-        apart = (abs(a - b) for a, b in zip(losses, first[0]["losses"], strict=True))
+    base, first = 0.0, [0.0]
+    for variant, rounds in runs.items():
+        median = statistics.median(second for found in rounds for second in found["seconds"])
+        losses = rounds[0]["losses"]
+        if not base:
+            base, first = median, losses
+        apart = (abs(a - b) for a, b in zip(losses, first, strict=True))
         yield {
             "variant": variant,
-            "images/s": options.batch / median,
+            "images/s": batch / median,
             "times": base / median,
             "first loss": losses[0],
             "last loss": losses[-1],
@@ -117,20 +112,20 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         }
 
 
-def zoo(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def zoo(batch: int, steps: int) -> Iterator[dict[str, Any]]:
     """One row per backbone: parameters, multiply-adds of a forward pass, images/s in bf16."""
-    for name, settings in ZOO.items():
+    for name, options in ZOO.items():
         backbone = name.partition(" ")[0]
         with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-            net = find_part(BACKBONES, backbone).build(**settings).eval()
+            net = find_part(BACKBONES, backbone).build(**options).eval()
             net(torch.empty(1, 3, 112, 112))
-        run = in_own_process(measure, backbone, settings, "bf16", options.batch, 112, options.steps)
+        found = in_own_process(measure, backbone, options, "bf16", batch, 112, steps)
         yield {
             "backbone": name,
             "parameters, M": sum(parameter.numel() for parameter in net.parameters()) / 1e6,
             "multiply-adds, G": multiply_adds(net, counter) / 1e9,
-            "forward, images/s": options.batch / statistics.median(run["forward"]),
-            "training, images/s": options.batch / statistics.median(run["seconds"]),
+            "forward, images/s": batch / statistics.median(found["forward"]),
+            "training, images/s": batch / statistics.median(found["seconds"]),
         }
 
 
@@ -145,32 +140,43 @@ def multiply_adds(net: nn.Module, counter: FlopCounterMode) -> float:
     return dense + 2 * tokens**2 * width * len(net.blocks)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    return {"rows": show_table(zoo(options) if options.table else compare(options))}
+def run(
+    *,
+    backbone: str = "iresnet",
+    depth: Count | None = None,
+    size: Count = 112,
+    batch: Count = 32,
+    steps: Count = 4,
+    rounds: Count = 2,
+    variants: tuple[Variant, ...] = ("plain", "bf16", "bf16_compile"),
+    losses: CountOrZero = 0,
+    table: bool = False,
+) -> dict[str, Any]:
+    """Compare the variants of one backbone.
+
+    backbone: file in recognition/backbones/.
+    depth: its depth (default: its own default).
+    size: side of an image in pixels.
+    batch: images per step.
+    steps: timed steps per round.
+    rounds: rounds over all variants.
+    variants: what is compared; ratios are to the first.
+    losses: compare the losses of this many steps, in one round.
+    table: measure every backbone instead, in bf16.
+    """
+    if table:
+        return {"rows": show_table(zoo(batch, steps))}
+    options = {} if depth is None else {"depth": depth}
+
+    def once(variant: str) -> dict[str, list[float]]:
+        return in_own_process(measure, backbone, options, variant, batch, size, losses or steps)
+
+    runs = in_turn(variants, 1 if losses else rounds, once)
+    return {"rows": show_table(compare(runs, batch))}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.bench.backbone", __doc__)
-    parser.add_argument(
-        "--backbone", choices=part_names(BACKBONES), default="iresnet", help="file in backbones/"
-    )
-    parser.add_argument("--depth", type=int, help="its depth (default: its own default)")
-    parser.add_argument("--size", type=int, default=112, help="side of an image in pixels")
-    parser.add_argument("--batch", type=int, default=32, help="images per step")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps per round")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds over all variants")
-    parser.add_argument(
-        "--variants",
-        type=names_of(VARIANTS),
-        default="plain,bf16,bf16_compile",
-        metavar="NAME,NAME",
-        help=f"some of {', '.join(VARIANTS)}",
-    )
-    parser.add_argument(
-        "--losses", type=int, metavar="STEPS", help="compare the losses of that many steps"
-    )
-    parser.add_argument("--table", action="store_true", help="measure every backbone instead")
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

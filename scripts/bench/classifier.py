@@ -1,7 +1,7 @@
 """Measures a classifier step (loss, gradients, SGD update) beside the plain one: time and memory.
 
     python -m scripts.bench.classifier --classes 617970 --batch 128
-    python -m scripts.bench.classifier --classes 617970 --variants fused,class_pool,class_pool_bf16
+    python -m scripts.bench.classifier --classes 617970 --variants fused class_pool class_pool_bf16
 
 Each variant runs in processes of its own. Rounds alternate between the variants. Time is the median
 step, memory the peak of the process. Ratios are to the first variant. The variant `plain` is
@@ -10,25 +10,35 @@ normalize, linear, margin, cross_entropy and torch.optim.SGD in float32.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
 
+from data.options import Count, CountOrZero
 from recognition.classifiers import class_pool, full
 from recognition.classifiers._pool import ClassPool
 from recognition.distributed import Ranks
 from recognition.heads import cosface
 from scripts._tables import show_table
-from scripts.bench._measure import in_own_process, in_turn, names_of
-from tools._cli import command_parser, run_command
+from scripts.bench._measure import in_own_process, in_turn
+from tools._cli import run_function
 from tools._memory import peak_bytes
 
+Variant = Literal[
+    "plain",
+    "chunked",
+    "fused",
+    "fused_bf16",
+    "fused_bf16_momentum",
+    "fused_bf16_both",
+    "class_pool",
+    "class_pool_bf16",
+]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "chunked": {"fused": False},
@@ -71,20 +81,20 @@ def plain_step(classes: int, embedding: int) -> Step:
     return step
 
 
-def our_step(variant: dict[str, Any], options: argparse.Namespace) -> Step:
+def our_step(variant: dict[str, Any], classes: int, embedding: int, batch: int, chunk: int) -> Step:
     """A step of the full classifier, or of a class pool that is full where `variant` has a size."""
-    backbone = Identity(options.embedding)
+    backbone = Identity(embedding)
     shared: dict[str, Any] = {
         "backbone": backbone,
-        "classes": options.classes,
+        "classes": classes,
         "head": cosface.build(),
         "ranks": Ranks(),
-        "chunk": options.chunk or "auto",
+        "chunk": chunk or "auto",
         **variant,
     }
     classifier: class_pool.ClassPoolClassifier | full.FullClassifier
     if "size" in variant:
-        classifier = class_pool.build(batch_size=options.batch, **shared)
+        classifier = class_pool.build(batch_size=batch, **shared)
         fill(classifier.pool)
     else:
         classifier = full.build(seed=0, **shared)
@@ -112,20 +122,22 @@ def fill(pool: ClassPool) -> None:
         pool.commit(plan, F.normalize(torch.randn(len(labels), pool.features.shape[2])))
 
 
-def measure(variant: str, options: argparse.Namespace) -> tuple[list[float], int]:
+def measure(
+    variant: str, classes: int, embedding: int, batch: int, chunk: int, steps: int
+) -> tuple[list[float], int]:
     """Seconds of each timed step, and the peak memory of this process in bytes."""
     torch.manual_seed(0)
     if variant == "plain":
-        step = plain_step(options.classes, options.embedding)
+        step = plain_step(classes, embedding)
     else:
-        step = our_step(VARIANTS[variant], options)
+        step = our_step(VARIANTS[variant], classes, embedding, batch, chunk)
     times = []
-    for _ in range(options.steps + 1):
-        embeddings = torch.randn(options.batch, options.embedding).requires_grad_()
-        labels = torch.randint(options.classes, (options.batch,))
+    for _ in range(steps + 1):
+        embeddings = torch.randn(batch, embedding).requires_grad_()
+        labels = torch.randint(classes, (batch,))
 
         # A class pool's batches hold identities in pairs. The other classifiers do not care.
-        half, pairs = options.batch // 2, options.batch // 3
+        half, pairs = batch // 2, batch // 3
         labels[half : half + pairs] = labels[:pairs]
 
         start = time.perf_counter()
@@ -134,13 +146,8 @@ def measure(variant: str, options: argparse.Namespace) -> tuple[list[float], int
     return times[1:], peak_bytes()  # the first step allocates
 
 
-def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compare(runs: Mapping[str, Sequence[tuple[list[float], int]]]) -> Iterator[dict[str, Any]]:
     """One row per variant, compared with the first."""
-    runs = in_turn(
-        options.variants,
-        options.rounds,
-        lambda variant: in_own_process(measure, variant, options),
-    )
     first: dict[str, float] = {}
     for variant, rounds in runs.items():
         figures = {
@@ -152,29 +159,35 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"variant": variant, **figures, **ratios}
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    return {"settings": vars(options), "rows": show_table(compare(options))}
+def run(
+    *,
+    classes: Count = 93431,
+    embedding: Count = 512,
+    batch: Count = 128,
+    chunk: CountOrZero = 0,
+    steps: Count = 5,
+    rounds: Count = 2,
+    variants: tuple[Variant, ...] = ("plain", "fused", "fused_bf16", "fused_bf16_momentum"),
+) -> dict[str, Any]:
+    """Compare the variants.
+
+    classes: identities.
+    embedding: numbers per embedding.
+    batch: embeddings per step.
+    chunk: classes per chunk; 0 chooses by the width of an embedding.
+    steps: timed steps per round.
+    rounds: rounds over all variants.
+    variants: what is compared; ratios are to the first.
+    """
+
+    def once(variant: str) -> tuple[list[float], int]:
+        return in_own_process(measure, variant, classes, embedding, batch, chunk, steps)
+
+    return {"rows": show_table(compare(in_turn(variants, rounds, once)))}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.bench.classifier", __doc__)
-    for name, default, text in (
-        ("classes", 93431, "identities"),
-        ("batch", 128, "embeddings per step"),
-        ("embedding", 512, "numbers per embedding"),
-        ("chunk", 0, "classes per chunk; 0 chooses by the width of an embedding"),
-        ("steps", 5, "timed steps per round"),
-        ("rounds", 2, "rounds over all variants"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument(
-        "--variants",
-        type=names_of(VARIANTS),
-        default="plain,fused,fused_bf16,fused_bf16_momentum",
-        metavar="NAME,NAME",
-        help=f"some of {', '.join(VARIANTS)}",
-    )
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,19 @@ loops alternate, and figures are medians.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 
+from data.options import Count
 from data.pairs.verification_bin import write_bin
 from eval.benchmarks import pairs
 from eval.embed import Embed
@@ -44,14 +44,14 @@ from eval.metrics.verification import (
 from recognition.embedder import load_embedder
 from scripts._tables import show_figures
 from scripts.bench._measure import in_own_process, in_turn, median_ratio, seconds
-from tools._cli import command_parser, run_command
+from tools._cli import run_function
 from tools._memory import peak_bytes, resident_bytes
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 Figures = dict[str, Any]
 
 
-def bench_pairs(options: argparse.Namespace) -> Figures:
+def bench_pairs(rounds: int) -> Figures:
     """CPU milliseconds of our functions and of the literal loops, by the figures they give."""
     rng = np.random.default_rng(0)
     same = np.tile(np.repeat([True, False], 300), 10)
@@ -84,8 +84,8 @@ def bench_pairs(options: argparse.Namespace) -> Figures:
         calls, work = works[name]
         return statistics.median(seconds(work, time.thread_time) for _ in range(calls))
 
-    times = in_turn(works, options.rounds, cpu_seconds)
-    wall = [seconds(all_figures) for _ in range(5 * options.rounds)]
+    times = in_turn(works, rounds, cpu_seconds)
+    wall = [seconds(all_figures) for _ in range(5 * rounds)]
     return {
         "all_figures_wall_ms": 1e3 * statistics.median(wall),
         "all_figures_wall_ms_best": 1e3 * min(wall),
@@ -212,15 +212,15 @@ def literal_table(data: dict[str, np.ndarray]) -> list[float]:
     return [float(tar[np.argmin(np.abs(far - wanted))]) for wanted in FARS]
 
 
-def bench_templates(options: argparse.Namespace) -> Figures:
+def bench_templates(share: int) -> Figures:
     """Seconds and memory at the full size, and the ratio to the literal table at a tenth of it."""
-    whole = draw_templates(options.share)
+    whole = draw_templates(share)
     before, cpu, stamps = resident_bytes(), time.process_time(), [time.perf_counter()]
     table = our_table(whole, stamps)
     cpu, peak = time.process_time() - cpu, peak_bytes()
     pooling, scoring, rates = np.diff(stamps).tolist()
 
-    tenth = draw_templates(10 * options.share)
+    tenth = draw_templates(10 * share)
     works = {"ours": lambda: our_table(tenth, []), "literal": lambda: literal_table(tenth)}
     times = in_turn(works, 3, lambda name: seconds(works[name]))
     apart = np.subtract(our_table(tenth, [])[: len(FARS)], literal_table(tenth))
@@ -241,17 +241,17 @@ def bench_templates(options: argparse.Namespace) -> Figures:
     }
 
 
-def bench_bin(options: argparse.Namespace) -> Figures:
+def bench_bin(bin: str | None, model: str | None) -> Figures:
     """Seconds and memory of the pairs benchmark on a .bin."""
 
     def shrink(images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(images.float(), 8).flatten(1)[:, :512]
 
     with tempfile.TemporaryDirectory() as folder:
-        path, size = options.bin, 112
+        path, size = bin, 112
         embed: Embed = shrink
-        if path:
-            embed, size = load_embedder(options.model, "cpu")
+        if path and model:
+            embed, size = load_embedder(model, "cpu")
         else:
             path = draw_bin(f"{folder}/set.bin")
             shrink(torch.zeros(64, 3, size, size))  # torch's own buffers belong to the model
@@ -280,30 +280,39 @@ def draw_bin(path: str) -> str:
     return path
 
 
-PARTS = {"pairs": bench_pairs, "templates": bench_templates, "bin": bench_bin}
+def run(
+    *,
+    part: Literal["pairs", "templates", "bin"] | None = None,
+    rounds: Count = 5,
+    share: Count = 1,
+    bin: str | None = None,
+    model: str | None = None,
+) -> dict[str, Figures]:
+    """Measure the parts.
 
-
-def run(options: argparse.Namespace) -> Figures:
-    if bool(options.bin) != bool(options.model):
+    part: measure this part alone.
+    rounds: rounds of the part pairs.
+    share: divide the size of the part templates by this.
+    bin: verification .bin for the part bin.
+    model: run folder or model.pt for --bin.
+    """
+    if bool(bin) != bool(model):
         raise ValueError("--bin FILE and --model RUN go together")
+    works: dict[str, tuple[Any, ...]] = {
+        "pairs": (bench_pairs, rounds),
+        "templates": (bench_templates, share),
+        "bin": (bench_bin, bin, model),
+    }
     record = {}
-    for part in [options.part] if options.part else PARTS:
-        record[part] = in_own_process(PARTS[part], options)
-        print(part)
-        show_figures(record[part])
+    for name in [part] if part else works:
+        record[name] = in_own_process(*works[name])
+        print(name)
+        show_figures(record[name])
     return record
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.bench.eval", __doc__)
-    parser.add_argument("--part", choices=PARTS, help="measure this part alone")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of the part pairs")
-    parser.add_argument(
-        "--share", type=int, default=1, metavar="N", help="divide the templates' size by N"
-    )
-    parser.add_argument("--bin", metavar="FILE", help="verification .bin for the part bin")
-    parser.add_argument("--model", metavar="RUN", help="run folder or model.pt for --bin")
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

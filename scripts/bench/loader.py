@@ -22,7 +22,6 @@ Rates are medians over rounds. Ratios are medians of the ratios within a round.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import statistics
@@ -41,11 +40,12 @@ from torchvision import transforms
 from data.decode import decode
 from data.faces import open_faces
 from data.loader import Loader
+from data.options import Count, CountOrZero
 from data.order import shuffled
 from data.types import FaceSet
 from scripts._tables import show_figures
 from scripts.bench._measure import median_ratio, seconds
-from tools._cli import command_parser, run_command
+from tools._cli import run_function
 from tools._memory import resident_bytes
 
 BATCH = 64
@@ -122,17 +122,17 @@ def jobs_for(
     }
 
 
-def compare(faces: FaceSet, options: argparse.Namespace) -> dict[str, Any]:
+def compare(faces: FaceSet, size: int, rounds: int, images: int) -> dict[str, Any]:
     """Medians of the rates and of their ratios."""
     # Bring the files into the page cache and drawings into memory: the disk is not measured.
     for index in range(len(faces)):
         faces.read(index)
 
-    count = min(options.images, len(faces)) // BATCH * BATCH
+    count = min(images, len(faces)) // BATCH * BATCH
     rates: dict[str, list[float]] = {}
-    for epoch in range(options.rounds):
+    for epoch in range(rounds):
         indices = shuffled(len(faces), seed=0, epoch=epoch)[:count]
-        for name, (work, clock) in jobs_for(faces, options.size, indices).items():
+        for name, (work, clock) in jobs_for(faces, size, indices).items():
             rates.setdefault(name, []).append(count / seconds(work, clock))
         last = "  ".join(f"{name} {of[-1]:.0f}/s" for name, of in rates.items())
         print(f"round {epoch}: {last}", flush=True)
@@ -141,52 +141,51 @@ def compare(faces: FaceSet, options: argparse.Namespace) -> dict[str, Any]:
     return {"images": len(faces), **medians, **ratios}
 
 
-def held(options: argparse.Namespace) -> dict[str, Any]:
+def held(data: str, size: int, epochs: int) -> dict[str, Any]:
     """What this process holds after each epoch of one Loader. Then, descriptors after 100 further
     openings of the set."""
-    cores = len(os.sched_getaffinity(0))
-    loader = make_loader(open_faces(options.data), options.size, cores)
+    loader = make_loader(open_faces(data), size, len(os.sched_getaffinity(0)))
     megabytes = []
-    for _ in range(options.memory):
+    for _ in range(epochs):
         drain(loader)
         megabytes.append(round(resident_bytes() / 1e6, 1))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(100):
-        open_faces(options.data)
-    after = len(os.listdir("/proc/self/fd"))
+        open_faces(data)
     return {
         "mb_after_epochs": megabytes,
         "descriptors": before,
-        "descriptors_after_100_openings": after,
+        "descriptors_after_100_openings": len(os.listdir("/proc/self/fd")),
     }
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(
+    *,
+    data: str = "synthetic:identities=100,images=20",
+    size: Count = 112,
+    rounds: Count = 20,
+    images: Count = 1536,
+    memory: CountOrZero = 0,
+) -> dict[str, Any]:
+    """Compare the jobs on one face set.
+
+    data: any face set.
+    size: side of an image in pixels.
+    rounds: rounds over all jobs.
+    images: images per round.
+    memory: show what is held after each of this many epochs, in place of rates.
+    """
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    if options.memory is None:
-        figures = compare(open_faces(options.data), options)
-    else:
-        figures = held(options)
+    figures = (
+        held(data, size, memory) if memory else compare(open_faces(data), size, rounds, images)
+    )
     show_figures(figures)
     return figures
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.bench.loader", __doc__)
-    parser.add_argument(
-        "--data", default="synthetic:identities=100,images=20", help="the face set to load"
-    )
-    parser.add_argument("--size", type=int, default=112, help="side of an image in pixels")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds over all jobs")
-    parser.add_argument("--images", type=int, default=1536, help="images per round")
-    parser.add_argument(
-        "--memory",
-        type=int,
-        metavar="EPOCHS",
-        help="show what is held after each of so many epochs",
-    )
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

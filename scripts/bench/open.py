@@ -12,25 +12,23 @@ into a temporary folder, which TMPDIR chooses.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from data.faces import open_faces
 from data.formats._record_bytes import FRAME, MAGIC
+from data.options import Count
 from data.writers.shards import write_shards
 from scripts._tables import show_table
 from scripts.bench._measure import in_own_process
-from tools._cli import command_parser, run_command
+from tools._cli import run_function
 from tools._memory import peak_bytes, resident_bytes
 
-FORMATS = ("recordio", "zip", "tar", "lmdb")
 CHUNK = 1 << 20
 RECORD = np.dtype(
     [("frame", "<u4", 2), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("body", "<f4", 2)]
@@ -91,17 +89,14 @@ def write_lmdb(faces: Tiny, folder: Path) -> None:
         file.writelines(f"{index:09d} {label}\n" for index, label in labels)
 
 
-def write(options: argparse.Namespace, folder: Path) -> None:
-    faces = Tiny(options.images, options.identities)
-    if options.format == "recordio":
+def write(form: str, faces: Tiny, shards: int, folder: Path) -> None:
+    if form == "recordio":
         write_records(faces, folder)
-    elif options.format == "lmdb":
+    elif form == "lmdb":
         write_lmdb(faces, folder)
     else:
-        shard = -(-options.images // options.shards)
-        write_shards(
-            faces, str(folder), kind=options.format, shard=shard, progress=lambda done: None
-        )
+        shard = -(-len(faces) // shards)
+        write_shards(faces, str(folder), kind=form, shard=shard, progress=lambda done: None)
 
 
 def measure(path: str) -> dict[str, float]:
@@ -113,25 +108,29 @@ def measure(path: str) -> dict[str, float]:
     return {"images": len(faces), "seconds": spent, "peak MB": (peak_bytes() - before) / 1e6}
 
 
-def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row per opening."""
+def run(
+    *,
+    format: Literal["recordio", "zip", "tar", "lmdb"] = "recordio",
+    images: Count = 5_179_510,
+    identities: Count = 93_431,
+    shards: Count = 10,
+) -> dict[str, Any]:
+    """Make a set, and open it twice.
+
+    format: format of the set.
+    images: images in the set.
+    identities: identities in the set.
+    shards: files of a zip or tar set.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        write(options, Path(folder))
-        for opening in ("first", "second"):
-            yield {"opening": opening, **in_own_process(measure, folder)}
-
-
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    return {"settings": vars(options), "rows": show_table(compare(options))}
+        write(format, Tiny(images, identities), shards, Path(folder))
+        openings = ("first", "second")
+        rows = ({"opening": name, **in_own_process(measure, folder)} for name in openings)
+        return {"rows": show_table(rows)}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.bench.open", __doc__)
-    parser.add_argument("--format", choices=FORMATS, default="recordio", help="format of the set")
-    parser.add_argument("--images", type=int, default=5_179_510, help="images in the set")
-    parser.add_argument("--identities", type=int, default=93_431, help="identities in the set")
-    parser.add_argument("--shards", type=int, default=10, help="files of a zip or tar set")
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

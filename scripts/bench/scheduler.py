@@ -8,7 +8,6 @@ of the state as JSON is shown too, because it must not grow with the steps.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -21,10 +20,11 @@ import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
+from data.options import Count
 from fastface.schedulers import FastFaceLR, LossScheduler, MovingHaarLR
 from scripts._tables import show_table
 from scripts.bench._measure import median_ratio
-from tools._cli import command_parser, run_command
+from tools._cli import run_function
 
 BLOCK, ROUNDS = 2000, 15
 STEPS = 10**7
@@ -65,7 +65,7 @@ def advance(scheduler: LossScheduler, step: int, losses: list[float]) -> None:
         scheduler.step(10.0)
 
 
-def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compare(longest: int) -> Iterator[dict[str, Any]]:
     """One row per scheduler and power of ten."""
     generator = random.Random(0)
     losses = [10.0 + generator.gauss(0.0, 0.8) for _ in range(BLOCK)]
@@ -74,7 +74,7 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     optimizer.step()  # without it StepLR warns of a wrong order
     for name, make in SCHEDULERS.items():
         scheduler = make(make_optimizer())
-        for power in range(2, options.longest + 1):
+        for power in range(2, longest + 1):
             # The measured blocks end at the power, or begin at step 1000 where that is too early.
             advance(scheduler, max(10**power - BLOCK * ROUNDS, min(10**power, 1000)), losses)
             pairs = [(time_ours(scheduler, losses), time_torch(baseline)) for _ in range(ROUNDS)]
@@ -88,14 +88,16 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    return {"rows": show_table(compare(options))}
+def run(*, longest: Count = 7) -> dict[str, Any]:
+    """Compare the schedulers.
+
+    longest: measure up to step 10 to this power.
+    """
+    return {"rows": show_table(compare(longest))}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.bench.scheduler", __doc__)
-    parser.add_argument("--longest", type=int, default=7, help="measure up to step 10 to this")
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ a failure.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import random
 import signal
@@ -30,9 +29,10 @@ from pathlib import Path
 from data.decode import decode_any
 from data.faces import open_faces
 from data.formats.synthetic import SyntheticSet, open_set
+from data.options import Count, CountOrZero
 from data.writers.records import write_records
 from data.writers.shards import write_shards
-from tools._cli import Failed, command_parser, run_command
+from tools._cli import Failed, run_function
 
 SOURCE = "synthetic:identities=3,images=3,size=24"
 LONGEST = 10  # seconds
@@ -181,24 +181,26 @@ def break_and_read(folder: Path, count: int, seed: int) -> Counter[tuple[str, st
     return counts
 
 
-def run(options: argparse.Namespace) -> dict[str, int]:
+def run(*, count: Count = 2000, seed: CountOrZero = 0) -> dict[str, int]:
+    """Break and read sets.
+
+    count: number of broken sets.
+    seed: another seed breaks other bytes.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        counts = break_and_read(Path(folder), options.count, options.seed)
+        counts = break_and_read(Path(folder), count, seed)
     for kind in PATHS:
         print(f"{kind:6}", {result: counts[kind, result] for result in (*OUTCOMES, "FAILED")})
-    failures = sum(count for (_, result), count in counts.items() if result == "FAILED")
-    print(f"{options.count} broken sets, {failures} failures")
-    record = {"cases": options.count, "failures": failures}
+    failures = sum(often for (_, result), often in counts.items() if result == "FAILED")
+    print(f"{count} broken sets, {failures} failures")
+    record = {"cases": count, "failures": failures}
     if failures:
-        raise Failed(f"{failures} of {options.count} broken sets failed", record)
+        raise Failed(f"{failures} of {count} broken sets failed", record)
     return record
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.soak.data_fuzz", __doc__)
-    parser.add_argument("--count", type=int, default=2000, help="number of broken sets")
-    parser.add_argument("--seed", type=int, default=0, help="another seed breaks other bytes")
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":

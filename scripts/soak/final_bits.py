@@ -9,7 +9,6 @@ on the processor and on the version of torch: compare two checkouts on one machi
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import subprocess
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tools._cli import command_parser, run_command
+from tools._cli import run_function
 
 # Every key here has its name since 0.1.0, so that older checkouts take the same commands.
 COMMON = (
@@ -85,18 +84,20 @@ def run(name: str, checkout: str) -> str:
         return final_hash(Path(folder, "run"))
 
 
-def run_all(options: argparse.Namespace) -> dict[str, str]:
+def run_all(*, checkout: str = ".") -> dict[str, str]:
+    """Run and hash all of RUNS.
+
+    checkout: folder whose train.py is run.
+    """
     hashes = {}
     for name in RUNS:
-        hashes[name] = run(name, options.checkout)
+        hashes[name] = run(name, checkout)
         print(f"{hashes[name]}  {name}", flush=True)
     return hashes
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.soak.final_bits", __doc__)
-    parser.add_argument("--checkout", default=".", help="folder whose train.py is run")
-    return run_command(run_all, parser.parse_args(argv))
+    return run_function(run_all, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ the bar is missed.
 
 from __future__ import annotations
 
-import argparse
 import math
 import operator
 import random
@@ -27,15 +26,16 @@ from typing import Any
 import torch
 from torch.optim import SGD, Optimizer
 
+from data.options import Count, NonNegative, ShareBelowOne
 from fastface.replay import every_step, read_losses, replay
 from fastface.schedulers import FastFaceLR
 from scripts._tables import show_table
-from tools._cli import Failed, command_parser, run_command
+from tools._cli import Failed, run_function
 
 FIXTURE = Path(__file__).parents[2] / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz"
 
-# What `python -m fastface replay ms1mv3_r100.csv.gz --scheduler fastface --total-steps 202325` finds
-# on the log in full.
+# What `python -m fastface replay LOG --scheduler fastface --total-steps 202325` finds on the whole
+# log ms1mv3_r100.csv.gz.
 PUBLISHED_STEPS = 202_325
 PUBLISHED_DECAYS = tuple(
     step / PUBLISHED_STEPS for step in (94273, 135930, 156072, 175312, 185429, 195546)
@@ -129,40 +129,39 @@ def plain_scaling(optimizer: Optimizer, total_steps: int) -> FastFaceLR:
     return FastFaceLR(optimizer, total_steps, alpha=rate, beta=rate, threshold=5e-5 * scale)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    curve = compress(options.losses, options.horizon)
-    noise = Noise(options.noise, options.correlation)
+def run(
+    *,
+    losses: Path = FIXTURE,
+    horizon: Count = PUBLISHED_STEPS // 10,
+    noise: NonNegative = 0.8,
+    correlation: ShareBelowOne = 0.0,
+    seeds: Count = 20,
+) -> dict[str, Any]:
+    """Judge for_horizon, and beside it the published constants scaled with 1/T.
+
+    losses: a log with columns step and loss (default: a test fixture).
+    horizon: steps of the short run.
+    noise: standard deviation of the noise.
+    correlation: of the noise of neighboring steps.
+    seeds: number of seeds of the noise.
+    """
+    curve, drawn = compress(losses, horizon), Noise(noise, correlation)
     verdicts = {
-        "for_horizon": judge(curve, noise, options.seeds),
-        "plain scaling": judge(curve, noise, options.seeds, plain_scaling),
+        "for_horizon": judge(curve, drawn, seeds),
+        "plain scaling": judge(curve, drawn, seeds, plain_scaling),
     }
-    print(f"T = {options.horizon}, {noise}, {options.seeds} seeds")
-    show_table(
+    print(f"T = {horizon}, {drawn}, {seeds} seeds")
+    rows = show_table(
         {"constants": name, "verdict": "passed" if verdict.passed else "missed", **asdict(verdict)}
         for name, verdict in verdicts.items()
     )
-    record = {name: asdict(verdict) for name, verdict in verdicts.items()}
     if not verdicts["for_horizon"].passed:
-        raise Failed("for_horizon misses the bar", record)
-    return record
+        raise Failed("for_horizon misses the bar", {"rows": rows})
+    return {"rows": rows}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("scripts.soak.horizon", __doc__)
-    parser.add_argument(
-        "--losses",
-        default=FIXTURE,
-        help="a log with columns step and loss (default: a test fixture)",
-    )
-    parser.add_argument(
-        "--horizon", type=int, default=PUBLISHED_STEPS // 10, help="steps of the short run"
-    )
-    parser.add_argument("--noise", type=float, default=0.8, help="standard deviation of the noise")
-    parser.add_argument(
-        "--correlation", type=float, default=0.0, help="of the noise of neighboring steps, 0 to 1"
-    )
-    parser.add_argument("--seeds", type=int, default=20, help="number of seeds of the noise")
-    return run_command(run, parser.parse_args(argv))
+    return run_function(run, argv)
 
 
 if __name__ == "__main__":
