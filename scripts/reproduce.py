@@ -13,7 +13,6 @@ Files are written to --out: tables.md, tables.csv and, where there are runs or -
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from eval.report.published import published_figure
 from scripts._curves import loss_png, read_log, run_curve, training_lines
 from scripts._published_runs import Row, Run, choose_tables, read_rows, read_runs
 from scripts._tables import csv_table, markdown_table
-from tools._cli import run_function
+from tools._cli import command
 
 SHOWN = {
     ("lfw", "accuracy"): "LFW",
@@ -149,9 +148,4 @@ def run(
     return {"runs": len(shown), "files": [str(out / name) for name in files]}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -56,21 +56,26 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
-def run_function(function: Callable[..., Record | None], argv: list[str] | None) -> int:
-    """Call `function` with the arguments of a command line, and give the exit code.
+def command(function: Callable[..., Record | None]) -> Callable[[list[str] | None], int]:
+    """Make `main(argv)` of a function, and run it where the function's module is the program.
 
-    Its parameters before the `*` are positional arguments, those behind it are options, and help
-    is made of the docstring of its module and of the lines `name: text` in its own.
+    Parameters before the `*` are positional arguments, those behind it are options. Help is made of
+    the docstring of the module and of the lines `name: text` in that of the function. Write it last
+    in a module.
     """
-    module = sys.modules[function.__module__]
-    assert module.__spec__ is not None
-    parser = command_parser(module.__spec__.name, module.__doc__)
-    names = add_options(parser, function, positionals=True)
 
-    def action(options: argparse.Namespace) -> Record | None:
-        return function(**{name: getattr(options, name) for name in names})
+    def main(argv: list[str] | None = None) -> int:
+        module = sys.modules[function.__module__]
+        assert module.__spec__ is not None
+        parser = command_parser(module.__spec__.name, module.__doc__)
+        names = add_options(parser, function, positionals=True)
+        options = parser.parse_args(argv)
+        values = {name: getattr(options, name) for name in names}
+        return run_command(lambda _: function(**values), options)
 
-    return run_command(action, parser.parse_args(argv))
+    if function.__module__ == "__main__":
+        sys.exit(main())
+    return main
 
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:

@@ -14,7 +14,6 @@ package pins older releases than this project runs on, so install it without its
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from data.decode import decode_any
 from data.files import atomic_write
 from data.images import SUFFIXES
 from data.options import Count
-from tools._cli import run_function
+from tools._cli import command
 from tools._progress import progress_bar
 
 JPEG_QUALITY = 95
@@ -122,9 +121,4 @@ def run(photos: Path, out: Path, *, size: Count = 112, largest: bool = False) ->
     return counts
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -12,7 +12,6 @@ whole.
 
 from __future__ import annotations
 
-import sys
 import typing
 from pathlib import Path
 from typing import Literal
@@ -23,13 +22,13 @@ from data.decode import decode_any
 from data.faces import open_faces
 from data.options import CountOrZero
 from data.pairs.lists import from_list
-from data.pairs.verification_bin import write_bin
 from data.types import FaceSet
 from data.writers.folder import write_folder
 from data.writers.records import write_records
 from data.writers.shards import write_shards
-from tools._cli import run_function
+from tools._cli import command
 from tools._progress import progress_bar
+from tools.make_pairs import write_pairs
 
 Kind = Literal["rec", "zip", "tar", "bin", "folder"]
 
@@ -48,19 +47,6 @@ def convert(faces: FaceSet, target: str, *, kind: str, shard: int) -> dict[str, 
         else:
             write_shards(faces, target, kind=kind, shard=shard, progress=advance)
     return {"images": len(faces), "identities": faces.num_classes}
-
-
-def convert_pairs(images: str, target: str, pairs: str) -> dict[str, int]:
-    """Write a verification .bin of the listed pairs, with the encoded images as they are."""
-    listed = from_list(pairs, images)
-    rows = np.stack([listed.first, listed.second], 1).reshape(-1)
-    encoded = []
-    with progress_bar(len(rows), "reading images") as advance:
-        for row in rows.tolist():
-            encoded.append(listed.images.read(row))
-            advance(1)
-    write_bin(target, encoded, listed.same)
-    return {"pairs": len(listed.same), "genuine": int(listed.same.sum())}
 
 
 def run(
@@ -89,16 +75,13 @@ def run(
     if kind != "bin":
         record = convert(open_faces(source, format), str(target), kind=kind, shard=shard)
     elif pairs:
-        record = convert_pairs(source, str(target), pairs)
+        listed = from_list(pairs, source)
+        write_pairs(target, listed)
+        record = {"pairs": len(listed.same), "genuine": int(listed.same.sum())}
     else:
         raise ValueError(f"{target}: a .bin needs --pairs LIST")
     print(f"wrote {target}: " + ", ".join(f"{count} {name}" for name, count in record.items()))
     return record
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

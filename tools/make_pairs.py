@@ -8,7 +8,6 @@ in .txt gets lines of `path path 0|1`, which needs a face set of image files in 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,13 @@ from data.options import Count, CountOrZero
 from data.pairs.drawn import from_faces
 from data.pairs.lists import Pairs
 from data.pairs.verification_bin import write_bin
-from tools._cli import run_function
+from tools._cli import command
+
+
+def write_pairs(out: Path, pairs: Pairs) -> None:
+    """Write a verification .bin, with the encoded images as they are."""
+    rows = np.stack([pairs.first, pairs.second], 1).reshape(-1)
+    write_bin(out, [pairs.images.read(row) for row in rows.tolist()], pairs.same)
 
 
 def write_list(out: Path, pairs: Pairs, root: Path) -> None:
@@ -50,17 +55,11 @@ def run(faces: str, target: Path, *, count: Count = 6000, seed: CountOrZero = 0)
     if target.suffix == ".txt":
         write_list(target, pairs, Path(faces))
     else:
-        rows = np.stack([pairs.first, pairs.second], 1).reshape(-1)
-        write_bin(target, [pairs.images.read(row) for row in rows.tolist()], pairs.same)
+        write_pairs(target, pairs)
     record = {"pairs": len(pairs.same), "genuine": int(pairs.same.sum())}
     notes = "".join(f"; {note}" for note in pairs.notes)
     print(f"{target}: {record['pairs']} pairs, {record['genuine']} of one person{notes}")
     return record
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -15,7 +15,7 @@ import numpy as np
 from data.decode import DecodeError, decode_any
 from data.faces import detect_format, open_faces
 from data.types import FaceSet
-from tools._cli import run_function
+from tools._cli import command
 
 EDGES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 SAMPLE = 500
@@ -94,9 +94,4 @@ def run(faces: str, *, format: str = "auto", png: str | None = None) -> dict[str
     return figures
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

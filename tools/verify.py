@@ -19,12 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.decode import decode_any
-from data.faces import detect_format, open_faces
+from data.faces import FORMATS, detect_format, open_faces
 from data.formats._record_bytes import FRAME, MAGIC, MAX_PART
 from data.formats.recordio import RecordSet
 from data.options import Count
+from data.parts import find_part
 from data.types import FaceSet
-from tools._cli import Failed, run_function
+from tools._cli import Failed, command
 from tools._progress import progress_bar
 
 AT_ONCE = 4096  # images between two moves of the progress bar
@@ -47,6 +48,7 @@ def verify(
     size: side in pixels that every image should have, None for the most frequent one.
     """
     form = detect_format(path) if form == "auto" else form
+    find_part(FORMATS, form)  # a wrong name is a wrong argument, not a fault of the set
     try:
         faces = open_faces(path, form, check=False)
     except ValueError as error:
@@ -155,13 +157,8 @@ def run(faces: str, *, format: str = "auto", size: Count | None = None) -> dict[
     print(shown or "no faults")
     record = {"findings": len(findings), **counts}
     if findings:
-        raise Failed(f"{faces}: {len(findings)} faults", record)
+        raise Failed(f"{faces}: {len(findings)} fault(s)", record)
     return record
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -13,7 +13,6 @@ rounding carries the losses, which is the measure for the differences that bf16 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -31,7 +30,7 @@ from recognition.distributed import Ranks
 from recognition.heads import cosface
 from scripts._tables import show_table
 from scripts.bench._measure import in_own_process, in_turn
-from tools._cli import run_function
+from tools._cli import command
 
 BACKBONES = "recognition.backbones"
 Variant = Literal["plain", "channels_last", "bf16", "bf16_compile", "rounded"]
@@ -175,9 +174,4 @@ def run(
     return {"rows": show_table(compare(runs, batch))}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -11,7 +11,6 @@ normalize, linear, margin, cross_entropy and torch.optim.SGD in float32.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from recognition.distributed import Ranks
 from recognition.heads import cosface
 from scripts._tables import show_table
 from scripts.bench._measure import in_own_process, in_turn
-from tools._cli import run_function
+from tools._cli import command
 from tools._memory import peak_bytes
 
 Variant = Literal[
@@ -186,9 +185,4 @@ def run(
     return {"rows": show_table(compare(in_turn(variants, rounds, once)))}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

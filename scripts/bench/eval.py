@@ -18,7 +18,6 @@ loops alternate, and figures are medians.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,7 +43,7 @@ from eval.metrics.verification import (
 from recognition.embedder import load_embedder
 from scripts._tables import show_figures
 from scripts.bench._measure import in_own_process, in_turn, median_ratio, seconds
-from tools._cli import run_function
+from tools._cli import command
 from tools._memory import peak_bytes, resident_bytes
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -311,9 +310,4 @@ def run(
     return record
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import io
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -45,7 +44,7 @@ from data.order import shuffled
 from data.types import FaceSet
 from scripts._tables import show_figures
 from scripts.bench._measure import median_ratio, seconds
-from tools._cli import run_function
+from tools._cli import command
 from tools._memory import resident_bytes
 
 BATCH = 64
@@ -184,9 +183,4 @@ def run(
     return figures
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -12,7 +12,6 @@ into a temporary folder, which TMPDIR chooses.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,9 +23,10 @@ from data.faces import open_faces
 from data.formats._record_bytes import FRAME, MAGIC
 from data.options import Count
 from data.writers.shards import write_shards
+from scripts._lmdb import write_lmdb
 from scripts._tables import show_table
 from scripts.bench._measure import in_own_process
-from tools._cli import run_function
+from tools._cli import command
 from tools._memory import peak_bytes, resident_bytes
 
 CHUNK = 1 << 20
@@ -77,18 +77,6 @@ def write_records(faces: Tiny, folder: Path) -> None:
     (folder / "property").write_text(f"{faces.num_classes},112,112\n")
 
 
-def write_lmdb(faces: Tiny, folder: Path) -> None:
-    import lmdb
-
-    store = lmdb.open(str(folder), map_size=1 << 40, sync=False)
-    with store, store.begin(write=True) as transaction:
-        items = ((f"{index:09d}".encode(), faces.read(index)) for index in range(len(faces)))
-        transaction.cursor().putmulti(items, append=True)
-    with open(folder / "train_kv.txt", "w") as file:
-        labels = enumerate(faces.labels.tolist())
-        file.writelines(f"{index:09d} {label}\n" for index, label in labels)
-
-
 def write(form: str, faces: Tiny, shards: int, folder: Path) -> None:
     if form == "recordio":
         write_records(faces, folder)
@@ -129,9 +117,4 @@ def run(
         return {"rows": show_table(rows)}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -6,7 +6,6 @@ python -m scripts.bench.pool --identities 617970 --size 61797 --samples 384
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from data.options import Count
 from recognition.classifiers._pool import ClassPool
 from scripts._tables import show_figures
-from tools._cli import run_function
+from tools._cli import command
 
 
 def run(
@@ -56,9 +55,4 @@ def run(
     return figures
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

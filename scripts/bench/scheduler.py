@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +23,7 @@ from data.options import Count
 from fastface.schedulers import FastFaceLR, LossScheduler, MovingHaarLR
 from scripts._tables import show_table
 from scripts.bench._measure import median_ratio
-from tools._cli import run_function
+from tools._cli import command
 
 BLOCK, ROUNDS = 2000, 15
 STEPS = 10**7
@@ -96,9 +95,4 @@ def run(*, longest: Count = 7) -> dict[str, Any]:
     return {"rows": show_table(compare(longest))}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 from data.files import atomic_write
 from scripts._tables import csv_table, markdown_table
 from scripts.experiments.quarter_time import all_runs
-from tools._cli import run_function
+from tools._cli import command
 
 RESAMPLES = 2000
 LABELS = {
@@ -235,8 +234,7 @@ def draw_sensitivity(runs: Sequence[Record]) -> Figure:
     usual = rows[0]
     for place, points in enumerate(draw_intervals(axis, rows, usual)):
         text = f"{rows[place].runs[0]['decays']:.0f} decays"
-        at = {"xytext": (0, 6), "textcoords": "offset points"}
-        axis.annotate(text, (points, place), fontsize=7, **at)
+        axis.annotate(text, (points, place), (0, 6), textcoords="offset points", fontsize=7)
     axis.set_xlabel(f"points above the usual constants ({usual.accuracy:.2f} %)")
     return figure
 
@@ -286,9 +284,4 @@ def run(
             draw(runs).savefig(images / f"quarter_time_{name}.png", dpi=120)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

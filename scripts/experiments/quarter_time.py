@@ -44,7 +44,7 @@ from eval.metrics import verification as metrics
 from recognition.embedder import load_embedder
 from scripts._curves import run_curve, thinned, training_lines
 from scripts.experiments.view1_faces import alternating, write_view1
-from tools._cli import run_function
+from tools._cli import command
 
 Part = Literal["a", "b", "c", "doubled", "tune", "sensitivity"]
 CONFIG = "configs/quarter_time.yaml"
@@ -319,9 +319,4 @@ def run_experiment(
         work(chosen, faces, runs, results)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run_experiment, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run_experiment)

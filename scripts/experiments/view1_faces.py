@@ -14,7 +14,6 @@ Settings are chosen on these.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from data.formats._packed import PackedSet
 from data.formats.concat import ConcatSet
 from data.types import FaceSet
 from data.writers.records import write_records
-from tools._cli import run_function
+from tools._cli import command
 
 
 class SomePeople:
@@ -105,9 +104,4 @@ def run(faces: Path, out: Path, *, tuning: bool = False) -> None:
     write_view1(faces, out, tuning=tuning)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

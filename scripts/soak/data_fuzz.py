@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
-import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +31,8 @@ from data.formats.synthetic import SyntheticSet, open_set
 from data.options import Count, CountOrZero
 from data.writers.records import write_records
 from data.writers.shards import write_shards
-from tools._cli import Failed, run_function
+from scripts._lmdb import write_lmdb
+from tools._cli import Failed, command
 
 SOURCE = "synthetic:identities=3,images=3,size=24"
 LONGEST = 10  # seconds
@@ -53,23 +53,11 @@ def make(faces: SyntheticSet, folder: Path) -> None:
         (folder / kind).mkdir()
         target = str(folder / path)
         if kind == "lmdb":
-            _make_lmdb(faces, folder / kind)
+            write_lmdb(faces, folder / kind)
         elif kind in ("zip", "tar"):
             write_shards(faces, target, kind=kind, shard=0, progress=lambda done: None)
         else:
             write_records(faces, target, size=(24, 24), progress=lambda done: None)
-
-
-def _make_lmdb(faces: SyntheticSet, folder: Path) -> None:
-    import lmdb
-
-    environment = lmdb.open(str(folder), map_size=1 << 22)
-    with environment.begin(write=True) as transaction, open(folder / "a_kv.txt", "w") as keys:
-        for index in range(len(faces)):
-            transaction.put(b"a_%d" % index, faces.read(index))
-            keys.write(f"a_{index} {faces.labels[index]}\n")
-    environment.close()
-    (folder / "lock.mdb").unlink()
 
 
 def headers(data: bytes, kind: str, images: list[bytes]) -> list[int]:
@@ -199,9 +187,4 @@ def run(*, count: Count = 2000, seed: CountOrZero = 0) -> dict[str, int]:
     return record
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

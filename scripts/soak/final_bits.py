@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tools._cli import run_function
+from tools._cli import command
 
 # Every key here has its name since 0.1.0, so that older checkouts take the same commands.
 COMMON = (
@@ -96,9 +96,4 @@ def run_all(*, checkout: str = ".") -> dict[str, str]:
     return hashes
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run_all, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run_all)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import operator
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -30,7 +29,7 @@ from data.options import Count, NonNegative, ShareBelowOne
 from fastface.replay import every_step, read_losses, replay
 from fastface.schedulers import FastFaceLR
 from scripts._tables import show_table
-from tools._cli import Failed, run_function
+from tools._cli import Failed, command
 
 FIXTURE = Path(__file__).parents[2] / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz"
 
@@ -160,9 +159,4 @@ def run(
     return {"rows": rows}
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_function(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)
