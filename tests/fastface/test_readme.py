@@ -37,7 +37,7 @@ def assert_it_read_every_loss(scheduler: FastFaceLR) -> None:
 
 
 def test_plain_loop(tmp_path: Path) -> None:
-    assert_it_read_every_loss(run_snippet("In a loop of one's own", tmp_path).scheduler)
+    assert_it_read_every_loss(run_snippet("In your own training loop", tmp_path).scheduler)
 
 
 def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
