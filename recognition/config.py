@@ -432,12 +432,10 @@ def _check_combinations(config: Config, source: str) -> None:
         True,
         "false where optim.momentum is 0",
     )
-    fused = config.classifier.options.get("fused") is True
-    if fused or config.classifier.name == "partial":
-        found = f"{optim.name}{' with nesterov' if optim.nesterov else ''}"
-        steps = "sgd without nesterov" if fused else "adamw, or sgd without nesterov"
-        what = f"{steps}, the step that the {config.classifier.name} classifier takes on its own centers"
-        require(found == "sgd" or (found == "adamw" and not fused), "optim.name", found, what)
+    try:
+        find_part("recognition.classifiers", config.classifier.name).FACTS.check(config)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
     require(run.log_steps >= 1, "run.log_steps", run.log_steps, "at least 1")
     require(run.keep >= 1, "run.keep", run.keep, "at least 1")
     require(run.checkpoint_steps >= 0, "run.checkpoint_steps", run.checkpoint_steps, "0 or more")

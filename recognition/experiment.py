@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import typing
 from collections.abc import Callable, Iterator
@@ -21,6 +20,8 @@ from data.parts import find_part
 from data.types import FaceSet, PathText
 from eval.report.published import published_row
 from eval.report.tables import write_report
+from recognition.classifiers import ClassifierFacts
+from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
 from recognition.config import Config, ConfigError, OptimConfig, build_part
 from recognition.device import choose_device, place_backbone
 from recognition.distributed import Ranks, ranks_of_this_run
@@ -77,22 +78,11 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     """
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
-    make_loader = getattr(
-        find_part("recognition.classifiers", config.classifier.name), "make_loader", None
-    )
-    if make_loader is None:
-        order = named_order(
-            faces.labels, config.data.order, seed=run_.seed, batch_size=optim.batch_size
-        )
-    elif config.data.order != "shuffled":
-        raise ValueError(
-            f"data.order: {config.data.order}, but {config.classifier.name} brings its own order"
-        )
-    else:
-        wanted = inspect.signature(make_loader).parameters
-        order = {key: value for key, value in config.classifier.options.items() if key in wanted}
-    loader: Loader = (make_loader or Loader)(
+    facts: ClassifierFacts = find_part("recognition.classifiers", config.classifier.name).FACTS
+    make_loader = facts.make_loader or _ordinary_loader
+    loader = make_loader(
         faces,
+        config,
         batch_size=optim.batch_size,
         size=config.data.size,
         seed=run_.seed,
@@ -100,7 +90,6 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         rank=ranks.rank,
         world=ranks.world,
         device=device,
-        **order,
     )
     steps_per_epoch = loader.steps_per_epoch // optim.accumulation
     if steps_per_epoch < 1:
@@ -122,7 +111,6 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         accumulation=optim.accumulation,
-        loss_scaling=run_.precision == "fp16",
         batch_size=optim.batch_size,
     ).to(device)
 
@@ -162,6 +150,14 @@ def _wrapped(
     return torch.compile(forward) if compile else forward
 
 
+def _ordinary_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: Any) -> Loader:
+    """A Loader in the order that `data.order` names."""
+    order = named_order(
+        faces.labels, config.data.order, seed=config.run.seed, batch_size=batch_size
+    )
+    return Loader(faces, batch_size=batch_size, **loader, **order)
+
+
 def _build_optimizer(
     optim: OptimConfig, backbone: nn.Module, classifier: nn.Module
 ) -> torch.optim.Optimizer:
@@ -177,7 +173,9 @@ def _build_optimizer(
         groups.append({"name": CLASSIFIER_GROUP, "params": centers})
 
     if optim.name == "adamw":
-        return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=optim.lr, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=optim.weight_decay
+        )
     return torch.optim.SGD(
         groups,
         lr=optim.lr,

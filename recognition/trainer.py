@@ -114,7 +114,7 @@ def train(
 def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress: Progress) -> None:
     """One step on the mean loss of the micro-batches, and one of the schedule on that loss."""
     loss = torch.zeros((), device=parts.device)
-    parts.classifier.prepare(parts.optimizer.param_groups[0]["lr"])
+    parts.classifier.before_step(parts.optimizer.param_groups[0]["lr"])
     for micro, batch in enumerate(batches):
         images = _network_input(config, parts, batch, progress.step, micro)
         with autocast(parts.device, config.run.precision):
@@ -128,7 +128,7 @@ def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress:
     taken = _scaled_step(parts)
     parts.optimizer.zero_grad(set_to_none=True)
     if taken:
-        parts.classifier.update()
+        parts.classifier.after_step()
     advance(parts.scheduler, loss if taken else None)
 
     progress.step += 1

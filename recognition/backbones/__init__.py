@@ -1,5 +1,4 @@
-"""Backbones: one file a family; each exports `build(**args) -> nn.Module` mapping (B,3,H,W) to
-(B,D)."""
+"""Backbones: one file per family; each exports `build(…) -> nn.Module` from (B,3,H,W) to (B,D)."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from torch import nn
 
 
 def embedding_of(backbone: nn.Module) -> int:
-    """D of a backbone, which every backbone carries as `embedding`."""
+    """D of a backbone, which every backbone has as its attribute `embedding`."""
     embedding = getattr(backbone, "embedding", None)
     if not isinstance(embedding, int):
         raise ValueError(

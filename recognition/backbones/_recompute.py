@@ -1,5 +1,5 @@
-"""Gradient checkpointing for one block of a backbone: less memory, a second forward in the backward
-pass."""
+"""Gradient checkpointing of one block of a backbone: less memory, and a second forward pass of the
+block during the backward pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _still_statistics(block: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of `block` as they are; without this every batch would count
-    twice."""
+    """Leave the running statistics of `block` as they are. Without this every batch would count
+    twice, as the block computes it twice."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+
+    # Momentum 0 keeps means and variances; the count goes up on a copy that is thrown away.
     for norm in norms:
         norm.momentum = 0.0
         if norm.num_batches_tracked is not None:
@@ -30,16 +32,16 @@ def _still_statistics(block: nn.Module) -> Iterator[None]:
 
 
 def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`block(x)` whose inner activations are not kept but computed again in the backward pass.
+    """`block(x)`, whose inner activations are computed again in the backward pass and not kept.
 
-    Same values, gradients and batch-norm statistics as `block(x)`; costs about a third more time.
+    Values, gradients and batch-norm statistics are those of `block(x)`. It costs about a third more
+    time.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _still_statistics(block)
 
-    if (
-        torch.compiler.is_compiling()
-    ):  # a compiled graph updates statistics once, and takes no context
+    # A compiled graph updates statistics once, and admits no context.
+    if torch.compiler.is_compiling():
         return checkpoint(block, x, use_reentrant=False)
     return checkpoint(block, x, use_reentrant=False, context_fn=contexts)

@@ -8,12 +8,21 @@ That class returns the normalized embedding and its length; this one returns the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
+from data.options import Count, ShareBelowOne
 from recognition.backbones._recompute import recompute
 
-UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 101: (3, 13, 30, 3)}
+Depth = Literal[18, 34, 50, 101]
+UNITS: dict[Depth, tuple[int, ...]] = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 14, 3),
+    101: (3, 13, 30, 3),
+}
 
 
 class SqueezeExcite(nn.Module):
@@ -29,8 +38,8 @@ class SqueezeExcite(nn.Module):
 
 
 class Unit(nn.Module):
-    """BN, 3x3, BN, PReLU, 3x3 (strided), BN, optionally squeeze-excite, added to the (strided or
-    projected) input."""
+    """BN, 3x3, BN, PReLU, 3x3 (strided), BN, squeeze-excite if `se`, added to the input (strided or
+    projected)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, se: bool) -> None:
         super().__init__()
@@ -106,22 +115,25 @@ class IR(nn.Module):
 def build(
     size: int = 112,
     *,
-    depth: int = 50,
+    depth: Depth = 50,
     se: bool = False,
-    width: int = 64,
-    embedding: int = 512,
-    dropout: float = 0.4,
+    width: Count = 64,
+    embedding: Count = 512,
+    dropout: ShareBelowOne = 0.4,
     bgr: bool = False,
     checkpoint: bool = False,
 ) -> IR:
-    """An IR network of `depth` 18, 34, 50 or 101, with squeeze-excite if `se`. `size`: side of the
-    input, pixels.
+    """An IR network, for square images of `size` pixels per side.
 
-    bgr: reverse the channels first, for AdaFace's published checkpoints, which were trained on BGR;
-    images stay RGB.
+    depth: layers: 18, 34, 50 or 101.
+    se: with squeeze-excite, IR-SE.
+    width: channels of the first stage; 64 published.
+    embedding: numbers per embedding.
+    dropout: probability before the embedding layer, 0 up to 1 (not included).
+    bgr: reverse the channels first, for AdaFace's published checkpoints, which were trained on BGR.
+        Images stay RGB.
+    checkpoint: compute each block again in the backward pass: less memory, a third more time.
     """
-    if depth not in UNITS:
-        raise ValueError(f"ir depth {depth}: expected one of {', '.join(map(str, UNITS))}")
     return IR(
         UNITS[depth],
         se=se,

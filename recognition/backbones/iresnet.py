@@ -7,12 +7,16 @@ dicts load strictly.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
+from data.options import Count, ShareBelowOne
 from recognition.backbones._recompute import recompute
 
-LAYERS = {
+Depth = Literal[18, 34, 50, 100, 200]
+LAYERS: dict[Depth, tuple[int, ...]] = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 14, 3),
@@ -58,9 +62,7 @@ class IResNet(nn.Module):
         checkpoint: bool,
     ) -> None:
         super().__init__()
-        self.embedding = embedding
-        self.size = size
-        self.checkpoint = checkpoint
+        self.embedding, self.size, self.checkpoint = embedding, size, checkpoint
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.prelu = nn.PReLU(width)
@@ -73,9 +75,8 @@ class IResNet(nn.Module):
         side = -(-size // 16)  # four strides of two, each rounding up
         self.fc = nn.Linear(8 * width * side * side, embedding)
         self.features = nn.BatchNorm1d(embedding)
-        self.features.weight.requires_grad = (
-            False  # fixed at one, as published: the margin loss sets the scale
-        )
+        # fixed at one, as published: the margin loss sets the scale
+        self.features.weight.requires_grad = False
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
@@ -86,9 +87,8 @@ class IResNet(nn.Module):
             for block in stage:
                 x = recompute(block, x) if self.checkpoint and self.training else block(x)
         x = self.dropout(torch.flatten(self.bn2(x), 1))
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # the embedding layer keeps full precision, as published
+        # The embedding layer keeps full precision, as published.
+        with torch.autocast(x.device.type, enabled=False):
             return self.features(self.fc(x.to(self.fc.weight.dtype)))
 
 
@@ -101,25 +101,20 @@ def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
 def build(
     size: int = 112,
     *,
-    depth: int = 50,
-    width: int = 64,
-    embedding: int = 512,
-    dropout: float = 0.0,
+    depth: Depth = 50,
+    width: Count = 64,
+    embedding: Count = 512,
+    dropout: ShareBelowOne = 0.0,
     checkpoint: bool = False,
 ) -> IResNet:
-    """An iResNet. `width`: channels of the first stage (64 published). `size`: side of the square
-    input, pixels.
+    """An iResNet, for square images of `size` pixels per side.
 
-    `dropout` in [0, 1) before the embedding layer; `checkpoint` recomputes each block in the
-    backward pass.
+    depth: layers: 18, 34, 50, 100 or 200.
+    width: channels of the first stage; 64 published.
+    embedding: numbers per embedding.
+    dropout: probability before the embedding layer, 0 up to 1 (not included).
+    checkpoint: compute each block again in the backward pass: less memory, a third more time.
     """
-    if depth not in LAYERS:
-        raise ValueError(f"iresnet depth {depth}: expected one of {', '.join(map(str, LAYERS))}")
-    if width < 1 or size < 16 or embedding < 1:
-        found = f"width {width}, size {size}, embedding {embedding}"
-        raise ValueError(
-            f"iresnet {found}: expected width and embedding of at least 1, size of at least 16"
-        )
     return IResNet(
         LAYERS[depth],
         width=width,

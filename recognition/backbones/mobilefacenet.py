@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from data.options import Count
 from recognition.backbones._recompute import recompute
 
 BLOCKS = (4, 6, 2)
 
 
 class Layers(nn.Module):
-    """Its layers in a row, added to the input if `residual`; the parameter names say `layers`."""
+    """Layers in a row, added to the input if `residual`. `layers` is in the parameter names."""
 
     def __init__(self, *layers: nn.Module, residual: bool = False) -> None:
         super().__init__()
@@ -62,9 +63,8 @@ class MobileFaceNet(nn.Module):
         self.layers = nn.ModuleList(
             [
                 _conv(3, thin, 3, 2, 1),
-                _conv(
-                    thin, thin, 3, 1, width
-                ),  # two channels a group: insightface doubled the width, not the groups
+                # two channels per group: insightface doubled the width, but not the groups
+                _conv(thin, thin, 3, 1, width),
                 _bottleneck(thin, thin, thin, 2),
                 _bottlenecks(thin, thin, BLOCKS[0]),
                 _bottleneck(thin, wide, wide, 2),
@@ -87,21 +87,22 @@ class MobileFaceNet(nn.Module):
         x = images
         for layer in self.layers:
             x = recompute(layer, x) if self.checkpoint and self.training else layer(x)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # the last layers keep full precision, as published
+        # The last layers keep full precision, as published.
+        with torch.autocast(x.device.type, enabled=False):
             return self.features(self.conv_sep(x.to(next(self.features.parameters()).dtype)))
 
 
 def build(
     size: int = 112,
     *,
-    width: int = 64,
-    embedding: int = 512,
+    width: Count = 64,
+    embedding: Count = 512,
     checkpoint: bool = False,
 ) -> MobileFaceNet:
-    """MobileFaceNet. `width`: half the channels of the first stage (64 published). `size`: side of
-    the input."""
-    if width < 1 or size < 16:
-        raise ValueError(f"mobilefacenet width {width}, size {size}: expected at least 1 and 16")
+    """MobileFaceNet, for square images of `size` pixels per side.
+
+    width: half the channels of the first stage; 64 published.
+    embedding: numbers per embedding.
+    checkpoint: compute each block again in the backward pass: less memory, a third more time.
+    """
     return MobileFaceNet(width=width, size=size, embedding=embedding, checkpoint=checkpoint)

@@ -1,19 +1,21 @@
 """Vision transformers for faces as insightface trains them (arcface_torch; arXiv 2010.11929,
 masking as 2111.06377).
 
-No class token: the embedding reads all patches. In training a share of the patches is left out of
-the blocks and replaced by a learned token before the embedding layer. Parameter names and shapes
-are insightface's.
+There is no class token: the embedding layer sees all patches. In training a share of the patches
+skips the blocks, and a learned token stands for them before the embedding layer. Parameter names
+and shapes are insightface's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data.options import Count, ShareBelowOne
 from recognition.backbones._recompute import recompute
 
 
@@ -21,8 +23,8 @@ from recognition.backbones._recompute import recompute
 class Variant:
     """Width, number of blocks, and the published regularization.
 
-    mask: insightface's code hides a tenth of the patches whatever share its model was given, so
-    that is what it trained.
+    mask: insightface's code hides a tenth of the patches, whichever share its configs ask for. So
+    its published models were trained with a tenth.
     """
 
     width: int
@@ -31,7 +33,8 @@ class Variant:
     mask: float = 0.1
 
 
-VARIANTS = {
+VariantName = Literal["tiny", "small", "base", "large"]
+VARIANTS: dict[VariantName, Variant] = {
     "tiny": Variant(256, 12),
     "small": Variant(512, 12),
     "base": Variant(512, 24),
@@ -49,8 +52,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # (B,T,3W) -> three of (B,heads,T,W/heads)
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -64,8 +69,8 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); a sample skips either with probability `drop`
-    in training."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). In training a sample skips each of the two
+    with probability `drop`."""
 
     def __init__(self, width: int, heads: int, drop: float) -> None:
         super().__init__()
@@ -82,13 +87,15 @@ class Block(nn.Module):
     def _sometimes(self, branch: torch.Tensor) -> torch.Tensor:
         if not self.training or self.drop == 0:
             return branch
+
+        # what is kept is scaled, so that its mean over the draws is the branch
         kept = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - self.drop)
         return branch * kept / (1 - self.drop)
 
 
 class Patches(nn.Module):
-    """(B,3,size,size) -> (B,T,W): one token for each patch; the few pixels beyond the last whole
-    patch are not read."""
+    """(B,3,size,size) -> (B,T,W): one token per patch. The few pixels beyond the last whole patch
+    are not used."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
@@ -129,25 +136,29 @@ class VisionTransformer(nn.Module):
             nn.Linear(width, embedding, bias=False),
             nn.BatchNorm1d(embedding, eps=2e-5),
         )
+        # The published code truncates these at 100 standard deviations, which changes nothing.
         nn.init.normal_(self.mask_token, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                # the published one truncates at 100 std: the same
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patch_embed(images) + self.pos_embed
-        masking = self.training and self.mask > 0
         shape, kept = x.shape, torch.empty(0)
+
+        # The blocks see a random subset of the patches, another one for each image.
+        masking = self.training and self.mask > 0
         if masking:
             order = torch.rand(shape[:2], device=x.device).argsort(dim=1)
             kept = order[:, : int(shape[1] * (1 - self.mask)), None].expand(-1, -1, shape[2])
             x = x.gather(1, kept)
         for block in self.blocks:
             x = recompute(block, x) if self.checkpoint and self.training else block(x)
+
+        # The last layers keep full precision. The mask token stands for the hidden patches.
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.to(self.norm.weight.dtype))
             if masking:
@@ -158,35 +169,37 @@ class VisionTransformer(nn.Module):
 def build(
     size: int = 112,
     *,
-    variant: str = "tiny",
-    width: int | None = None,
-    depth: int | None = None,
-    heads: int = 8,
-    patch: int = 9,
-    embedding: int = 512,
-    drop_path: float | None = None,
-    mask: float | None = None,
+    variant: VariantName = "tiny",
+    width: Count | None = None,
+    depth: Count | None = None,
+    heads: Count = 8,
+    patch: Count = 9,
+    embedding: Count = 512,
+    drop_path: ShareBelowOne | None = None,
+    mask: ShareBelowOne | None = None,
     checkpoint: bool = False,
 ) -> VisionTransformer:
-    """A face transformer: variant tiny, small, base or large, any of whose numbers may be
-    overridden.
+    """A face transformer, for square images of `size` pixels per side.
 
-    width: numbers a token. patch, size: pixels. drop_path: chance that a sample skips the last
-    block. mask: share of the patches hidden in training, in [0, 1).
+    variant: `tiny`, `small`, `base` or `large`, which says what is not given below.
+    width: numbers per token, a multiple of `heads`; null for the variant's.
+    depth: blocks; null for the variant's.
+    heads: attention heads per block.
+    patch: side of a patch in pixels.
+    embedding: numbers per embedding.
+    drop_path: probability that a sample skips the last block, 0 up to 1 (not included); blocks
+        before it are skipped less often. null for the variant's.
+    mask: share of the patches hidden in training, 0 up to 1 (not included); null for the variant's.
+    checkpoint: compute each block again in the backward pass: less memory, a third more time.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"vit variant {variant!r}: expected one of {', '.join(VARIANTS)}")
     chosen = VARIANTS[variant]
     width = chosen.width if width is None else width
-    mask = chosen.mask if mask is None else mask
     if width % heads:
         raise ValueError(
-            f"vit width {width}, heads {heads}: expected a width that the heads divide"
+            f"backbone.width: found {width}, expected a multiple of backbone.heads, {heads}"
         )
     if size < patch:
-        raise ValueError(f"vit size {size}, patch {patch}: expected an image of at least one patch")
-    if not 0 <= mask < 1:
-        raise ValueError(f"vit mask {mask}: expected a share in [0, 1)")
+        raise ValueError(f"backbone.patch: found {patch}, expected at most data.size, {size}")
     return VisionTransformer(
         width=width,
         depth=chosen.depth if depth is None else depth,
@@ -195,6 +208,6 @@ def build(
         size=size,
         embedding=embedding,
         drop_path=chosen.drop_path if drop_path is None else drop_path,
-        mask=mask,
+        mask=chosen.mask if mask is None else mask,
         checkpoint=checkpoint,
     )

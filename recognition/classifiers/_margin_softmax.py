@@ -1,15 +1,18 @@
-"""The margin softmax over many classes, computed a chunk of classes at a time, on one rank or
+"""The margin softmax over many classes, computed one chunk of classes at a time, on one rank or
 sharded over several.
 
-Nothing of size B x C exists: the forward pass keeps one number a sample (the log-sum-exp of its
-negatives), the backward pass computes each chunk's cosines again. That is one matrix product more
-in three, and saves the memory and the time that moving it takes. The target's logit stays out of
-the sum: loss_i = log(1 + exp(lse_i - target_i)).
+Nothing of size B x C exists. The forward pass keeps one number per sample, the log-sum-exp of its
+negatives, and the backward pass computes each chunk's cosines again. That costs one more matrix
+product in three, and saves the memory and the time that moving a B x C matrix takes.
+
+    loss_i = log(1 + exp(lse_i - target_i)),    lse_i = log sum over j ≠ y_i of exp(s cos_ij)
+
+The target's logit stays out of the sum, so that a small loss keeps its digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,85 +20,78 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data.options import Count
 from recognition.backbones import embedding_of
-from recognition.classifiers._rows import number_type
+from recognition.classifiers import Sizes
+from recognition.classifiers._matmul import DTYPES, FloatName, matmul
+from recognition.classifiers._row_optimizers import FusedSGD, fused_sgd_step
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
 
-# of float32 centers: stays in a CPU's cache, fills a GPU
-CHUNK_BYTES = {
-    "cpu": 8 << 20,
-    "cuda": 128 << 20,
-}
+Chunk = Count | Literal["auto"]
+# float32 centers per chunk: few enough for a CPU's cache, enough to fill a GPU
+CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 SMALLEST_NORM = 1e-12
 
 
 @dataclass(frozen=True)
-class Options:
-    """How cosines become logits, and how they are computed.
-
-    chunk: classes at a time. half_matmul: products in bfloat16. sub_centers: centers a class,
-    consecutive rows of the weight, of which the nearest counts (Sub-center ArcFace, ECCV 2020).
-    filter_above: negatives with a larger cosine are taken for mislabeled and get logit 0
-    (inter-class filtering of arcface_torch; 0 turns it off).
-    """
+class SoftmaxOptions:
+    """How cosines become logits, and how they are computed."""
 
     head: MarginHead
     chunk: int
-    half_matmul: bool = False
+    """Classes computed at a time."""
+    matmul_dtype: torch.dtype = torch.float32
+    """bfloat16: the inputs of every product with the centers are rounded to it."""
     sub_centers: int = 1
+    """Centers per class, consecutive rows of the weight, of which the nearest counts (Sub-center
+    ArcFace, ECCV 2020)."""
     filter_above: float = 0.0
+    """A negative with a larger cosine is probably a mislabeled image, and gets logit 0 (inter-class
+    filtering of arcface_torch). 0 turns this off."""
 
 
-@dataclass(frozen=True)
-class FusedSGD:
-    """The centers' SGD step, taken chunk by chunk in the backward pass so that no gradient of their
-    size exists.
-
-    As torch.optim.SGD: v <- momentum v + gradient + weight_decay w, w <- w - lr v. velocity: shaped
-    as the weight.
-    """
-
-    velocity: torch.Tensor
-    momentum: float
-    weight_decay: float
-    lr: float
-
-
-def make_options(
+def softmax_options(
     head: MarginHead,
     backbone: nn.Module,
     *,
     chunk: int | Literal["auto"],
-    matmul: str,
-    sub_centers: int,
-    filter_above: float,
-) -> Options:
-    """Options from a configuration's values, checked; "auto" takes a chunk of centers that the
-    device works well on."""
-    half = number_type("classifier.matmul", matmul) == torch.bfloat16
-    if sub_centers < 1 or (isinstance(chunk, int) and chunk < 1):
-        raise ValueError(
-            f"classifier.sub_centers {sub_centers}, classifier.chunk {chunk}: expected at least 1"
-        )
-    if not 0 <= filter_above <= 1:
-        raise ValueError(
-            f"classifier.filter_above {filter_above}: expected a cosine in [0, 1], 0 for none"
-        )
-    kind = next(backbone.parameters()).device.type
-    fitting = max(
-        256,
-        CHUNK_BYTES.get(kind, CHUNK_BYTES["cuda"]) // (4 * embedding_of(backbone) * sub_centers),
+    matmul_dtype: FloatName,
+    sub_centers: int = 1,
+    filter_above: float = 0.0,
+) -> SoftmaxOptions:
+    """SoftmaxOptions from the values of a config."""
+    device = next(backbone.parameters()).device.type
+    return SoftmaxOptions(
+        head,
+        chunk_size(chunk, device, embedding_of(backbone), sub_centers),
+        matmul_dtype=DTYPES[matmul_dtype],
+        sub_centers=sub_centers,
+        filter_above=filter_above,
     )
-    size = chunk if isinstance(chunk, int) else fitting
-    return Options(head, size, half_matmul=half, sub_centers=sub_centers, filter_above=filter_above)
+
+
+def chunk_size(
+    chunk: int | Literal["auto"], device: str, embedding: int, sub_centers: int = 1
+) -> int:
+    """Classes per chunk: `chunk`, or where that is "auto" as many as suit the device."""
+    if chunk != "auto":
+        return chunk
+    return max(256, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * embedding * sub_centers))
+
+
+def chunk_memory(options: Mapping[str, Any], sizes: Sizes, *, rows: int, images: int) -> int:
+    """Bytes that one chunk needs for the logits of `images` samples, at most: four (B,c) matrices
+    and two (c,D), of a classifier with these options and `rows` centers on the rank."""
+    sub_centers = options.get("sub_centers", 1)
+    classes = chunk_size(options["chunk"], sizes.device, sizes.embedding, sub_centers)
+    return 4 * min(classes * sub_centers, rows) * (4 * images + 2 * sizes.embedding)
 
 
 def gather_batch(
     embeddings: torch.Tensor, labels: torch.Tensor, ranks: Ranks, *, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (b,D) and labels (b,) of every rank -> (B,D) in the centers' dtype,
-    differentiable, and (B,).
+    """Embeddings (b,D) and labels (b,) of every rank -> (B,D) in `dtype`, differentiable, and (B,).
 
     The gradient that returns to a rank's embeddings carries a factor `world`, so that
     DistributedDataParallel's mean over ranks gives the gradient of the global mean loss.
@@ -108,7 +104,7 @@ def margin_loss(
     weight: torch.Tensor,
     places: torch.Tensor,
     *,
-    options: Options,
+    options: SoftmaxOptions,
     ranks: Ranks,
     training: bool,
     fused: FusedSGD | None = None,
@@ -116,27 +112,32 @@ def margin_loss(
     """Mean margin-softmax loss of the global batch, the same number on every rank. Call it outside
     autocast.
 
-    embeddings (B,D) of all ranks; weight (C_local * sub_centers, D) of this rank; places (B,): each
-    sample's class as a row (of sub-centers: a group) of this weight, -1 where another rank holds
-    it. With `fused`, weight and velocity are updated by the backward pass and no gradient of the
-    weight is made; a loss that is not finite leaves them alone.
+    embeddings (B,D): of all ranks. weight (C_local * sub_centers, D): this rank's centers.
+    places (B,): each sample's class as a row of the weight (as a group of sub_centers rows), -1
+    where another rank has it. fused: the backward pass updates weight and velocity, and makes no
+    gradient of the weight. A loss that is not finite changes neither.
     """
     head = options.head
     norms = torch.linalg.vector_norm(embeddings, dim=1)
     units = embeddings / norms.clamp_min(SMALLEST_NORM)[:, None]
+
+    # Every rank knows the cosines of the classes that it holds; a head sees them all.
     with torch.no_grad():
         cos_t = ranks.all_reduce_sum(_target_cosines(units, weight, places, options.sub_centers))
         if training:
-            head.observe(cos_t, norms)
+            head.update_stats(cos_t, norms)
+
+    # softplus(x) = log(1 + exp(x))
     lse, cos_t = _Softmax.apply(units, weight, cos_t, places, options, fused, ranks)
     losses = F.softplus(lse - head.scale * head.target(cos_t, norms))
+
     penalty = head.penalty(norms)
     return losses.mean() if penalty is None else losses.mean() + penalty.mean()
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows; backward keeps this rank's rows (every rank computes the same full
-    gradient), times world."""
+    """Rows (b,…) of every rank -> (B,…). The backward pass keeps this rank's rows of the gradient,
+    which is the same on all ranks, times world."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
@@ -145,14 +146,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        ranks = ctx.ranks
-        return gradient[ranks.rank * ctx.count : (ranks.rank + 1) * ctx.count] * ranks.world, None
+        begin = ctx.ranks.rank * ctx.count
+        return gradient[begin : begin + ctx.count] * ctx.ranks.world, None
 
 
 def _target_cosines(
     units: torch.Tensor, weight: torch.Tensor, places: torch.Tensor, sub_centers: int
 ) -> torch.Tensor:
-    """Cosine of each sample with its own class (B,), 0 where that class is elsewhere."""
+    """Cosine of each sample with its own class (B,), 0 where another rank has that class."""
     own = weight.view(-1, sub_centers, weight.shape[1])[places.clamp_min(0)]
     norms = torch.linalg.vector_norm(own, dim=2).clamp_min(SMALLEST_NORM)
     cos = (torch.einsum("bd,bkd->bk", units, own) / norms).amax(1)
@@ -160,8 +161,11 @@ def _target_cosines(
 
 
 class _Softmax(torch.autograd.Function):
-    """(units (B,D), weight, cos_t (B,)) -> (log-sum-exp of the negatives' logits (B,), cos_t), over
-    all ranks."""
+    """(units (B,D), weight, cos_t (B,)) -> (log-sum-exp of the negatives' logits over all ranks
+    (B,), cos_t).
+
+    cos_t passes through so that the backward pass, which has the centers, gets its gradient too.
+    """
 
     @staticmethod
     def forward(
@@ -170,21 +174,29 @@ class _Softmax(torch.autograd.Function):
         weight: torch.Tensor,
         cos_t: torch.Tensor,
         places: torch.Tensor,
-        options: Options,
+        options: SoftmaxOptions,
         fused: FusedSGD | None,
         ranks: Ranks,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         inverse = weight.new_empty(len(weight))
         lse = units.new_full((len(units),), -torch.inf)
+
         for rows in _chunks(len(weight), options):
             torch.linalg.vector_norm(weight[rows], dim=1, out=inverse[rows])
             inverse[rows].clamp_min_(SMALLEST_NORM).reciprocal_()
-            cos, _ = _nearest(_cosines(units, weight[rows], inverse[rows], options), options)
+
+            all_cos = _cosines(units, weight[rows], inverse[rows], options)
+            cos, _ = _nearest(all_cos, options)
             logits = _negatives(cos, cos_t, options) * options.head.scale
+
+            # a sample's own class is no negative
             put(logits, places - rows.start // options.sub_centers, -torch.inf)
             lse = torch.logaddexp(lse, torch.logsumexp(logits, 1))
+
+        # The same over the ranks' classes; their maximum keeps exp in range.
         top = ranks.all_reduce_max(lse)
         lse = top + ranks.all_reduce_sum((lse - top).exp()).log()
+
         ctx.save_for_backward(units, weight, inverse, cos_t, places, lse)
         ctx.options, ctx.fused, ctx.ranks = options, fused, ranks
         return lse, cos_t.clone()
@@ -195,85 +207,80 @@ class _Softmax(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         units, weight, inverse, cos_t, places, lse = ctx.saved_tensors
         options, fused = ctx.options, ctx.fused
-        half = options.half_matmul
         if fused is not None and not torch.isfinite(lse).all():
             fused = None
         units_gradient = torch.zeros_like(units)
         weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+
         for rows in _chunks(len(weight), options):
             own, own_inverse = weight[rows], inverse[rows]
             all_cos = _cosines(units, own, own_inverse, options)
             cos, which = _nearest(all_cos, options)
+
+            # d loss / d cos_ij: the softmax at the negatives, the head's slope at the target
             slope = _negatives_slope(cos, cos_t, lse, options).mul_(lse_gradient[:, None])
             put(slope, places - rows.start // options.sub_centers, cos_t_gradient)
             if which is not None:
                 spread = torch.zeros_like(all_cos).view(*slope.shape, -1)
                 slope = spread.scatter_(2, which, slope[:, :, None]).flatten(1)
-            # d cos_ij / d w_j = (u_i - cos_ij w_j/|w_j|) / |w_j|: a product with the units, and a
-            # multiple of w_j.
+
+            # d cos_ij / d w_j = (u_i - cos_ij w_j/|w_j|) / |w_j|: a product with the units, and
+            # `along`, a multiple of w_j
             along = (slope * all_cos).sum(0).mul_(own_inverse).mul_(own_inverse).neg_()
             slope.mul_(own_inverse)
-            units_gradient += matmul(slope, own, half)
+
+            # before the fused step, which moves the centers
+            units_gradient += matmul(slope, own, options.matmul_dtype)
+
             if weight_gradient is not None:
-                torch.addcmul(
-                    matmul(slope.T, units, half), own, along[:, None], out=weight_gradient[rows]
-                )
+                product = matmul(slope.T, units, options.matmul_dtype)
+                torch.addcmul(product, own, along[:, None], out=weight_gradient[rows])
             elif fused is not None:
-                _fused_step(own, fused, rows, slope, units, along, half)
-        return (
-            ctx.ranks.all_reduce_sum(units_gradient),
-            weight_gradient,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+                fused_sgd_step(own, fused, rows, slope, units, along, options.matmul_dtype)
+
+        # One gradient per argument of forward; five of them are no tensors that learn.
+        return ctx.ranks.all_reduce_sum(units_gradient), weight_gradient, *[None] * 5
 
 
-def _chunks(rows: int, options: Options) -> Iterator[slice]:
+def _chunks(rows: int, options: SoftmaxOptions) -> Iterator[slice]:
     step = options.chunk * options.sub_centers
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def matmul(a: torch.Tensor, b: torch.Tensor, half: bool) -> torch.Tensor:
-    """a @ b in the dtype of a; with `half` the inputs are rounded to bfloat16 (on a CPU the product
-    too)."""
-    if not half:
-        return a @ b
-    if a.is_cuda:
-        return torch.mm(a.to(torch.bfloat16), b.to(torch.bfloat16), out_dtype=torch.float32)
-    return (a.to(torch.bfloat16) @ b.to(torch.bfloat16)).to(a.dtype)
-
-
 def _cosines(
-    units: torch.Tensor, rows: torch.Tensor, inverse: torch.Tensor, options: Options
+    units: torch.Tensor, rows: torch.Tensor, inverse: torch.Tensor, options: SoftmaxOptions
 ) -> torch.Tensor:
-    """(B, rows): scaling the product by 1/|w| costs less than normalizing the rows."""
-    return matmul(units, rows.T, options.half_matmul).mul_(inverse)
+    """Cosines (B,c) of units (B,D) and centers (c,D). Scaling the product by inverse (c,), one over
+    the centers' lengths, costs less than normalizing the centers."""
+    return matmul(units, rows.T, options.matmul_dtype).mul_(inverse)
 
 
-def _nearest(cos: torch.Tensor, options: Options) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Of each class's sub-centers the largest cosine (B,c), and which one (B,c,1)."""
+def _nearest(
+    cos: torch.Tensor, options: SoftmaxOptions
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The largest cosine of each class's sub-centers (B,c), and which one it is (B,c,1)."""
     if options.sub_centers == 1:
         return cos, None
     best, which = cos.view(len(cos), -1, options.sub_centers).max(2, keepdim=True)
     return best[:, :, 0], which
 
 
-def _negatives(cos: torch.Tensor, cos_t: torch.Tensor, options: Options) -> torch.Tensor:
+def _negatives(cos: torch.Tensor, cos_t: torch.Tensor, options: SoftmaxOptions) -> torch.Tensor:
     if options.filter_above > 0:
         cos = torch.where(cos > options.filter_above, 0.0, cos)
     return options.head.negatives(cos, cos_t[:, None])
 
 
 def _negatives_slope(
-    cos: torch.Tensor, cos_t: torch.Tensor, lse: torch.Tensor, options: Options
+    cos: torch.Tensor, cos_t: torch.Tensor, lse: torch.Tensor, options: SoftmaxOptions
 ) -> torch.Tensor:
-    """d lse_i / d cos_ij (B,c); the target's own entry is meaningless."""
+    """d lse_i / d cos_ij (B,c); the target's own entry means nothing."""
     scale = options.head.scale
+
+    # Where the logit is scale * cos, its softmax is all of the slope.
     if not (options.head.changes_negatives or options.filter_above > 0):
         return (cos * scale).sub_(lse[:, None]).exp_().mul_(scale)
+
     with torch.enable_grad():
         cos = cos.detach().requires_grad_()
         changed = _negatives(cos, cos_t, options)
@@ -282,31 +289,9 @@ def _negatives_slope(
 
 
 def put(matrix: torch.Tensor, columns: torch.Tensor, values: torch.Tensor | float) -> None:
-    """matrix[i, columns[i]] = values[i] in place, for the columns that the matrix has; no device
-    sync."""
+    """matrix[i, columns[i]] = values[i] in place, for those columns that the matrix has, without
+    waiting for the device."""
     inside = (columns >= 0) & (columns < matrix.shape[1])
     index = columns.clamp(0, matrix.shape[1] - 1)[:, None]
     kept = matrix.gather(1, index)[:, 0]
     matrix.scatter_(1, index, torch.where(inside, values, kept)[:, None])
-
-
-def _fused_step(
-    own: torch.Tensor,
-    sgd: FusedSGD,
-    rows: slice,
-    slope: torch.Tensor,
-    units: torch.Tensor,
-    along: torch.Tensor,
-    half: bool,
-) -> None:
-    """One chunk's SGD step in place, in two passes over the chunk beside the product."""
-    velocity = sgd.velocity[rows]
-    step = velocity if velocity.dtype == own.dtype else velocity.to(own.dtype)
-    if half:
-        step.mul_(sgd.momentum).add_(matmul(slope.T, units, half))
-    else:
-        torch.addmm(step, slope.T, units, beta=sgd.momentum, out=step)
-    step.addcmul_(own, (along + sgd.weight_decay)[:, None])
-    own.add_(step, alpha=-sgd.lr)
-    if step is not velocity:
-        velocity.copy_(step)

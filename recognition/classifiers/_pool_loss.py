@@ -1,15 +1,14 @@
-"""F²C's loss of a batch of probes against the class pool (arXiv 2105.10375, section 3.3; where they
-differ its code).
+"""F²C's loss of a batch of probes against the class pool (arXiv 2105.10375, section 3.3). Where the
+paper and its released code differ, this is the code's.
 
-W1 holds slot 0 of every column, W2 slot 1 of the columns in R and slot 0 elsewhere. They differ,
-and differ from the pool as it stands, in the columns that the batch's gallery samples touch, so a
-pass works on two parts: the columns left alone, swept once for both, and one row for each touched
-column, as it will be. The pool itself is only read.
+A batch of gallery samples changes the columns that it touches, and a loss compares the probes with
+the pool as it will be then. The pool itself is only read. So a loss has two parts: the columns left
+alone, which it sweeps once, and one row for each touched column, with the features of the plan.
 
-Columns carry no gradient, so this is not recognition/classifiers/_margin_softmax.py: one sweep with
-a running maximum gives the log-sum-exp and its gradient (the softmax's mean column), two matrix
-products in place of the four of trained centers. Nothing of size B x S exists, and the backward
-pass does not look at the columns, which may have changed by then.
+Columns get no gradient, so this is not recognition/classifiers/_margin_softmax.py: one sweep with a
+running maximum gives the log-sum-exp and its gradient (the softmax's mean column). That takes two
+matrix products in place of the four that trained centers need. Nothing of size B x S exists, and
+the backward pass does not look at the columns, which may have changed by then.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from recognition.classifiers._margin_softmax import SMALLEST_NORM, Options, matmul, put
+from recognition.classifiers._margin_softmax import SMALLEST_NORM, SoftmaxOptions, put
+from recognition.classifiers._matmul import matmul
 from recognition.classifiers._pool import ClassPool, Plan
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
 
-# adds nothing to a softmax, and unlike -inf has a gradient where there is nothing else
+# A logit that adds nothing to a softmax. Unlike -inf it has a gradient where there is no other.
 _NO_LOGIT = -1e4
 
 
@@ -35,120 +35,139 @@ def pool_loss(
     plan: Plan,
     features: torch.Tensor,
     *,
-    options: Options,
+    options: SoftmaxOptions,
     hardest: int,
     ranks: Ranks,
     training: bool,
 ) -> torch.Tensor:
-    """This rank's part of the loss of all ranks' probes: the parts add up to it.
+    """This rank's share of the loss of all ranks' probes: the sum over ranks is the loss.
 
-    probes (B,D) of any length and labels (B,) of this rank; plan and features (G,D): what the
-    gallery samples of all ranks do to the pool. In the pool afterwards: mean over such probes of
-    the margin softmax against W1 plus that against W2; not in it: mean over such probes and their
-    `hardest` columns (as published; 0: all columns, the paper's text) of max(cos, 0), again for W1
-    plus W2.
+        L  =  1/|I|     sum over i in I, k in {1, 2} of  log(1 + exp(lse_ik - s target(cos_iyk)))
+           +  1/(|O| h) sum over i in O, k in {1, 2}, j in H_ik of  max(cos_ijk, 0)
+
+    cos_ijk: cosine of probe i and column j of W_k. W_1 has slot 0 of every column. W_2 has slot 1
+    of the columns in R, those that the batch gave a second feature, and slot 0 of the others.
+    y: the column of the probe's own identity. I: the probes that have one after the plan.
+    O: all other probes. lse_ik = log sum over j ≠ y of exp(s negatives(cos_ijk)).
+    H_ik: the h = `hardest` columns with the largest cosines, as in the code; `hardest` 0 stands for
+    all columns, as in the paper's text. A head's penalty is added to each term of the first sum.
+
+    probes (B,D), of any length, and labels (B,): this rank's. plan, features (G,D): what the
+    gallery samples of all ranks do to the pool.
     """
     head = options.head
     norms = torch.linalg.vector_norm(probes, dim=1)
     units = probes / norms.clamp_min(SMALLEST_NORM)[:, None]
-    owner = (
-        labels[:, None] == plan.labels
-    ) & plan.last  # (B,G): the touched column of a probe's own identity
+
+    # The column of each probe's own identity: one that the plan touches (then `row` is the sample
+    # that says what it will hold), one that it leaves alone (`places`), or none.
+    owner = (labels[:, None] == plan.labels) & plan.last
     touched, row = owner.any(1), owner.int().argmax(1)
     is_open = pool.untouched(plan)
     before = pool.columns[labels].long()
     places = torch.where(~touched & (before >= 0) & is_open[before.clamp_min(0)], before, -1)
     inside = touched | (places >= 0)
+
+    # cos_iyk for k = 1, 2. In a touched column the last sample fills one slot, and the other
+    # feature lies beside it; a column left alone is equal in both, as it is not in R.
     columns = pool.features[0]
     rows, kept = (features, pool.other_features(plan, features)), columns[places.clamp_min(0)]
-    slot_0 = plan.cursors == 1  # where the last sample's feature is
-    cos_t = _by_slot(
-        slot_0[row], *((units * torch.where(touched[:, None], r[row], kept)).sum(1) for r in rows)
-    )
-    begin = ranks.rank * len(probes)
-    mine = slice(begin, begin + len(probes))
-    everyone = _of_all_ranks(torch.stack([*cos_t, norms, inside.to(norms.dtype)], 1), ranks).unbind(
-        1
-    )
-    if training:
-        _observe(head, *(column.detach() for column in (everyone[0], *everyone[2:])))
+    last_in_slot_0 = plan.cursors == 1
+    own = ((units * torch.where(touched[:, None], r[row], kept)).sum(1) for r in rows)
+    cos_t = _by_slot(last_in_slot_0[row], *own)
 
+    # The head has statistics and random draws for the probes of all ranks.
+    mine = slice(ranks.rank * len(probes), (ranks.rank + 1) * len(probes))
+    seen = torch.stack([*cos_t, norms, inside.to(norms.dtype)], 1)
+    *all_cos_t, all_norms, all_inside = _of_all_ranks(seen, ranks).unbind(1)
+    if training:
+        _update_stats(head, all_cos_t[0].detach(), all_norms.detach(), all_inside.detach())
+
+    # The columns left alone: one sweep is enough for both W unless the negatives depend on cos_iyk.
     sweeps = [
         _Swept(*_Sweep.apply(units, columns, is_open, places, cos.detach(), options, hardest))
         for cos in (cos_t if head.changes_negatives else cos_t[:1])
     ]
-    cosines = _by_slot(slot_0, *(units @ r.T for r in rows))
+
+    cosines = _by_slot(last_in_slot_0, *(units @ r.T for r in rows))
     margin = outside = probes.new_zeros(())
     for cos, cos_own, all_own, swept in zip(
-        cosines, cos_t, everyone[:2], (sweeps[0], sweeps[-1]), strict=True
+        cosines, cos_t, all_cos_t, (sweeps[0], sweeps[-1]), strict=True
     ):
+        # the touched columns' logits: one per column, at its last sample, and not the probe's own
         logits = head.scale * head.negatives(cos, cos_own.detach()[:, None])
         logits = torch.where(plan.last & ~owner, logits, _NO_LOGIT)
+
+        # first sum: the margin softmax of the probes that have a column
         lse = torch.logsumexp(torch.cat([swept.lse[:, None], logits], 1), 1)
-        losses = F.softplus(lse - head.scale * head.target(all_own, everyone[2])[mine])
+        losses = F.softplus(lse - head.scale * head.target(all_own, all_norms)[mine])
         penalty = head.penalty(norms)
         losses = losses if penalty is None else losses + penalty
         margin = margin + torch.where(inside, losses, 0.0).sum()
-        pushed = _pushed_away(
-            units, columns, swept, torch.where(plan.last, cos, -torch.inf), hardest
-        )
+
+        # second sum: what pushes the others away
+        cos = torch.where(plan.last, cos, -torch.inf)
+        pushed = _pushed_away(units, columns, swept, cos, hardest)
         outside = outside + torch.where(inside, 0.0, pushed).sum()
+
+    # |I| and |O| h over all ranks; h is smaller where fewer columns hold an identity
     filled = is_open.sum() + plan.last.sum()
     pushing = filled.clamp(max=hardest) if hardest else filled
-    counts = ranks.all_reduce_sum(torch.stack([inside.sum(), (~inside).sum() * pushing])).clamp_min(
-        1
-    )
-    return margin / counts[0] + outside / counts[1]
+    counts = torch.stack([inside.sum(), (~inside).sum() * pushing])
+    terms = ranks.all_reduce_sum(counts).clamp_min(1)
+    return margin / terms[0] + outside / terms[1]
 
 
 def _by_slot(
-    slot_0: torch.Tensor, newest: torch.Tensor, other: torch.Tensor
+    last_in_slot_0: torch.Tensor, last: torch.Tensor, other: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slot 0's and slot 1's, given those of the slot written last and of the other, and whether the
-    last is slot 0."""
-    return torch.where(slot_0, newest, other), torch.where(slot_0, other, newest)
+    """The values of slot 0 and of slot 1, from those of the slot that the last sample fills and of
+    the other one."""
+    return torch.where(last_in_slot_0, last, other), torch.where(last_in_slot_0, other, last)
 
 
 def _of_all_ranks(own: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     """(B,n) of each rank -> (world·B,n) in rank order, differentiable in the own rows."""
-    parts = list(ranks.all_gather(own).chunk(ranks.world))
-    parts[ranks.rank] = own
-    return torch.cat(parts)
+    rows = list(ranks.all_gather(own).chunk(ranks.world))
+    rows[ranks.rank] = own
+    return torch.cat(rows)
 
 
-def _observe(
+def _update_stats(
     head: MarginHead, cos_t: torch.Tensor, norms: torch.Tensor, inside: torch.Tensor
 ) -> None:
-    """Shows the head all ranks' probes; one without a column of its own counts as the mean of those
-    that have one."""
+    """Show the head all ranks' probes. A probe without a column of its own gets the mean cosine of
+    those that have one."""
     mean = (cos_t * inside).sum() / inside.sum().clamp_min(1)
-    head.observe(torch.where(inside > 0, cos_t, mean), norms)
+    head.update_stats(torch.where(inside > 0, cos_t, mean), norms)
 
 
 def _pushed_away(
     units: torch.Tensor, columns: torch.Tensor, swept: _Swept, touched: torch.Tensor, hardest: int
 ) -> torch.Tensor:
-    """Sum of max(cos, 0) over the hardest columns, or all of them (B,). touched (B,G): cosines,
-    -inf for no column."""
+    """Sum of max(cos, 0) over the hardest columns, or over all of them (B,). touched (B,G): cosines
+    with the touched columns, -inf at samples that stand for no column."""
     if not hardest:
         return swept.positive + touched.clamp_min(0).sum(1)
+
+    # The hardest of all are among the hardest left alone and the touched ones; their cosines are
+    # computed again, with a gradient.
     cos = torch.einsum("bd,bkd->bk", units, columns[swept.hardest])
     cos = torch.cat([torch.where(swept.found, cos, -torch.inf), touched], 1)
     return cos.topk(min(hardest, cos.shape[1]), 1).values.clamp_min(0).sum(1)
 
 
 class _Swept(NamedTuple):
-    """What B probes see in the columns left alone. lse (B,): log-sum-exp of the negatives' logits.
-
-    hardest (B,k): columns of the largest cosines, and found (B,k): whether there are so many.
-    positive (B,): sum of max(cos, 0) over all of them where no `hardest` was asked for. lse and
-    positive are differentiable.
-    """
+    """What B probes see in the columns left alone."""
 
     lse: torch.Tensor
+    """(B,): log-sum-exp of the negatives' logits, differentiable."""
     positive: torch.Tensor
+    """(B,): sum of max(cos, 0), differentiable. 0 where `hardest` columns were asked for."""
     hardest: torch.Tensor
+    """(B,k): the columns of the largest cosines."""
     found: torch.Tensor
+    """(B,k) bool: there are so many columns."""
 
 
 class _Sweep(torch.autograd.Function):
@@ -163,44 +182,54 @@ class _Sweep(torch.autograd.Function):
         is_open: torch.Tensor,
         places: torch.Tensor,
         cos_t: torch.Tensor,
-        options: Options,
+        options: SoftmaxOptions,
         hardest: int,
     ) -> tuple[torch.Tensor, ...]:
-        head, half = options.head, options.half_matmul
+        head = options.head
         bias = torch.where(is_open, 0.0, -torch.inf).to(units.dtype)
-        # finite, so that closed columns alone make no NaN
+
+        # After each chunk, with z_j the logits so far: top = max z_j, total = sum of
+        # exp(z_j - top), mean = sum of exp(z_j - top) times the slope and column j.
+        # top starts at a finite number, so that closed columns alone make no NaN.
         top = units.new_full((len(units),), -head.scale)
         total, positive = torch.zeros_like(top), torch.zeros_like(top)
         mean, direction = torch.zeros_like(units), torch.zeros_like(units)
         best, where = units.new_empty(len(units), 0), places.new_empty(len(units), 0)
+
         for start in range(0, len(columns), options.chunk):
-            own, closed = (
-                columns[start : start + options.chunk],
-                bias[start : start + options.chunk],
-            )
-            cos = matmul(units, own.T, half)
+            own = columns[start : start + options.chunk]
+            closed = bias[start : start + options.chunk]
+            cos = matmul(units, own.T, options.matmul_dtype)
             changed, slope = _negatives(head, cos, cos_t)
             logits = torch.add(closed, changed, alpha=head.scale)
+
             if hardest:
-                found, index = (cos + closed if head.changes_negatives else logits).topk(
-                    min(hardest, len(own)), 1
-                )
+                # The largest of this chunk, then of these and those of the chunks before. Logits
+                # have the order of cosines, and are at hand, unless the head changed them.
+                ranked = cos + closed if head.changes_negatives else logits
+                found, index = ranked.topk(min(hardest, len(own)), 1)
                 best, where = torch.cat([best, found], 1), torch.cat([where, index + start], 1)
                 best, index = best.topk(min(hardest, best.shape[1]), 1)
                 where = where.gather(1, index)
             else:
+                # sum of max(cos, 0), and its gradient: the sum of the columns with cos > 0
                 cos = (cos + closed).clamp_min_(0)
                 positive += cos.sum(1)
-                direction += matmul((cos > 0).to(cos.dtype), own, half)
+                direction += matmul((cos > 0).to(cos.dtype), own, options.matmul_dtype)
+
+            # A probe's own column is no negative. What was summed fades as the maximum rises.
             put(logits, places - start, -torch.inf)
             higher = torch.maximum(top, logits.amax(1))
             logits.sub_(higher[:, None]).exp_()
             fade = (top - higher).exp()
             total.mul_(fade).add_(logits.sum(1))
             weights = logits if slope is None else logits.mul_(slope)
-            mean.mul_(fade[:, None]).add_(matmul(weights, own, half))
+            mean.mul_(fade[:, None]).add_(matmul(weights, own, options.matmul_dtype))
             top = higher
+
+        # d lse / d units: the softmax's mean column, times the scale
         mean.div_(total.clamp_min(torch.finfo(total.dtype).tiny)[:, None]).mul_(head.scale)
+
         found = best > -torch.inf
         ctx.save_for_backward(mean, direction)
         ctx.mark_non_differentiable(where, found)
@@ -217,7 +246,7 @@ class _Sweep(torch.autograd.Function):
 def _negatives(
     head: MarginHead, cos: torch.Tensor, cos_t: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Cosines as the head lets them count, and their slope in cos where it is not 1 everywhere."""
+    """The cosines that enter the softmax, and their slope in cos, None where it is 1 everywhere."""
     if not head.changes_negatives:
         return cos, None
     with torch.enable_grad():

@@ -1,5 +1,5 @@
-"""The centers of a classifier: which rows a rank holds and how they start. Independent of the
-number of ranks."""
+"""Which rows of the centers a rank holds, and how they start. A center depends on its class and the
+seed alone, never on the number of ranks."""
 
 from __future__ import annotations
 
@@ -11,75 +11,68 @@ from recognition.classifiers import Classifier
 from recognition.distributed import Ranks
 from recognition.seeds import generator
 
-BLOCK = 1 << 14  # rows drawn from one generator: a rank draws only the blocks that it holds
+BLOCK = 1 << 14  # rows per generator: a rank draws only the blocks of which it holds a row
 
 
 def shard(classes: int, ranks: Ranks) -> range:
-    """Global class numbers whose centers this rank holds: [floor(rank C / world), floor((rank + 1)
-    C / world))."""
+    """The classes whose centers this rank holds, of C: from floor(rank C / world) up to
+    floor((rank + 1) C / world)."""
     if classes < 2 or classes < ranks.world:
         raise ValueError(
-            f"{classes} classes over {ranks.world} ranks: expected at least 2 classes, and one a rank"
+            f"{classes} classes on {ranks.world} ranks: expected 2 or more, and one per rank"
         )
     return range(ranks.rank * classes // ranks.world, (ranks.rank + 1) * classes // ranks.world)
 
 
 def initial_centers(rows: range, embedding: int, *, seed: int, std: float = 0.01) -> torch.Tensor:
-    """float32 (len(rows), embedding) from N(0, std²): row r is the same whoever holds it."""
+    """float32 (len(rows), embedding) from N(0, std²): row r is the same on every rank."""
     centers = torch.empty(len(rows), embedding)
     for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK)):
         drawn = torch.empty(BLOCK, embedding).normal_(0, std, generator=generator(seed, block))
-        first, last = max(rows.start, block * BLOCK), min(rows.stop, (block + 1) * BLOCK)
-        centers[first - rows.start : last - rows.start] = drawn[
-            first - block * BLOCK : last - block * BLOCK
-        ]
+
+        # of the block the rows first … last - 1 are ours
+        begin = block * BLOCK
+        first, last = max(rows.start, begin), min(rows.stop, begin + BLOCK)
+        centers[first - rows.start : last - rows.start] = drawn[first - begin : last - begin]
     return centers
 
 
-def number_type(key: str, name: str) -> torch.dtype:
-    """torch.float32 or torch.bfloat16 by name; ValueError names the key."""
-    check_choice(key, name, ("float32", "bfloat16"))
-    return torch.float32 if name == "float32" else torch.bfloat16
-
-
-def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """ValueError that names the key unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{key} {value!r}: expected one of {', '.join(choices)}")
-
-
-_BY_ROW = ("weight", "velocity", "square", "times")
-
-
 def own_share(saved: list[dict[str, Any]], classifier: Classifier) -> dict[str, Any]:
-    """This rank's {"classifier", "optimizer"} state out of those of all the ranks that saved it, in
-    rank order.
+    """This rank's {"classifier", "optimizer"} state, from those that other ranks saved, in rank
+    order.
 
-    classifier: the one to be loaded. Its `rows`, the range of classes it holds, say which of the
-    saved centers are its own; a classifier without `rows` is the same on every rank. Where the
-    saved rows are too few or too many, loading them raises torch's size mismatch: nothing is
+    classifier: the one to be loaded. Its `row_state` says what is divided among the ranks, and its
+    `rows` which of the saved rows are its own. All other state is equal on every rank. Where the
+    saved rows are too few or too many, loading them raises torch's size mismatch: no center is
     started anew in silence.
     """
-    rows = getattr(classifier, "rows", None)
-    if rows is None:
+    if not classifier.row_state:
         return saved[0]
-    local = classifier.state_dict()
-    centers_a_class = len(local["weight"]) // len(rows)
-    held = [len(part["classifier"]["weight"]) for part in saved]
-    mine = slice(rows.start * centers_a_class, rows.stop * centers_a_class)
+    by_row = classifier.row_state
+    centers_per_class = len(classifier.state_dict()[by_row[0]]) // len(classifier.rows)
+    mine = slice(
+        classifier.rows.start * centers_per_class, classifier.rows.stop * centers_per_class
+    )
+    counts = [len(part["classifier"][by_row[0]]) for part in saved]
 
-    def own(values: list[Any]) -> Any:
-        by_row = all(
-            torch.is_tensor(v) and v.ndim and len(v) == n for v, n in zip(values, held, strict=True)
+    def of_center(values: list[Any]) -> Any:
+        """The optimizer's state of a center's parameter: some has a row per center, some is one
+        number, such as Adam's step."""
+        has_rows = all(
+            torch.is_tensor(value) and value.ndim and len(value) == count
+            for value, count in zip(values, counts, strict=True)
         )
-        return torch.cat(values)[mine] if by_row else values[0]
+        return torch.cat(values)[mine] if has_rows else values[0]
 
-    state = dict(saved[0]["classifier"])
-    for name in _BY_ROW:
-        if name in state:
-            state[name] = own([part["classifier"][name] for part in saved])
+    divided = {
+        name: torch.cat([part["classifier"][name] for part in saved])[mine]
+        for name in by_row
+        if name in saved[0]["classifier"]
+    }
     optimizer = {
-        index: {name: own([part["optimizer"][index][name] for part in saved]) for name in values}
+        index: {
+            name: of_center([part["optimizer"][index][name] for part in saved]) for name in values
+        }
         for index, values in saved[0]["optimizer"].items()
     }
-    return {"classifier": state, "optimizer": optimizer}
+    return {"classifier": {**saved[0]["classifier"], **divided}, "optimizer": optimizer}

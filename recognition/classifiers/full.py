@@ -1,64 +1,68 @@
-"""The full classifier: one center (or a few) for every identity, all of them in every step's
-softmax."""
+"""The full classifier: one center (or a few) per identity, all of them in every step's softmax."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from torch import nn
 
+from data.options import Count, Share
 from recognition.backbones import embedding_of
+from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
 from recognition.classifiers._margin_softmax import (
-    FusedSGD,
-    Options,
+    Chunk,
+    SoftmaxOptions,
+    chunk_memory,
     gather_batch,
-    make_options,
     margin_loss,
+    softmax_options,
 )
-from recognition.classifiers._rows import initial_centers, number_type, shard
+from recognition.classifiers._matmul import DTYPES, FloatName
+from recognition.classifiers._row_optimizers import FusedSGD, check_own_step
+from recognition.classifiers._rows import initial_centers, shard
+from recognition.config import Config
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
 
 
 class FullClassifier(nn.Module):
     """(backbone, images, labels) -> mean loss of the global batch. `weight`: this rank's centers
-    (C_local * K, D).
+    (C_local * K, D), K sub-centers per class.
 
-    Without `sgd`, `weight` is a parameter and the run's optimizer trains it. With it (momentum,
-    weight decay, dtype of the velocity), `weight` and `velocity` are buffers and the backward pass
-    takes their SGD step.
+    Without `fused`, `weight` is a parameter that the run's optimizer trains. With it, `weight` and
+    `velocity` are buffers, and the backward pass updates both.
     """
 
     weight: torch.Tensor
     velocity: torch.Tensor
+    row_state = ("weight", "velocity")
 
     def __init__(
         self,
         centers: torch.Tensor,
         *,
         rows: range,
-        options: Options,
+        options: SoftmaxOptions,
         ranks: Ranks,
-        sgd: tuple[float, float, torch.dtype] | None,
+        fused: bool,
+        momentum: float,
+        weight_decay: float,
+        momentum_dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.head = options.head
-        self.rows, self.options, self.ranks, self.sgd = rows, options, ranks, sgd
-        self.lr = 0.0
-        if sgd is None:
-            self.weight = nn.Parameter(centers)
-        else:
+        self.head, self.options, self.rows, self.ranks = options.head, options, rows, ranks
+        self.fused, self.momentum, self.weight_decay, self.lr = fused, momentum, weight_decay, 0.0
+        if fused:
             self.register_buffer("weight", centers)
-            self.register_buffer("velocity", torch.zeros_like(centers, dtype=sgd[2]))
+            self.register_buffer("velocity", torch.zeros_like(centers, dtype=momentum_dtype))
+        else:
+            self.weight = nn.Parameter(centers)
 
-    def prepare(self, lr: float) -> None:
-        """Before the forward pass of each optimizer step: the rate of a fused update."""
+    def before_step(self, lr: float) -> None:
+        """Keep the learning rate of a fused update."""
         self.lr = lr
 
-    def update(self) -> None:
-        """After a successful optimizer step. Nothing to do: the optimizer or the backward pass
-        moved the centers."""
+    def after_step(self) -> None:
+        """Nothing to do: the optimizer or the backward pass has moved the centers."""
 
     def forward(
         self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor
@@ -68,20 +72,14 @@ class FullClassifier(nn.Module):
             embeddings, labels = gather_batch(
                 embeddings, labels, self.ranks, dtype=self.weight.dtype
             )
-            places = torch.where(
-                (labels >= self.rows.start) & (labels < self.rows.stop),
-                labels - self.rows.start,
-                -1,
-            )
+            held = (labels >= self.rows.start) & (labels < self.rows.stop)
             fused = None
-            if self.sgd is not None and self.training:
-                fused = FusedSGD(
-                    self.velocity, momentum=self.sgd[0], weight_decay=self.sgd[1], lr=self.lr
-                )
+            if self.fused and self.training:
+                fused = FusedSGD(self.velocity, self.momentum, self.weight_decay, self.lr)
             return margin_loss(
                 embeddings,
                 self.weight,
-                places,
+                torch.where(held, labels - self.rows.start, -1),
                 options=self.options,
                 ranks=self.ranks,
                 training=self.training,
@@ -97,42 +95,80 @@ def build(
     seed: int,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    accumulation: int = 1,
-    loss_scaling: bool = False,
     *,
-    chunk: int | Literal["auto"] = "auto",
-    matmul: str = "float32",
-    sub_centers: int = 1,
-    filter_above: float = 0.0,
+    chunk: Chunk = "auto",
+    matmul_dtype: FloatName = "float32",
+    sub_centers: Count = 1,
+    filter_above: Share = 0.0,
     fused: bool = False,
-    momentum_dtype: str = "float32",
+    momentum_dtype: FloatName = "float32",
 ) -> FullClassifier:
-    """A full classifier for `classes` identities on embeddings of `backbone.embedding` numbers.
+    """One center per identity.
 
-    chunk: classes computed at a time. matmul: float32 or bfloat16 products. fused: take the
-    centers' SGD step in the backward pass, with `momentum`, `weight_decay` and the velocity kept in
-    `momentum_dtype`. accumulation, loss_scaling: what the run does (micro-batches a step; a
-    GradScaler). Both forbid the fused update, which can neither wait nor be taken back.
+    chunk: classes computed at a time, or `auto`: as many as suit the device.
+    matmul_dtype: `bfloat16` rounds the inputs of the products with the centers, `float32` does not.
+    sub_centers: centers per identity, of which the nearest counts.
+    filter_above: a negative with a larger cosine counts as mislabeled and gets logit 0; 0 means
+        that none does.
+    fused: update the centers in the backward pass, which then makes no gradient of their size. It
+        needs plain SGD, and neither accumulation nor fp16.
+    momentum_dtype: type of the fused update's momentum, `float32` or `bfloat16`.
     """
-    if fused and (accumulation > 1 or loss_scaling):
-        reason = f"accumulation {accumulation}" if accumulation > 1 else "fp16 loss scaling"
-        raise ValueError(
-            f"classifier.fused: true with {reason}: the backward pass cannot update then; turn one off"
-        )
     rows = shard(classes, ranks)
     held = range(rows.start * sub_centers, rows.stop * sub_centers)
-    sgd = (
-        (momentum, weight_decay, number_type("classifier.momentum_dtype", momentum_dtype))
-        if fused
-        else None
+    return FullClassifier(
+        initial_centers(held, embedding_of(backbone), seed=seed),
+        rows=rows,
+        options=softmax_options(
+            head,
+            backbone,
+            chunk=chunk,
+            matmul_dtype=matmul_dtype,
+            sub_centers=sub_centers,
+            filter_above=filter_above,
+        ),
+        ranks=ranks,
+        fused=fused,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        momentum_dtype=DTYPES[momentum_dtype],
     )
-    options = make_options(
-        head,
-        backbone,
-        chunk=chunk,
-        matmul=matmul,
-        sub_centers=sub_centers,
-        filter_above=filter_above,
-    )
-    centers = initial_centers(held, embedding_of(backbone), seed=seed)
-    return FullClassifier(centers, rows=rows, options=options, ranks=ranks, sgd=sgd)
+
+
+def _check(config: Config) -> None:
+    """The fused update is plain SGD, and can neither wait for other micro-batches nor be undone."""
+    if not config.classifier.options["fused"]:
+        return
+    check_own_step(config, adamw=False)
+    if config.optim.accumulation > 1 or config.run.precision == "fp16":
+        raise ValueError(
+            f"classifier.fused: found true with optim.accumulation={config.optim.accumulation} and "
+            f"run.precision={config.run.precision}, expected 1 and fp32 or bf16, as the backward "
+            "pass updates the centers; or set classifier.fused=false"
+        )
+
+
+def _memory(config: Config, sizes: Sizes) -> Memory:
+    options, optim = config.classifier.options, config.optim
+    rows = -(-sizes.classes // sizes.ranks) * options["sub_centers"]
+    numbers = rows * sizes.embedding
+    chunk = chunk_memory(options, sizes, rows=rows, images=optim.batch_size * sizes.ranks)
+    if options["fused"]:
+        momentum = numbers * DTYPES[options["momentum_dtype"]].itemsize
+        return Memory({"centers": 4 * numbers, "centers' momentum": momentum}, chunk)
+    kept = {
+        "centers": 4 * numbers,
+        "centers' momentum": 4 * numbers * sizes.optimizer_states,
+        "centers' gradient": 4 * numbers,
+    }
+    return Memory(kept, chunk, step=4 * numbers * (bool(optim.weight_decay) + optim.nesterov))
+
+
+def _lighter(config: Config) -> list[Overrides]:
+    """The fused update, which fp16 forbids, and its momentum in bfloat16."""
+    bf16 = ["run.precision=bf16"] if config.run.precision == "fp16" else []
+    fused = [] if config.classifier.options["fused"] else [*bf16, "classifier.fused=true"]
+    return [fused, [*fused, "classifier.momentum_dtype=bfloat16"]]
+
+
+FACTS = ClassifierFacts(memory=_memory, check=_check, lighter=_lighter)

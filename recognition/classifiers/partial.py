@@ -1,8 +1,8 @@
 """Partial FC (arXiv 2203.15565): each step's softmax runs over the batch's own classes and a random
-subset of the rest.
+subset of the others.
 
-Only the sampled centers receive gradient, momentum and weight decay (the released code's dense
-gradient lets the others decay and drift as well). At rate 1 this is the full classifier trained by
+Only the sampled centers get gradient, momentum and weight decay; the released code's dense gradient
+lets the others decay and drift as well. At sample_rate 1 this is the full classifier trained by
 torch.optim.SGD or AdamW. The sample does not depend on the number of ranks: every rank draws the
 same one and keeps the centers that it holds.
 """
@@ -10,49 +10,68 @@ same one and keeps the centers that it holds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
+from data.options import Count, Range, Share
 from recognition.backbones import embedding_of
-from recognition.classifiers._margin_softmax import Options, gather_batch, make_options, margin_loss
-from recognition.classifiers._rows import initial_centers, number_type, shard
+from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
+from recognition.classifiers._margin_softmax import (
+    Chunk,
+    SoftmaxOptions,
+    chunk_memory,
+    gather_batch,
+    margin_loss,
+    softmax_options,
+)
+from recognition.classifiers._matmul import DTYPES, FloatName
+from recognition.classifiers._row_optimizers import adamw_step, check_own_step, sgd_step
+from recognition.classifiers._rows import initial_centers, shard
+from recognition.config import Config
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
 from recognition.seeds import generator
 
-BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's defaults, which the backbone is trained with
+SampleRate = Annotated[float, Range(above=0, at_most=1)]
 
 
 @dataclass
 class Sample:
-    """One forward pass's centers: their rows in the weight, the copy that takes the gradient, what
-    backward began with.
+    """The centers of one forward pass.
 
-    start is loss scale / accumulation when the trainer scales its loss so; dividing by it undoes a
-    GradScaler.
+    index (n,): their rows in the weight. centers (n,D): the copy of those rows that gets the
+    gradient. start: the gradient that the backward pass gave to the loss itself, once it has run.
     """
 
     index: torch.Tensor
     centers: torch.Tensor
     start: torch.Tensor | None = None
 
+    def note_start(self, gradient: torch.Tensor) -> None:
+        """A hook on the loss. A trainer multiplies a loss by its loss scale and divides it by the
+        micro-batches of a step; `gradient` is that factor, whatever it was made of.
+
+        It stays on the device: to ask a GradScaler for its scale would wait for the GPU.
+        """
+        self.start = gradient.detach()
+
     def gradient(self, accumulation: int) -> torch.Tensor:
-        """The centers' part in the gradient of the step's mean loss, unscaled."""
+        """What this pass adds to the gradient of the step's mean loss (n,D), without loss scale."""
         if self.centers.grad is None or self.start is None:
-            raise RuntimeError("partial classifier: update without a backward pass")
+            raise RuntimeError("partial classifier: after_step without a backward pass")
         return self.centers.grad / (self.start * accumulation)
 
 
 class PartialFC(nn.Module):
     """(backbone, images, labels) -> mean loss of the global batch. `weight`, `velocity`: buffers
-    (C_local * K, D).
+    (C_local * K, D), K sub-centers per class.
 
-    `update` takes the sampled centers' SGD or AdamW step; the run's optimizer does not know them.
-    With accumulation every micro-batch samples anew and `update` joins their gradients. AdamW adds
-    `square` (C_local * K, D), the second moments, and `times` (C_local * K,): a row's moments are
-    corrected by how often that row was sampled.
+    `after_step` gives the sampled centers their SGD or AdamW step; the run's optimizer does not
+    know them. With accumulation every micro-batch has a sample of its own, and `after_step` adds
+    their gradients. AdamW has `square` (C_local * K, D), the second moments, and `times`
+    (C_local * K,): a row's moments are corrected by how often that row was sampled.
     """
 
     weight: torch.Tensor
@@ -60,6 +79,7 @@ class PartialFC(nn.Module):
     square: torch.Tensor
     times: torch.Tensor
     draws: torch.Tensor
+    row_state = ("weight", "velocity", "square", "times")
 
     def __init__(
         self,
@@ -68,7 +88,7 @@ class PartialFC(nn.Module):
         classes: int,
         rows: range,
         sample_rate: float,
-        options: Options,
+        options: SoftmaxOptions,
         ranks: Ranks,
         seed: int,
         momentum: float,
@@ -86,15 +106,14 @@ class PartialFC(nn.Module):
         self.register_buffer("weight", centers)
         self.register_buffer("velocity", torch.zeros_like(centers, dtype=momentum_dtype))
         if adamw:
-            # bfloat16 would lose additions of a thousandth
+            # float32 always: bfloat16 would lose additions of a thousandth
             self.register_buffer("square", torch.zeros_like(centers))
             self.register_buffer("times", torch.zeros(len(centers)))
         self.register_buffer("draws", torch.tensor(0))
         self._samples: list[Sample] = []
 
-    def prepare(self, lr: float) -> None:
-        """Before the forward pass of each optimizer step: the rate; what a skipped step left behind
-        is dropped."""
+    def before_step(self, lr: float) -> None:
+        """Keep the learning rate, and drop the samples of a step that was skipped."""
         self.lr = lr
         self._samples.clear()
 
@@ -106,10 +125,13 @@ class PartialFC(nn.Module):
             embeddings, labels = gather_batch(
                 embeddings, labels, self.ranks, dtype=self.weight.dtype
             )
-            mine = self._sample(labels)
-            places = torch.searchsorted(mine, labels)
+
+            # of the step's classes those that this rank holds, sorted, and each label's place there
+            sampled = self._sample(labels)
+            places = torch.searchsorted(sampled, labels)
             held = (labels >= self.rows.start) & (labels < self.rows.stop)
-            index = sub_rows(mine - self.rows.start, self.options.sub_centers)
+
+            index = sub_rows(sampled - self.rows.start, self.options.sub_centers)
             sample = Sample(index, self.weight[index].requires_grad_(self.training))
             loss = margin_loss(
                 embeddings,
@@ -121,78 +143,64 @@ class PartialFC(nn.Module):
             )
         if self.training:
             self._samples.append(sample)
-            loss.register_hook(lambda start: setattr(sample, "start", start.detach()))
+            loss.register_hook(sample.note_start)
         return loss
 
     def _sample(self, labels: torch.Tensor) -> torch.Tensor:
-        """This rank's part of the step's classes, as sorted global class numbers; it holds every
-        label of its own."""
-        sampled = sample_classes(
-            self.classes, self.sample_rate, labels, generator(self.seed, int(self.draws))
-        )
+        """The sampled classes that this rank holds, sorted numbers among all C. All labels that it
+        holds are among them."""
+        draw = generator(self.seed, int(self.draws))
+        sampled = sample_classes(self.classes, self.sample_rate, labels, draw)
         if self.training:
             self.draws += 1
         return sampled[(sampled >= self.rows.start) & (sampled < self.rows.stop)]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """After a successful optimizer step: the same step on the sampled centers alone."""
+    def after_step(self) -> None:
+        """The step that the optimizer took, on the sampled centers alone."""
         samples = [sample for sample in self._samples if sample.centers.grad is not None]
         self._samples.clear()
         if not samples:
             return
+
+        # A row may be in the samples of several micro-batches: add its gradients, step it once.
         index, slots = torch.cat([sample.index for sample in samples]).unique(return_inverse=True)
         gradient = self.weight.new_zeros(len(index), self.weight.shape[1])
-        for sample, own in zip(
-            samples, slots.split([len(sample.index) for sample in samples]), strict=True
-        ):
-            gradient.index_add_(0, own, sample.gradient(self.accumulation))
+        lengths = [len(sample.index) for sample in samples]
+        for sample, own_slots in zip(samples, slots.split(lengths), strict=True):
+            gradient.index_add_(0, own_slots, sample.gradient(self.accumulation))
+
+        # one chunk of rows at a time, as a step makes several copies of its rows
         for first in range(0, len(index), self.options.chunk):
-            rows = slice(first, first + self.options.chunk)
-            (self._adamw_step if self.adamw else self._sgd_step)(index[rows], gradient[rows])
-
-    def _sgd_step(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
-        centers = self.weight[rows]
-        step = self.velocity[rows].to(centers.dtype).mul_(self.momentum).add_(gradient)
-        step.add_(centers, alpha=self.weight_decay)
-        self.velocity[rows] = step.to(self.velocity.dtype)
-        self.weight[rows] = centers.add_(step, alpha=-self.lr)
-
-    def _adamw_step(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
-        centers = self.weight[rows].mul_(1 - self.lr * self.weight_decay)
-        times = self.times[rows] + 1
-        mean = self.velocity[rows].to(centers.dtype).lerp_(gradient, 1 - BETAS[0])
-        square = self.square[rows].lerp_(gradient.square(), 1 - BETAS[1])
-        self.velocity[rows], self.square[rows], self.times[rows] = (
-            mean.to(self.velocity.dtype),
-            square,
-            times,
-        )
-        first, second = ((1 - beta ** times.to(centers.dtype)).unsqueeze(1) for beta in BETAS)
-        self.weight[rows] = centers.sub_(
-            self.lr * (mean / first) / ((square / second).sqrt_() + EPS)
-        )
+            some = slice(first, first + self.options.chunk)
+            given = (index[some], gradient[some], self.lr, self.weight_decay)
+            if self.adamw:
+                adamw_step(self.weight, self.velocity, self.square, self.times, *given)
+            else:
+                sgd_step(self.weight, self.velocity, *given, momentum=self.momentum)
 
 
 def sample_classes(
     classes: int, sample_rate: float, labels: torch.Tensor, draw: torch.Generator
 ) -> torch.Tensor:
-    """Sorted class numbers: all of `labels`, and uniformly drawn others up to sample_rate * classes
-    in all.
+    """Sorted class numbers: all of `labels`, and others drawn uniformly until there are
+    sample_rate * classes of them.
 
-    Costs O(sampled): where the rate is small, draws with replacement are made distinct; two draws
-    for each class wanted are enough, as the rate is at most a half there.
+    Time and memory grow with the sample alone where sample_rate is at most a half: then draws with
+    replacement are made distinct, and two draws per class wanted leave enough distinct ones.
     """
     positives = labels.unique()
-    # a lone class would have no negatives
+    # at least 2: a lone class would have no negatives
     count = max(round(sample_rate * classes), len(positives), 2)
     if count >= classes:
         return torch.arange(classes, device=labels.device)
+
     if 2 * count > classes:
         drawn = torch.randperm(classes, generator=draw)[:count]
     else:
         distinct = torch.randint(classes, (2 * count + 64,), generator=draw).unique()
         drawn = distinct[torch.randperm(len(distinct), generator=draw)[:count]]
+
     drawn = drawn.to(labels.device)
     others = drawn[~torch.isin(drawn, positives)][: count - len(positives)]
     return torch.cat([positives, others]).sort().values
@@ -202,9 +210,8 @@ def sub_rows(classes: torch.Tensor, sub_centers: int) -> torch.Tensor:
     """Rows of the weight that hold the sub-centers of the given local classes, in order."""
     if sub_centers == 1:
         return classes
-    return (
-        classes[:, None] * sub_centers + torch.arange(sub_centers, device=classes.device)
-    ).flatten()
+    within = torch.arange(sub_centers, device=classes.device)
+    return (classes[:, None] * sub_centers + within).flatten()
 
 
 def build(
@@ -216,41 +223,37 @@ def build(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     accumulation: int = 1,
-    optimizer_name: str = "sgd",
-    loss_scaling: bool = False,
+    optimizer_name: Literal["sgd", "adamw"] = "sgd",
     *,
-    sample_rate: float = 0.1,
-    chunk: int | Literal["auto"] = "auto",
-    matmul: str = "float32",
-    sub_centers: int = 1,
-    filter_above: float = 0.0,
-    momentum_dtype: str = "float32",
+    sample_rate: SampleRate = 0.1,
+    chunk: Chunk = "auto",
+    matmul_dtype: FloatName = "float32",
+    sub_centers: Count = 1,
+    filter_above: Share = 0.0,
+    momentum_dtype: FloatName = "float32",
 ) -> PartialFC:
-    """Partial FC over `classes` identities. sample_rate in (0, 1]: share of the classes in each
-    step.
+    """Partial FC: a random share of the identities in each step.
 
-    The batch's own classes count towards it. Other options as the full classifier's. accumulation:
-    micro-batches an optimizer step. optimizer_name: sgd or adamw, the run's. loss_scaling is
-    admitted: the centers' gradient is divided by whatever the trainer multiplied the loss with,
-    times accumulation.
+    sample_rate: share of the identities in each step, the batch's own included; above 0, at most 1.
+    chunk: classes computed at a time, or `auto`: as many as suit the device.
+    matmul_dtype: `bfloat16` rounds the inputs of the products with the centers, `float32` does not.
+    sub_centers: centers per identity, of which the nearest counts.
+    filter_above: a negative with a larger cosine counts as mislabeled and gets logit 0; 0 means
+        that none does.
+    momentum_dtype: type of the centers' momentum, `float32` or `bfloat16`.
     """
-    if not 0 < sample_rate <= 1:
-        raise ValueError(
-            f"classifier.sample_rate {sample_rate}: expected more than 0 and at most 1"
-        )
     rows = shard(classes, ranks)
-    embedding = embedding_of(backbone)
     held = range(rows.start * sub_centers, rows.stop * sub_centers)
     return PartialFC(
-        initial_centers(held, embedding, seed=seed),
+        initial_centers(held, embedding_of(backbone), seed=seed),
         classes=classes,
         rows=rows,
         sample_rate=sample_rate,
-        options=make_options(
+        options=softmax_options(
             head,
             backbone,
             chunk=chunk,
-            matmul=matmul,
+            matmul_dtype=matmul_dtype,
             sub_centers=sub_centers,
             filter_above=filter_above,
         ),
@@ -258,7 +261,41 @@ def build(
         seed=seed,
         momentum=momentum,
         weight_decay=weight_decay,
-        momentum_dtype=number_type("classifier.momentum_dtype", momentum_dtype),
+        momentum_dtype=DTYPES[momentum_dtype],
         accumulation=accumulation,
         adamw=optimizer_name == "adamw",
     )
+
+
+def _memory(config: Config, sizes: Sizes) -> Memory:
+    options, optim = config.classifier.options, config.optim
+    rows = -(-sizes.classes // sizes.ranks) * options["sub_centers"]
+    numbers = rows * sizes.embedding
+
+    # each micro-batch keeps a copy of its rows, and their gradient
+    sampled = 4 * round(rows * options["sample_rate"]) * sizes.embedding
+    moments = DTYPES[options["momentum_dtype"]].itemsize + 4 * (optim.name == "adamw")
+    kept = {
+        "centers": 4 * numbers,
+        "centers' momentum": numbers * moments,
+        "centers' gradient": 2 * sampled * optim.accumulation,
+    }
+
+    # after_step adds the gradients of all rows that are in any micro-batch's sample
+    touched = round(rows * (1 - (1 - options["sample_rate"]) ** optim.accumulation))
+    chunk = chunk_memory(options, sizes, rows=rows, images=optim.batch_size * sizes.ranks)
+    return Memory(kept, chunk, step=sampled + 4 * touched * sizes.embedding)
+
+
+def _instead(config: Config) -> list[Overrides]:
+    """This classifier with smaller and smaller samples."""
+    choose = [] if config.classifier.name == "partial" else ["classifier={name: partial}"]
+    return [[*choose, f"classifier.sample_rate={share}"] for share in (0.5, 0.3, 0.1)]
+
+
+FACTS = ClassifierFacts(
+    memory=_memory,
+    check=lambda config: check_own_step(config, adamw=True),
+    lighter=lambda config: [["classifier.momentum_dtype=bfloat16"]],
+    instead=_instead,
+)

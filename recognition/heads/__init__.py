@@ -1,1 +1,1 @@
-"""Margin heads: one file a loss; each exports `build(**args)`."""
+"""Margin heads: one file per loss; each exports `build(…) -> MarginHead`."""

@@ -1,25 +1,25 @@
-"""The mechanism that all margin heads share: what a head may say about the logits, and the one
-angular formula."""
+"""What all margin heads share: what a head may say about the logits, and the angular formulas."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
 
-GRADIENTS = ("exact", "straight_through")
+Gradient = Literal["exact", "straight_through"]
 
 
 class MarginHead(nn.Module):
-    """The maths of one margin loss on cosines; a classifier owns the rest (centers, softmax,
-    reduction).
+    """The mathematics of one margin loss on cosines. A classifier does the rest: centers, softmax,
+    mean.
 
-    The logits of a sample are scale * target(cos_t, norms) for its own class and scale *
-    negatives(cos, cos_t) for the others. All cosines lie in [-1, 1] up to rounding; B is the global
-    batch and every rank sees all of it. Only what a loss changes is overridden. State (moving
-    averages) lives in buffers, changed in `observe` alone.
+    The logits of a sample are scale * target(cos_t, norms) for its own class and
+    scale * negatives(cos, cos_t) for the others. All cosines lie in [-1, 1] up to rounding. B is
+    the global batch, and every rank sees all of it. A head overrides only what its loss changes.
+    State, such as moving averages, lives in buffers that `update_stats` alone changes.
     """
 
     scale: float
@@ -31,24 +31,24 @@ class MarginHead(nn.Module):
         raise NotImplementedError
 
     def negatives(self, cos: torch.Tensor, cos_t: torch.Tensor) -> torch.Tensor:
-        """Cosines of the other classes as they enter the softmax, elementwise in cos (B,c); cos_t
-        (B,1) is constant.
+        """Cosines of the other classes as they enter the softmax, elementwise in cos (B,c).
 
-        Called once a chunk and again in the backward pass, so it must not change state.
+        cos_t (B,1) is constant. Called once per chunk, and again in the backward pass, so it must
+        not change state.
         """
         return cos
 
     def penalty(self, norms: torch.Tensor) -> torch.Tensor | None:
-        """Term of each sample (B,) added to the loss through its mean, or None."""
+        """Term of each sample (B,) whose mean is added to the loss, or None."""
         return None
 
-    def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
-        """Update moving averages; called once for the probes of a loss (twice a step by a class
-        pool, whose halves swap roles), without gradient, before the other methods."""
+    def update_stats(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
+        """Update moving averages. Called once per loss, before the other methods and without
+        gradient. A class pool with `swap` computes two losses per step."""
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """x in float32, or float64 where it is that: margins need more digits than bf16 or fp16
+    """x in float32, or in float64 if it has that type: margins need more digits than bf16 or fp16
     have."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -56,13 +56,17 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 def of_angle(cos: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """function(theta), theta = arccos(cos) in [0, pi], differentiable everywhere.
 
-    The slope of arccos has no bound at cos = -1 and 1: there the slope is taken just inside, two
-    roundings from the end.
+    The slope of arccos has no bound at cos = -1 and 1. There the slope is that of a point just
+    inside, two roundings from the end.
     """
     cos = at_least_float32(cos)
+
+    # the slope, at the point inside
     end = 1 - 2 * torch.finfo(cos.dtype).eps
     inside = cos + (cos.clamp(-end, end) - cos).detach()
     sloped = function(inside.acos())
+
+    # the value, at the point itself
     with torch.no_grad():
         value = function(cos.clamp(-1, 1).acos())
     return sloped + (value - sloped).detach()
@@ -71,8 +75,8 @@ def of_angle(cos: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]
 def cos_of_sum(theta: torch.Tensor, angle: torch.Tensor | float, *, guard: bool) -> torch.Tensor:
     """cos(theta + angle), angle in [0, pi].
 
-    guard: beyond theta + angle = pi the cosine would rise again; use cos(theta) - angle *
-    sin(angle) there (ArcFace's released code), which goes on falling.
+    guard: beyond theta + angle = pi the cosine would rise again. There the result is
+    cos(theta) - angle * sin(angle), which goes on falling (ArcFace's released code).
     """
     total = theta + angle
     if not guard:
@@ -81,17 +85,10 @@ def cos_of_sum(theta: torch.Tensor, angle: torch.Tensor | float, *, guard: bool)
     return torch.where(total < math.pi, total.cos(), theta.cos() - shift * shift.sin())
 
 
-def with_gradient(value: torch.Tensor, cos: torch.Tensor, gradient: str) -> torch.Tensor:
-    """`value` with its own slope ("exact"), or with slope 1 in cos ("straight_through", what
-    insightface computes)."""
+def with_gradient(value: torch.Tensor, cos: torch.Tensor, gradient: Gradient) -> torch.Tensor:
+    """`value`, a function of cos. "exact" keeps its slope; "straight_through" replaces the slope in
+    cos by 1, which is what insightface computes."""
     if gradient == "exact":
         return value
     cos = at_least_float32(cos)
     return value.detach() + (cos - cos.detach())
-
-
-def check_gradient(gradient: str) -> str:
-    """`gradient` if it is a known choice."""
-    if gradient not in GRADIENTS:
-        raise ValueError(f"head gradient {gradient!r}: expected one of {', '.join(GRADIENTS)}")
-    return gradient

@@ -1,9 +1,10 @@
 """AdaFace (arXiv 2204.00964, eq. 7-12): the margin follows the embedding's length, a sign of image
 quality.
 
-z = clip((|e| - mean) / (std / h), -1, 1) with running mean and std of |e|; cos(theta - m z) - (m +
-m z). The paper leaves the range of theta - m z open and the released code clips it to [0.001, pi -
-0.001]; here it is clipped to [0, pi].
+    z = clip((|e| - mean) / (std / h), -1, 1),    cos(theta - m z) - (m + m z)
+
+mean and std of |e| are running ones. The paper leaves the range of theta - m z open, and the
+released code clips it to [0.001, pi - 0.001]; here it is clipped to [0, pi].
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import math
 
 import torch
 
+from data.options import NonNegative, Positive, Share
 from recognition.heads._margin import MarginHead, at_least_float32, of_angle
 
-SHORTEST, LONGEST = 0.001, 100.0  # lengths beyond are taken as these
+SHORTEST, LONGEST = 0.001, 100.0  # lengths are clipped to this range
 
 
 class AdaFace(MarginHead):
@@ -27,7 +29,7 @@ class AdaFace(MarginHead):
         self.register_buffer("mean", torch.tensor(20.0))  # as the released code starts
         self.register_buffer("std", torch.tensor(100.0))
 
-    def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
+    def update_stats(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
         if len(norms) > 1:
             norms = norms.clamp(SHORTEST, LONGEST).to(self.mean.dtype)
             finite = norms.isfinite().all()  # stays on the device: no wait for it
@@ -43,11 +45,16 @@ class AdaFace(MarginHead):
 
 def build(
     *,
-    margin: float = 0.4,
-    scale: float = 64.0,
-    h: float = 0.333,
-    t_alpha: float = 0.01,
+    margin: NonNegative = 0.4,
+    scale: Positive = 64.0,
+    h: Positive = 0.333,
+    t_alpha: Share = 0.01,
 ) -> AdaFace:
-    """h: share of the standard deviation that fills [-1, 1]; t_alpha: weight of the newest batch in
-    mean and std."""
+    """AdaFace: a margin that follows the embedding's length.
+
+    margin: m, in radians and in units of the cosine.
+    scale: factor from cosines to logits.
+    h: 1/h standard deviations of the length, on either side of its mean, fill z's range [-1, 1].
+    t_alpha: weight of the newest batch in the running mean and standard deviation, 0 to 1.
+    """
     return AdaFace(margin=margin, scale=scale, h=h, t_alpha=t_alpha)

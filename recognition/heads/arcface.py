@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from recognition.heads._margin import (
-    MarginHead,
-    check_gradient,
-    cos_of_sum,
-    of_angle,
-    with_gradient,
-)
+from data.options import NonNegative, Positive
+from recognition.heads._margin import Gradient, MarginHead, cos_of_sum, of_angle, with_gradient
 
 
 class ArcFace(MarginHead):
-    def __init__(self, *, margin: float, scale: float, gradient: str, guard: bool) -> None:
+    def __init__(self, *, margin: float, scale: float, gradient: Gradient, guard: bool) -> None:
         super().__init__()
-        self.margin, self.scale, self.gradient, self.guard = (
-            margin,
-            scale,
-            check_gradient(gradient),
-            guard,
-        )
+        self.margin, self.scale, self.gradient, self.guard = margin, scale, gradient, guard
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         value = of_angle(cos_t, lambda theta: cos_of_sum(theta, self.margin, guard=self.guard))
@@ -30,10 +20,16 @@ class ArcFace(MarginHead):
 
 def build(
     *,
-    margin: float = 0.5,
-    scale: float = 64.0,
-    gradient: str = "exact",
+    margin: NonNegative = 0.5,
+    scale: Positive = 64.0,
+    gradient: Gradient = "exact",
     guard: bool = True,
 ) -> ArcFace:
-    """margin in radians. The published rows use gradient "straight_through" and no guard."""
+    """ArcFace: a margin on the angle. The published rows use `straight_through` and no guard.
+
+    margin: radians added to the angle between an embedding and its own class center.
+    scale: factor from cosines to logits.
+    gradient: `exact`, or `straight_through` (slope 1 in the cosine, as insightface computes).
+    guard: beyond an angle of pi in all, continue with a line that goes on falling.
+    """
     return ArcFace(margin=margin, scale=scale, gradient=gradient, guard=guard)

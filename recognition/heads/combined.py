@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import torch
 
-from recognition.heads._margin import MarginHead, check_gradient, of_angle, with_gradient
+from data.options import NonNegative, Positive
+from recognition.heads._margin import Gradient, MarginHead, of_angle, with_gradient
 
 
 class Combined(MarginHead):
-    def __init__(self, *, m1: float, m2: float, m3: float, scale: float, gradient: str) -> None:
+    def __init__(
+        self, *, m1: float, m2: float, m3: float, scale: float, gradient: Gradient
+    ) -> None:
         super().__init__()
-        self.m1, self.m2, self.m3, self.scale, self.gradient = (
-            m1,
-            m2,
-            m3,
-            scale,
-            check_gradient(gradient),
-        )
+        self.m1, self.m2, self.m3 = m1, m2, m3
+        self.scale, self.gradient = scale, gradient
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         value = of_angle(cos_t, lambda theta: (self.m1 * theta + self.m2).cos() - self.m3)
@@ -26,12 +24,18 @@ class Combined(MarginHead):
 
 def build(
     *,
-    m1: float = 1.0,
-    m2: float = 0.0,
-    m3: float = 0.0,
-    scale: float = 64.0,
-    gradient: str = "exact",
+    m1: Positive = 1.0,
+    m2: NonNegative = 0.0,
+    m3: NonNegative = 0.0,
+    scale: Positive = 64.0,
+    gradient: Gradient = "exact",
 ) -> Combined:
-    """m1: factor on the angle; m2: radians added to it; m3: taken from the cosine. No guard past
-    pi, as published."""
+    """The margins of SphereFace, ArcFace and CosFace in one. As published, no guard past pi.
+
+    m1: factor on the angle.
+    m2: radians added to the angle.
+    m3: what is subtracted from the cosine.
+    scale: factor from cosines to logits.
+    gradient: `exact`, or `straight_through` (slope 1 in the cosine, as insightface computes).
+    """
     return Combined(m1=m1, m2=m2, m3=m3, scale=scale, gradient=gradient)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from data.options import NonNegative, Positive
 from recognition.heads._margin import MarginHead, at_least_float32
 
 
@@ -18,8 +19,12 @@ class CosFace(MarginHead):
 
 def build(
     *,
-    margin: float = 0.4,
-    scale: float = 64.0,
+    margin: NonNegative = 0.4,
+    scale: Positive = 64.0,
 ) -> CosFace:
-    """margin in units of the cosine."""
+    """CosFace: a margin on the cosine.
+
+    margin: what is subtracted from the cosine of an embedding and its own class center.
+    scale: factor from cosines to logits.
+    """
     return CosFace(margin=margin, scale=scale)

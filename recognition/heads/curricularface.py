@@ -1,7 +1,7 @@
 """CurricularFace (arXiv 2004.00288, eq. 5-7): ArcFace whose hard negatives gain weight as training
 goes on.
 
-A negative with cos > cos(theta_y + m) enters as cos (t + cos); t is the running mean of the
+A negative with cos > cos(theta_y + m) enters as cos (t + cos), where t is the running mean of the
 targets' cosines. The guard past pi on the target is the released code's.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from data.options import NonNegative, Positive, Share
 from recognition.heads._margin import MarginHead, cos_of_sum, of_angle
 
 
@@ -21,9 +22,9 @@ class CurricularFace(MarginHead):
         self.margin, self.scale, self.t_alpha = margin, scale, t_alpha
         self.register_buffer("t", torch.tensor(0.0))
 
-    def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
+    def update_stats(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
         newest = cos_t.mean().to(self.t.dtype)
-        # no wait for the device
+        # torch.where in place of `if`: no wait for the device
         self.t.lerp_(torch.where(cos_t.isfinite().all(), newest, self.t), self.t_alpha)
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
@@ -36,9 +37,14 @@ class CurricularFace(MarginHead):
 
 def build(
     *,
-    margin: float = 0.5,
-    scale: float = 64.0,
-    t_alpha: float = 0.01,
+    margin: NonNegative = 0.5,
+    scale: Positive = 64.0,
+    t_alpha: Share = 0.01,
 ) -> CurricularFace:
-    """margin in radians; t_alpha: weight of the newest batch in t."""
+    """CurricularFace: ArcFace whose hard negatives gain weight as training goes on.
+
+    margin: radians added to the angle between an embedding and its own class center.
+    scale: factor from cosines to logits.
+    t_alpha: weight of the newest batch in t, the running mean of the targets' cosines, 0 to 1.
+    """
     return CurricularFace(margin=margin, scale=scale, t_alpha=t_alpha)

@@ -1,36 +1,39 @@
 """ElasticFace (arXiv 2109.09416, eq. 4-5): ArcFace or CosFace with a margin drawn anew for every
 sample.
 
-The draws are a function of `seed` and of a step count kept in the state: equal on all ranks, and
-after a resume.
+The draws are a function of `seed` and of a count of losses that is part of the state: equal on all
+ranks, and after a resume.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
-from recognition.classifiers._rows import check_choice
+from data.options import NonNegative, Positive
 from recognition.heads._margin import MarginHead, at_least_float32, cos_of_sum, of_angle
 from recognition.seeds import generator
+
+Kind = Literal["arc", "cos"]
+MEANS: dict[Kind, float] = {"arc": 0.5, "cos": 0.35}
 
 
 class ElasticFace(MarginHead):
     steps: torch.Tensor
 
-    def __init__(self, *, kind: str, margin: float, std: float, scale: float, seed: int) -> None:
+    def __init__(self, *, kind: Kind, margin: float, std: float, scale: float, seed: int) -> None:
         super().__init__()
         self.kind, self.margin, self.std, self.scale, self.seed = kind, margin, std, scale, seed
         self.register_buffer("steps", torch.tensor(0))
 
-    def observe(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
+    def update_stats(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
         self.steps += 1
 
     def margins(self, count: int) -> torch.Tensor:
-        """The (count,) margins of the current step, float64."""
-        draws = torch.randn(
-            count, dtype=torch.float64, generator=generator(self.seed, int(self.steps))
-        )
-        return self.margin + self.std * draws
+        """The (count,) margins of the current loss, float64."""
+        draw = generator(self.seed, int(self.steps))
+        return self.margin + self.std * torch.randn(count, dtype=torch.float64, generator=draw)
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         cos_t = at_least_float32(cos_t)
@@ -43,12 +46,17 @@ class ElasticFace(MarginHead):
 def build(
     seed: int = 0,
     *,
-    kind: str = "arc",
-    margin: float | None = None,
-    std: float = 0.0125,
-    scale: float = 64.0,
+    kind: Kind = "arc",
+    margin: NonNegative | None = None,
+    std: NonNegative = 0.0125,
+    scale: Positive = 64.0,
 ) -> ElasticFace:
-    """kind: arc (margin in radians, mean 0.5) or cos (margin in units of the cosine, mean 0.35)."""
-    check_choice("elasticface kind", kind, ("arc", "cos"))
-    mean = margin if margin is not None else {"arc": 0.5, "cos": 0.35}[kind]
+    """ElasticFace: a margin drawn anew for every sample.
+
+    kind: `arc` adds the margin to the angle, `cos` subtracts it from the cosine.
+    margin: mean of the margins, radians (`arc`) or cosine (`cos`); null for 0.5 and 0.35.
+    std: standard deviation of the margins.
+    scale: factor from cosines to logits.
+    """
+    mean = MEANS[kind] if margin is None else margin
     return ElasticFace(kind=kind, margin=mean, std=std, scale=scale, seed=seed)

@@ -1,15 +1,17 @@
 """MagFace (arXiv 2103.06627, eq. 3-5): margin and regularizer grow with the embedding's length a,
-clipped to [10, 110].
+clipped to [l_a, u_a].
 
-cos(theta + m(a)), m linear; plus lambda (1/a + a / 110^2), which rewards long embeddings where they
-are cheap. Past pi the released code's guard applies. Gradient flows into a, except where it is
-clipped.
+    cos(theta + m(a)) + lambda_g (1/a + a / u_a²),    m linear from l_margin to u_margin
+
+The regularizer rewards long embeddings where they are cheap. Past pi the released code's guard
+applies. Gradient flows into a, except where it is clipped.
 """
 
 from __future__ import annotations
 
 import torch
 
+from data.options import NonNegative, Positive
 from recognition.heads._margin import MarginHead, at_least_float32, cos_of_sum, of_angle
 
 
@@ -27,9 +29,8 @@ class MagFace(MarginHead):
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         (low, high), (short, long) = self.margins, self.lengths
-        margin = low + (high - low) / (long - short) * (
-            at_least_float32(norms).clamp(short, long) - short
-        )
+        beyond = at_least_float32(norms).clamp(short, long) - short
+        margin = low + (high - low) / (long - short) * beyond
         return of_angle(cos_t, lambda theta: cos_of_sum(theta, margin, guard=True))
 
     def penalty(self, norms: torch.Tensor) -> torch.Tensor:
@@ -39,15 +40,22 @@ class MagFace(MarginHead):
 
 def build(
     *,
-    l_margin: float = 0.45,
-    u_margin: float = 0.8,
-    l_a: float = 10.0,
-    u_a: float = 110.0,
-    scale: float = 64.0,
-    lambda_g: float = 35.0,
+    l_margin: NonNegative = 0.45,
+    u_margin: NonNegative = 0.8,
+    l_a: Positive = 10.0,
+    u_a: Positive = 110.0,
+    scale: Positive = 64.0,
+    lambda_g: NonNegative = 35.0,
 ) -> MagFace:
-    """l_margin, u_margin: radians at lengths `l_a` and `u_a`; lambda_g: weight of the
-    regularizer."""
-    if not 0 < l_a < u_a:
-        raise ValueError(f"magface l_a {l_a}, u_a {u_a}: expected 0 < l_a < u_a")
+    """MagFace: margin and regularizer grow with the embedding's length.
+
+    l_margin: radians added to the angle at length `l_a`.
+    u_margin: radians added to the angle at length `u_a`.
+    l_a: lengths below count as this one.
+    u_a: lengths above count as this one; more than `l_a`.
+    scale: factor from cosines to logits.
+    lambda_g: weight of the regularizer.
+    """
+    if l_a >= u_a:
+        raise ValueError(f"head.l_a: found {l_a}, expected less than head.u_a, which is {u_a}")
     return MagFace(margins=(l_margin, u_margin), lengths=(l_a, u_a), scale=scale, lambda_g=lambda_g)

@@ -1,5 +1,6 @@
-"""SphereFace (arXiv 1704.08063, eq. 6): psi(theta) = (-1)^k cos(m theta) - 2k on [k pi/m, (k+1)
-pi/m].
+"""SphereFace (arXiv 1704.08063, eq. 6).
+
+    psi(theta) = (-1)^k cos(m theta) - 2k    for theta in [k pi/m, (k+1) pi/m]
 
 As in its successors the embedding is normalized and scaled (SphereFace-R, arXiv 2109.05565),
 without annealing.
@@ -8,9 +9,11 @@ without annealing.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 
+from data.options import Positive, Range
 from recognition.heads._margin import MarginHead, of_angle
 
 
@@ -30,10 +33,12 @@ class SphereFace(MarginHead):
 
 def build(
     *,
-    margin: float = 1.7,
-    scale: float = 64.0,
+    margin: Annotated[float, Range(at_least=1)] = 1.7,
+    scale: Positive = 64.0,
 ) -> SphereFace:
-    """margin: factor on the angle, at least 1."""
-    if margin < 1:
-        raise ValueError(f"sphereface margin {margin}: expected at least 1")
+    """SphereFace: a factor on the angle.
+
+    margin: m, the factor on the angle, at least 1.
+    scale: factor from cosines to logits.
+    """
     return SphereFace(margin=margin, scale=scale)

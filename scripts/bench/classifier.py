@@ -42,11 +42,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "chunked": {"fused": False},
     "fused": {"fused": True},
-    "fused_bf16": {"fused": True, "matmul": "bfloat16"},
+    "fused_bf16": {"fused": True, "matmul_dtype": "bfloat16"},
     "fused_bf16_momentum": {"fused": True, "momentum_dtype": "bfloat16"},
-    "fused_bf16_both": {"fused": True, "matmul": "bfloat16", "momentum_dtype": "bfloat16"},
+    "fused_bf16_both": {"fused": True, "matmul_dtype": "bfloat16", "momentum_dtype": "bfloat16"},
     "class_pool": {"size": 0.1},
-    "class_pool_bf16": {"size": 0.1, "matmul": "bfloat16"},
+    "class_pool_bf16": {"size": 0.1, "matmul_dtype": "bfloat16"},
 }
 SGD: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
 Step = Callable[[torch.Tensor, torch.Tensor], float]
@@ -103,12 +103,12 @@ def our_step(variant: dict[str, Any], classes: int, embedding: int, batch: int, 
     def step(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-        classifier.prepare(SGD["lr"])
+        classifier.before_step(SGD["lr"])
         loss = classifier(backbone, embeddings, labels)
         loss.backward()
         if optimizer is not None:
             optimizer.step()
-        classifier.update()
+        classifier.after_step()
         return loss.item()
 
     return step

@@ -234,7 +234,7 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
     [
         ("data.train=nowhere.rec", ["data.train", "nowhere.rec"]),
         ("optim.batch_size=4000", ["has 60", "4000"]),
-        ("classifier={name: class_pool}", ["optim.batch_size 8", "multiple of 6"]),
+        ("classifier={name: class_pool}", ["optim.batch_size: found 8", "multiple of 6"]),
         ("data.train='concat:synthetic:identities=5;nowhere.rec'", ["data.train", "nowhere.rec"]),
         (
             "evaluate.sets=[{name: mine, faces: 'concat:synthetic:;nowhere'}]",
@@ -246,9 +246,8 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_told_before_training(tmp_path: Path, override: str, told: list[str]) -> None:
-    config = load_config(_config_file(tmp_path), [override])
     with pytest.raises(ConfigError) as caught:
-        experiment.run(config, "tiny.yaml")
+        experiment.run(load_config(_config_file(tmp_path), [override]), "tiny.yaml")
     assert all(part in str(caught.value) for part in told), str(caught.value)
     assert not (tmp_path / "run").exists()  # the corrected command finds no folder in its way
 
@@ -258,11 +257,9 @@ def test_an_order_by_name_reaches_the_loader(tmp_path: Path) -> None:
     _, parts, _ = _parts(path, "data.order=balanced")
     for batch in parts.loader:  # type: ignore[attr-defined]
         assert sorted(torch.bincount(batch.labels)[batch.labels.unique()].tolist()) == [4, 4]
-    config = load_config(
-        path, ["data.order=block", "classifier={name: class_pool, size: 6}", "optim.batch_size=12"]
-    )
-    with pytest.raises(ConfigError, match=r"data\.order: block"):
-        experiment.run(config, "tiny.yaml")
+    pooled = ["classifier={name: class_pool, size: 6}", "optim.batch_size=12"]
+    with pytest.raises(ConfigError, match=r"data\.order: found 'block'"):
+        load_config(path, ["data.order=block", *pooled])
 
 
 def test_a_device_that_is_not_here(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The planner against what runs really take."""
+"""The planner against what runs really need."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from recognition.config import load_config
+from recognition.config import build_part, load_config
+from recognition.distributed import Ranks
+from recognition.embedder import build_backbone
 from tools import plan
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,8 @@ def test_peak_is_within_a_quarter_of_the_measured_one(was: str, now: str, config
     measured = int(
         subprocess.run(worker, check=True, capture_output=True, text=True, env=environment).stdout
     )
-    planner = [sys.executable, "-m", "tools.plan", str(config), "--classes", str(classes), "--json"]
+    planner = [sys.executable, "-m", "tools.plan", "--config", str(config), "--json"]
+    planner += ["--classes", str(classes)]
     done = subprocess.run(planner, check=True, capture_output=True, text=True, cwd=ROOT)
     planned = json.loads(done.stdout.splitlines()[-1])["bytes"]["peak"]
     assert planned == pytest.approx(measured, rel=0.25)
@@ -66,8 +68,6 @@ def test_peak_is_within_a_quarter_of_the_measured_one(was: str, now: str, config
 def test_traced_activations_are_the_real_ones(config: Path) -> None:
     loaded = load_config(config, ["backbone.width=8", "optim.batch_size=4"])
     need = plan.backbone_need(loaded)
-    from recognition.embedder import build_backbone
-
     net = build_backbone(loaded)
     kept: dict[int, int] = {}
     weights = {parameter.data_ptr() for parameter in net.parameters()}
@@ -110,12 +110,13 @@ def test_identities_are_read_from_the_data(config: Path, monkeypatch: pytest.Mon
         plan.plan(str(config), ["data.train=nowhere.rec"], None, None, 1)
 
 
-def test_a_wrong_key_ends_with_code_2(
-    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["plan", str(config), "optim.lrr=1"])
-    assert plan.main() == 2
-    assert "optim.lrr" in capsys.readouterr().err
+def test_a_wrong_key_ends_with_code_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--config", str(config), "optim.lrr=1"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert "optim.lrr" in shown.err
+    assert shown.out == ""
 
 
 @pytest.mark.parametrize(
@@ -125,23 +126,46 @@ def test_sizes(text: str, count: float) -> None:
     assert plan.memory(text) == count
 
 
+def proposed(config: Path, *overrides: str) -> set[str]:
+    """What the planner tries for a config, as one line per set of overrides."""
+    loaded = load_config(config, overrides)
+    return {" ".join(tried) for tried, _ in plan.alternatives(str(config), overrides, loaded)}
+
+
+def test_what_a_config_may_not_say_is_not_proposed(config: Path) -> None:
+    fused = "classifier.fused=true"
+    halved = "optim.batch_size=32 optim.accumulation=2"
+    assert {fused, halved} <= proposed(config)
+    assert fused not in proposed(config, "optim.nesterov=true")
+    assert halved not in proposed(config, fused)
+    assert f"run.precision=bf16 {fused}" in proposed(config, "run.precision=fp16")
+    pooled = proposed(config, "classifier={name: class_pool}", "optim.batch_size=132")
+    assert "optim.batch_size=66 optim.accumulation=2" in pooled
+    assert "optim.batch_size=33 optim.accumulation=4" not in pooled
+
+
 def test_what_a_run_would_refuse_is_not_proposed(
-    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # no fused update, a pool of 10
-    small = plan.plan(str(config), ["optim.nesterov=true"], 1000, 100_000_000, 1)
-    assert not any("0.01" in part for fit in small["fitting"] for part in fit["overrides"])
-    pooled = load_config(config, ["classifier={name: class_pool}", "optim.batch_size=126"])
-    assert not any(
-        "optim.batch_size" in part for tried in plan.alternatives(pooled) for part in tried
-    )
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["plan", str(config), "classifier={name: class_pool, size: 4}", "--classes=500"],
-    )
-    assert plan.main() == 2
-    assert "smallest size that fits is 32" in capsys.readouterr().err
+    # 1 % of 1000 identities are fewer columns than half a batch may bring
+    small = plan.plan(str(config), [], 1000, 100_000_000, 1)
+    assert not any("0.01" in word for fit in small["fitting"] for word in fit["overrides"])
+    pooled = ["classifier={name: class_pool, size: 4}", "optim.batch_size=60"]
+    assert plan.main(["--config", str(config), *pooled, "--classes=500"]) == 2
+    assert "smallest size that fits is 30" in capsys.readouterr().err
+
+
+def test_sub_centers_and_wide_embeddings_make_chunks_as_a_run_does(config: Path) -> None:
+    for overrides in ([], ["classifier.sub_centers=3"], ["backbone.embedding=16384"]):
+        loaded = load_config(config, ["backbone.width=4", *overrides])
+        backbone = build_backbone(loaded)
+        head = build_part("recognition.heads", loaded.head, seed=0)
+        run = {"backbone": backbone, "classes": 5, "head": head, "ranks": Ranks(), "seed": 0}
+        optim = {"momentum": 0.9, "weight_decay": 0.0}
+        options = build_part("recognition.classifiers", loaded.classifier, **run, **optim).options
+        rows = options.chunk * options.sub_centers
+        need = plan.estimate(loaded, 10**9, 1, 0)["logits (one chunk)"]
+        assert need == rows * (4 * 64 + 2 * backbone.embedding) * 4
 
 
 def test_a_class_pool_does_not_grow_with_the_ranks_and_without_swap_sees_half(config: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.parts import part_names
+from recognition.config import ConfigError, load_config
 
 HERE = Path(__file__).parent
+QUICKSTART = HERE.parents[2] / "configs" / "quickstart.yaml"
 GOLDEN: dict[str, dict[str, Any]] = json.loads((HERE / "genuine.json").read_text())
 FILLED = runpy.run_path(str(HERE / "filled.py"))
 NAMES = part_names("recognition.backbones")
@@ -211,18 +214,24 @@ def test_reversed_channels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "override"),
     [
-        ("iresnet", {"depth": 19}),
-        ("iresnet", {"size": 8}),
-        ("ir", {"depth": 100}),
-        ("mobilefacenet", {"size": 8}),
-        ("vit", {"variant": "giant"}),
-        ("vit", {"width": 100}),
-        ("vit", {"mask": 1.0}),
-        ("vit", {"size": 8}),
+        ("iresnet", "backbone.depth=19"),
+        ("iresnet", "backbone.dropout=1"),
+        ("ir", "backbone.depth=100"),
+        ("vit", "backbone.variant=giant"),
+        ("vit", "backbone.mask=1.0"),
+        *((name, "backbone.embedding=0") for name in NAMES),
+        *((name, "data.size=8") for name in NAMES),
     ],
 )
-def test_bad_options_are_named(name: str, options: dict[str, Any]) -> None:
+def test_bad_options_are_named(name: str, override: str) -> None:
+    key, _, value = override.partition("=")
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: .*{value}"):
+        load_config(QUICKSTART, [f"backbone={{name: {name}}}", override])
+
+
+@pytest.mark.parametrize(("name", "options"), [("vit", {"width": 100}), ("vit", {"size": 8})])
+def test_numbers_that_do_not_fit_each_other_are_named(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         build(name, **options)

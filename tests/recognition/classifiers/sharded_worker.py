@@ -63,11 +63,11 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
             torch.randint(C, (B,), generator=draw),
         )
         optimizer.zero_grad()
-        classifier.prepare(0.1)
+        classifier.before_step(0.1)
         loss = classifier(backbone, images[share], labels[share])
         loss.backward()
         optimizer.step()
-        classifier.update()
+        classifier.after_step()
         losses.append(loss.detach())
     gradient = net.weight.grad
     assert gradient is not None

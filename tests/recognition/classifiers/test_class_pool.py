@@ -142,7 +142,7 @@ def test_training_equals_the_published_procedure(head: str, swap: bool, outside:
     generator = torch.Generator().manual_seed(1)
     for _ in range(12):
         images, labels = batch(generator)
-        ours.prepare(0.05)
+        ours.before_step(0.05)
         with torch.no_grad():
             reference.follow(nets[1])
         losses = [ours(nets[0], images, labels), reference.step(nets[1], images, labels, swap=swap)]
@@ -151,7 +151,7 @@ def test_training_equals_the_published_procedure(head: str, swap: bool, outside:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        ours.update()
+        ours.after_step()
         for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
         order = [int(i) for i in ours.pool.identities[ours.pool.stamps.argsort()] if i >= 0]
@@ -192,7 +192,7 @@ def test_gallery_takes_parameters_and_buffers_and_is_never_trained() -> None:
     expected = {key: value.clone().float() for key, value in net.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        classifier.prepare(0.1)
+        classifier.before_step(0.1)
         for key, value in net.state_dict().items():
             expected[key] = value if "num_batches" in key else 0.75 * expected[key] + 0.25 * value
         for key, value in classifier.gallery.state_dict().items():
@@ -232,7 +232,7 @@ def test_half_precision_stays_near_single(precision: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         for classifier in classifiers:
-            classifier.prepare(0.1)
+            classifier.before_step(0.1)
         for _ in range(2):
             images, labels = batch(generator)
             losses = []
@@ -271,7 +271,7 @@ def test_resume_continues_to_the_same_numbers() -> None:
         losses = []
         for _ in range(steps):
             images, labels = batch(generator)
-            classifier.prepare(0.1)
+            classifier.before_step(0.1)
             losses.append(classifier(net, images.float(), labels))
             losses[-1].backward()
             with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from data.parts import find_part, part_names
-from recognition.classifiers._margin_softmax import Options
+from recognition.classifiers._margin_softmax import SoftmaxOptions
 from recognition.classifiers._pool import ClassPool
 from recognition.classifiers._pool_loss import pool_loss
 from recognition.distributed import Ranks
@@ -50,7 +50,7 @@ def dense_loss(
     targets = [cos.gather(1, own[:, None])[:, 0] for cos in cosines]
     seen = targets[0].detach().clone()
     seen[outside] = seen[inside].mean()
-    head.observe(seen, norms.detach())
+    head.update_stats(seen, norms.detach())
     total = torch.zeros((), dtype=torch.float64)
     for cos, cos_t in zip(cosines, targets, strict=True):
         target = head.target(cos_t, norms)
@@ -85,7 +85,7 @@ def test_every_head_equals_its_dense_form(name: str, chunk: int) -> None:
         pool,
         plan,
         features,
-        options=Options(heads[0], chunk),
+        options=SoftmaxOptions(heads[0], chunk),
         hardest=HARDEST,
         ranks=Ranks(),
         training=True,

@@ -47,12 +47,12 @@ def train(
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     losses = []
     for images, labels in steps:
-        classifier.prepare(0.1)
+        classifier.before_step(0.1)
         loss = classifier(forward, images, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        classifier.update()
+        classifier.after_step()
         losses.append(loss.item())
     return losses
 
@@ -182,9 +182,11 @@ def test_two_processes_train_in_fp16_under_accumulation(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("classifier.size=5", "smallest size that fits is 6"),
-        ("optim.batch_size=16", "of 6, such as 12 or 18"),
-        ("optim.batch_size=120", "has 30; take 90 or less"),
-        ("classifier.image_weight=2", "expected 0 to 1"),
+        ("optim.batch_size=16", "optim.batch_size: found 16.*of 6, such as 12"),
+        ("optim.batch_size=120", "optim.batch_size: found 120, expected 90 or less.*has 30"),
+        ("data.order=block", "data.order: found 'block'"),
+        ("classifier.image_weight=2", "classifier.image_weight: .*2"),
+        ("classifier.outside=far", "classifier.outside: found 'far'"),
     ],
 )
 def test_what_a_pool_cannot_take_is_refused_before_training(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from torch.nn import functional as F
 
 from data.parts import part_names
 from recognition.classifiers import full
+from recognition.config import ConfigError, load_config
 from recognition.distributed import Ranks
 from recognition.heads import adaface, arcface, cosface, curricularface
 
+QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 B, C, D = 12, 37, 16
 HEADS = part_names("recognition.heads")
 Stub = Callable[[int], nn.Module]
@@ -129,10 +132,10 @@ def test_fused_update_equals_sgd_after_a_hundred_steps(
     for step in range(100 if momentum_dtype == "float32" else 20):
         embeddings, labels = batch(step)
         embeddings = embeddings.detach().float().requires_grad_()
-        classifier.prepare(0.1)
+        classifier.before_step(0.1)
         loss = classifier(stub(D), embeddings, labels)
         (got,) = torch.autograd.grad(loss, embeddings)
-        classifier.update()
+        classifier.after_step()
         optimizer.zero_grad()
         exact = embeddings.detach().double().requires_grad_()
         expected = literal(exact, plain, labels, arcface.build())
@@ -151,7 +154,7 @@ def test_fused_update_leaves_centers_alone_on_a_bad_loss_and_outside_training(st
     classifier = full.build(
         backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=3, fused=True
     )
-    classifier.prepare(0.1)
+    classifier.before_step(0.1)
     before = copy.deepcopy(classifier.state_dict())
     embeddings, labels = batch()
     spoiled = embeddings.detach().float()
@@ -163,42 +166,26 @@ def test_fused_update_leaves_centers_alone_on_a_bad_loss_and_outside_training(st
         assert torch.equal(value, before[key]), key
 
 
-@pytest.mark.parametrize("options", [{"accumulation": 2}, {"loss_scaling": True}])
-def test_fused_update_is_refused_where_it_would_be_wrong(options: dict, stub: Stub) -> None:
-    with pytest.raises(ValueError, match="classifier.fused"):
-        full.build(
-            backbone=stub(D),
-            classes=C,
-            head=cosface.build(),
-            ranks=Ranks(),
-            seed=0,
-            fused=True,
-            **options,
-        )
+@pytest.mark.parametrize("override", ["optim.accumulation=2", "run.precision=fp16"])
+def test_fused_update_is_refused_where_it_would_be_wrong(override: str) -> None:
+    overrides = ["classifier={name: full, fused: true}", "optim.nesterov=false"]
+    load_config(QUICKSTART, [*overrides, "optim.accumulation=1", "run.precision=bf16"])
+    with pytest.raises(ConfigError, match=rf"classifier\.fused: .*{override}"):
+        load_config(QUICKSTART, [*overrides, override])
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"matmul": "float16"},
-        {"chunk": 0},
-        {"sub_centers": 0},
-        {"filter_above": 2.0},
-        {"classes": 1},
-    ],
+    "option", ["matmul_dtype=float16", "chunk=0", "sub_centers=0", "filter_above=2.0"]
 )
-def test_bad_options_are_named(options: dict, stub: Stub) -> None:
-    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
-        full.build(
-            **{
-                "backbone": stub(D),
-                "classes": C,
-                "head": cosface.build(),
-                "ranks": Ranks(),
-                "seed": 0,
-                **options,
-            }
-        )
+def test_bad_options_are_named(option: str) -> None:
+    key, _, value = option.partition("=")
+    with pytest.raises(ConfigError, match=rf"classifier\.{key}: .*{value}"):
+        load_config(QUICKSTART, ["classifier={name: full}", f"classifier.{option}"])
+
+
+def test_a_single_class_is_refused(stub: Stub) -> None:
+    with pytest.raises(ValueError, match="1 classes"):
+        full.build(backbone=stub(D), classes=1, head=cosface.build(), ranks=Ranks(), seed=0)
 
 
 @pytest.mark.parametrize("build", [adaface.build, curricularface.build])
@@ -208,7 +195,7 @@ def test_head_averages_move_once_a_training_step(build: Callable, stub: Stub) ->
     once = build()
     embeddings, labels = batch()
     units, rows = F.normalize(embeddings.float()), F.normalize(classifier.weight)[labels]
-    once.observe((units * rows).sum(1).detach(), embeddings.detach().float().norm(dim=1))
+    once.update_stats((units * rows).sum(1).detach(), embeddings.detach().float().norm(dim=1))
     classifier(stub(D), embeddings, labels).backward()
     classifier.eval()
     classifier(stub(D), embeddings, labels)
@@ -220,9 +207,14 @@ def test_head_averages_move_once_a_training_step(build: Callable, stub: Stub) ->
 def test_bfloat16_products_stay_close(stub: Stub) -> None:
     embeddings, labels = batch()
     results = []
-    for matmul in ("float32", "bfloat16"):
+    for matmul_dtype in ("float32", "bfloat16"):
         classifier = full.build(
-            backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=3, matmul=matmul
+            backbone=stub(D),
+            classes=C,
+            head=cosface.build(),
+            ranks=Ranks(),
+            seed=3,
+            matmul_dtype=matmul_dtype,
         )
         loss = classifier(stub(D), embeddings, labels)
         results.append((loss, *torch.autograd.grad(loss, (embeddings, classifier.weight))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 
 from recognition.classifiers import partial
 from recognition.classifiers.partial import sample_classes
+from recognition.config import ConfigError, load_config
 from recognition.distributed import Ranks
 from recognition.heads import arcface, cosface
 
+QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 B, C, D = 8, 61, 16
 Stub = Callable[[int], nn.Module]
 Loss = Callable[..., torch.Tensor]
@@ -41,10 +44,10 @@ def test_at_rate_one_it_is_the_full_classifier(stub: Stub, literal: Loss) -> Non
     optimizer = torch.optim.SGD([plain], lr=0.1, momentum=0.9, weight_decay=5e-4)
     for step in range(20):
         embeddings, labels = batch(step)
-        classifier.prepare(0.1)
+        classifier.before_step(0.1)
         loss = classifier(stub(D), embeddings, labels)
         loss.backward()
-        classifier.update()
+        classifier.after_step()
         optimizer.zero_grad()
         expected = literal(embeddings, plain, labels, cosface.build())
         expected.backward()
@@ -59,7 +62,7 @@ def test_only_sampled_rows_learn_decay_and_drift(stub: Stub, literal: Loss) -> N
     sizes = set()
     for step in range(6):
         embeddings, labels = batch(step)
-        classifier.prepare(0.2)
+        classifier.before_step(0.2)
         loss = classifier(stub(D), embeddings, labels)
         (sample,) = classifier._samples
         index = sample.index
@@ -70,7 +73,7 @@ def test_only_sampled_rows_learn_decay_and_drift(stub: Stub, literal: Loss) -> N
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
         (gradient,) = torch.autograd.grad(expected, rows)
         loss.backward()
-        classifier.update()
+        classifier.after_step()
         velocity[index] = 0.9 * velocity[index] + gradient + 0.1 * weight[index]
         weight[index] -= 0.2 * velocity[index]
         torch.testing.assert_close(classifier.weight, weight)
@@ -85,9 +88,9 @@ def test_a_resumed_run_samples_on(stub: Stub) -> None:
     def steps(classifier: partial.PartialFC, first: int, last: int) -> None:
         for step in range(first, last):
             embeddings, labels = batch(step)
-            classifier.prepare(0.1)
+            classifier.before_step(0.1)
             classifier(stub(D), embeddings, labels).backward()
-            classifier.update()
+            classifier.after_step()
 
     whole, begun, resumed = (
         build(stub, sample_rate=0.3, momentum_dtype="float32") for _ in range(3)
@@ -106,24 +109,23 @@ def test_evaluation_and_skipped_steps_change_nothing(stub: Stub) -> None:
     embeddings, labels = batch(0)
     classifier.eval()
     classifier(stub(D), embeddings, labels).backward()
-    classifier.update()
+    classifier.after_step()
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, before[key]), key
     classifier.train()
-    classifier.prepare(0.1)
-    classifier(
-        stub(D), embeddings, labels
-    ).backward()  # a GradScaler may skip the optimizer step: no update
-    classifier.prepare(0.1)
-    classifier.update()
+    classifier.before_step(0.1)
+    # a GradScaler may skip the optimizer step: then nobody calls after_step
+    classifier(stub(D), embeddings, labels).backward()
+    classifier.before_step(0.1)
+    classifier.after_step()
     assert torch.equal(classifier.weight, before["weight"])
 
 
 def test_loss_scaling_and_accumulation_leave_the_step_as_it_is(stub: Stub, literal: Loss) -> None:
-    classifier = build(stub, sample_rate=0.5, accumulation=2, loss_scaling=True, weight_decay=0.0)
+    classifier = build(stub, sample_rate=0.5, accumulation=2, weight_decay=0.0)
     weight = classifier.weight.clone()
     gradient = torch.zeros_like(weight)
-    classifier.prepare(0.1)
+    classifier.before_step(0.1)
     for step in range(2):
         embeddings, labels = batch(step)
         loss = classifier(stub(D), embeddings, labels)
@@ -132,7 +134,7 @@ def test_loss_scaling_and_accumulation_leave_the_step_as_it_is(stub: Stub, liter
         rows = weight[index].requires_grad_()
         expected = literal(embeddings, rows, torch.searchsorted(index, labels), cosface.build()) / 2
         gradient.index_add_(0, index, torch.autograd.grad(expected, rows)[0])
-    classifier.update()
+    classifier.after_step()
     torch.testing.assert_close(classifier.weight, weight - 0.1 * gradient)
 
 
@@ -142,9 +144,9 @@ def test_at_rate_one_its_adamw_is_torchs(stub: Stub, literal: Loss) -> None:
     optimizer = torch.optim.AdamW([plain], lr=0.01, weight_decay=0.1)
     for step in range(20):
         embeddings, labels = batch(step)
-        classifier.prepare(0.01)
+        classifier.before_step(0.01)
         classifier(stub(D), embeddings, labels).backward()
-        classifier.update()
+        classifier.after_step()
         optimizer.zero_grad()
         literal(embeddings, plain, labels, cosface.build()).backward()
         optimizer.step()
@@ -157,7 +159,7 @@ def test_a_sampled_row_takes_the_adamw_steps_of_its_own_samples(stub: Stub, lite
     optimizers = [torch.optim.AdamW([row], lr=0.01, weight_decay=0.1) for row in rows]
     for step in range(6):
         embeddings, labels = batch(step)
-        classifier.prepare(0.01)
+        classifier.before_step(0.01)
         classifier(stub(D), embeddings, labels).backward()
         index = classifier._samples[0].index
         loss = literal(
@@ -167,7 +169,7 @@ def test_a_sampled_row_takes_the_adamw_steps_of_its_own_samples(stub: Stub, lite
             cosface.build(),
         )
         loss.backward()
-        classifier.update()
+        classifier.after_step()
         for row in index.tolist():
             optimizers[row].step()
             optimizers[row].zero_grad()
@@ -204,10 +206,10 @@ def test_a_lone_class_is_given_a_negative(stub: Stub) -> None:
     assert classifier(stub(D), embeddings, torch.full((B,), 5)).isfinite()
 
 
-@pytest.mark.parametrize("rate", [0.0, 1.5])
-def test_bad_rates_are_named(rate: float, stub: Stub) -> None:
-    with pytest.raises(ValueError, match=f"rate {rate}"):
-        build(stub, sample_rate=rate)
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_bad_sample_rate_is_named(share: float) -> None:
+    with pytest.raises(ConfigError, match=rf"classifier\.sample_rate: .*{share}"):
+        load_config(QUICKSTART, ["classifier={name: partial}", f"classifier.sample_rate={share}"])
 
 
 def test_sub_centers_of_a_sampled_class_come_together(stub: Stub, literal: Loss) -> None:

@@ -44,9 +44,12 @@ def test_every_rank_gets_its_rows(before: int, after: int) -> None:
     for rank in range(after):
         rows = _rows(rank, after)
         local = {"weight": torch.zeros(len(rows) * CENTERS_A_CLASS, 3)}
-        classifier = cast(
-            Classifier, SimpleNamespace(rows=rows, state_dict=lambda local=local: local)
+        stand_in = SimpleNamespace(
+            rows=rows,
+            row_state=("weight", "velocity", "times", "not saved"),
+            state_dict=lambda local=local: local,
         )
+        classifier = cast(Classifier, stand_in)
         share = own_share(_saved(before), classifier)
         assert torch.equal(share["classifier"]["weight"], _slice(rows))
         assert torch.equal(share["classifier"]["velocity"], -_slice(rows))
@@ -58,4 +61,4 @@ def test_every_rank_gets_its_rows(before: int, after: int) -> None:
 
 def test_what_is_equal_on_every_rank_stays_whole() -> None:
     saved = [{"classifier": {"pool": torch.ones(4)}, "optimizer": {}}] * 2
-    assert own_share(saved, cast(Classifier, SimpleNamespace())) is saved[0]
+    assert own_share(saved, cast(Classifier, SimpleNamespace(row_state=()))) is saved[0]

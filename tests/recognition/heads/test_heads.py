@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.parts import part_names
+from recognition.config import ConfigError, load_config
 from recognition.heads._margin import MarginHead
 
+QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 NAMES = part_names("recognition.heads")
 NORM = 23.0
 
@@ -133,7 +136,7 @@ def test_adaface_follows_lengths_and_keeps_its_averages_finite() -> None:
     head = build("adaface")
     norms = torch.tensor([5.0, 10.0, 40.0, 400.0])
     seen = np.array([5.0, 10.0, 40.0, 100.0])
-    head.observe(torch.zeros(4), norms)
+    head.update_stats(torch.zeros(4), norms)
     mean, std = 0.99 * 20 + 0.01 * seen.mean(), 0.99 * 100 + 0.01 * seen.std(ddof=1)
     z = np.clip((seen - mean) / (std + 1e-3) * 0.333, -1, 1)
     theta = math.acos(0.4)
@@ -142,7 +145,7 @@ def test_adaface_follows_lengths_and_keeps_its_averages_finite() -> None:
     value = head.target(torch.full((4,), 0.4), norms)
     np.testing.assert_allclose(value.detach().numpy(), expected, atol=1e-6)
     assert not value.requires_grad
-    head.observe(torch.zeros(4), torch.tensor([1.0, 2.0, math.inf, math.nan]))
+    head.update_stats(torch.zeros(4), torch.tensor([1.0, 2.0, math.inf, math.nan]))
     assert torch.tensor([head.state_dict()["mean"], head.state_dict()["std"]]).isfinite().all()
 
 
@@ -171,7 +174,7 @@ def test_magface_gradient_reaches_the_length() -> None:
 def test_curricularface_negatives() -> None:
     head = build("curricularface")
     for _ in range(3):
-        head.observe(torch.tensor([0.2, 0.6]), torch.ones(2))
+        head.update_stats(torch.tensor([0.2, 0.6]), torch.ones(2))
     t = 0.4 * (1 - 0.99**3)
     cos = torch.tensor([[-0.9, 0.1, 0.2, 0.95]], dtype=torch.float64, requires_grad=True)
     bound = math.cos(math.acos(0.6) + 0.5)
@@ -192,14 +195,14 @@ def test_elasticface_draws_by_seed_and_step() -> None:
     )
     cos = torch.zeros(20000, dtype=torch.float64)
     for head in (one, two, other):
-        head.observe(cos, cos)
+        head.update_stats(cos, cos)
     first = one.target(cos, cos)
     assert torch.equal(first, two.target(cos, cos))
     assert not torch.equal(first, other.target(cos, cos))
     margins = -first.asin()  # cos(pi/2 + m) = -sin m
     assert margins.mean().item() == pytest.approx(0.5, abs=5e-4)
     assert margins.std().item() == pytest.approx(0.0125, rel=0.03)
-    one.observe(cos, cos)
+    one.update_stats(cos, cos)
     assert not torch.equal(first, one.target(cos, cos))
     resumed = build("elasticface", seed=1)
     resumed.load_state_dict(one.state_dict())
@@ -207,14 +210,21 @@ def test_elasticface_draws_by_seed_and_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "option"),
     [
-        ("arcface", {"gradient": "exakt"}),
-        ("sphereface", {"margin": 0.5}),
-        ("elasticface", {"kind": "sin"}),
-        ("magface", {"l_a": 200.0}),
+        ("arcface", "gradient=exakt"),
+        ("arcface", "margin=-0.5"),
+        ("sphereface", "margin=0.5"),
+        ("elasticface", "kind=sin"),
+        *((name, "scale=0") for name in NAMES),
     ],
 )
-def test_bad_options_are_named(name: str, options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
-        build(name, **options)
+def test_bad_options_are_named(name: str, option: str) -> None:
+    key, _, value = option.partition("=")
+    with pytest.raises(ConfigError, match=rf"head\.{key}: .*{value}"):
+        load_config(QUICKSTART, [f"head={{name: {name}}}", f"head.{option}"])
+
+
+def test_magface_lengths_are_in_order() -> None:
+    with pytest.raises(ValueError, match=r"head\.l_a: found 200\.0.*110"):
+        build("magface", l_a=200.0)

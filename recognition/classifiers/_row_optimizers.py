@@ -1,0 +1,125 @@
+"""Optimizer steps on some rows of the centers, which a classifier takes itself.
+
+Each is the step of torch.optim.SGD or torch.optim.AdamW, on the given rows alone. A run's own
+optimizer would need a gradient of all centers, and would move those that have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from recognition.classifiers._matmul import matmul
+from recognition.config import Config
+
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's defaults
+
+
+def check_own_step(config: Config, *, adamw: bool) -> None:
+    """ValueError unless the classifier can take the step that `optim` asks for on its own centers.
+
+    adamw: whether it knows AdamW beside SGD without Nesterov momentum.
+    """
+    optim = config.optim
+    if optim.nesterov or (optim.name == "adamw" and not adamw):
+        found = f"{optim.name}{' with nesterov' if optim.nesterov else ''}"
+        known = f"{'adamw, or ' if adamw else ''}sgd without nesterov"
+        raise ValueError(
+            f"optim.name: found {found!r}, expected {known}, "
+            f"the step that the {config.classifier.name} classifier takes on its own centers"
+        )
+
+
+@dataclass(frozen=True)
+class FusedSGD:
+    """SGD of the centers, one chunk at a time in the backward pass, so that no gradient of their
+    size exists.
+
+        v <- momentum v + gradient + weight_decay w        w <- w - lr v
+
+    velocity: v, as large as the weight, float32 or bfloat16.
+    """
+
+    velocity: torch.Tensor
+    momentum: float
+    weight_decay: float
+    lr: float
+
+
+def fused_sgd_step(
+    centers: torch.Tensor,
+    sgd: FusedSGD,
+    rows: slice,
+    slope: torch.Tensor,
+    units: torch.Tensor,
+    along: torch.Tensor,
+    matmul_dtype: torch.dtype,
+) -> None:
+    """One chunk's step in place. centers (c,D): the chunk, rows `rows` of the weight.
+
+    The gradient slopeᵀ units + along w, of slope (B,c), units (B,D) and along (c,), is never made:
+    the step costs two passes over the chunk beside the product.
+    """
+    velocity = sgd.velocity[rows]
+    step = velocity if velocity.dtype == centers.dtype else velocity.to(centers.dtype)
+
+    # v <- momentum v + slopeᵀ units
+    if matmul_dtype == torch.bfloat16:
+        step.mul_(sgd.momentum).add_(matmul(slope.T, units, matmul_dtype))
+    else:
+        torch.addmm(step, slope.T, units, beta=sgd.momentum, out=step)
+
+    # v <- v + (along + weight_decay) w: what is a multiple of w, in one pass
+    step.addcmul_(centers, (along + sgd.weight_decay)[:, None])
+
+    centers.add_(step, alpha=-sgd.lr)
+    if step is not velocity:
+        velocity.copy_(step)
+
+
+def sgd_step(
+    weight: torch.Tensor,
+    velocity: torch.Tensor,
+    rows: torch.Tensor,
+    gradient: torch.Tensor,
+    lr: float,
+    weight_decay: float,
+    *,
+    momentum: float,
+) -> None:
+    """SGD on the rows (n,) of weight and velocity (C,D) in place. gradient (n,D)."""
+    centers = weight[rows]
+    step = velocity[rows].to(centers.dtype).mul_(momentum).add_(gradient)
+    step.add_(centers, alpha=weight_decay)
+    velocity[rows] = step.to(velocity.dtype)
+    weight[rows] = centers.add_(step, alpha=-lr)
+
+
+def adamw_step(
+    weight: torch.Tensor,
+    velocity: torch.Tensor,
+    square: torch.Tensor,
+    times: torch.Tensor,
+    rows: torch.Tensor,
+    gradient: torch.Tensor,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    """AdamW on the rows (n,) of weight, velocity (first moments) and square (second moments), all
+    (C,D), in place. gradient (n,D).
+
+    times (C,): how many steps each row has had, which its moments are corrected by.
+    """
+    centers = weight[rows].mul_(1 - lr * weight_decay)
+    row_times = times[rows] + 1
+
+    # m <- beta_1 m + (1 - beta_1) g    and    s <- beta_2 s + (1 - beta_2) g²
+    mean = velocity[rows].to(centers.dtype).lerp_(gradient, 1 - ADAM_BETAS[0])
+    row_square = square[rows].lerp_(gradient.square(), 1 - ADAM_BETAS[1])
+    velocity[rows], square[rows], times[rows] = mean.to(velocity.dtype), row_square, row_times
+
+    # w <- w - lr m' / (√s' + eps), where m' and s' are free of their start at 0
+    first, second = ((1 - beta ** row_times.to(centers.dtype)).unsqueeze(1) for beta in ADAM_BETAS)
+    step = lr * (mean / first) / ((row_square / second).sqrt_() + ADAM_EPS)
+    weight[rows] = centers.sub_(step)
