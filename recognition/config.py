@@ -89,9 +89,9 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     """every_epochs: evaluate after that many epochs (0: only at the end). sets: benchmarks, each a
-    mapping with `name`, its sources, and `protocol`, a file of `eval/benchmarks` (`pairs` unless
-    given). published: row of `eval/report/published.yaml` whose figures the report prints beside
-    ours."""
+    mapping with `name`, `protocol` (a file of `eval/benchmarks`, `pairs` unless given), the options
+    of that protocol, and `optional` (true: missing files skip the set). published: row of
+    `eval/report/published.yaml` whose figures the report prints beside ours."""
 
     every_epochs: int = 1
     published: str | None = None
@@ -318,9 +318,10 @@ def _parse_benchmarks(tree: Any, source: str, where: str) -> list[dict[str, Any]
     sets = []
     for i, item in enumerate(tree):
         protocol = str(item.get("protocol", "pairs"))
-        options = {key: value for key, value in item.items() if key != "protocol"}
+        optional = _parse_value(bool, item.get("optional", False), source, f"{where}[{i}].optional")
+        options = {key: value for key, value in item.items() if key not in ("protocol", "optional")}
         options = _parse_options("eval.benchmarks", protocol, options, source, f"{where}[{i}]")
-        sets.append({"protocol": protocol, **options})
+        sets.append({"protocol": protocol, "optional": optional, **options})
     return sets
 
 

@@ -256,7 +256,7 @@ def bench_bin(bin: str | None, model: str | None) -> Figures:
             shrink(torch.zeros(64, 3, size, size))  # torch's own buffers belong to the model
         benchmark = pairs.build(name="bin", bin=path)
         before, start = resident_bytes(), time.perf_counter()
-        result = benchmark.run(embed, size)
+        result = benchmark(embed, size)
         return {
             "pairs": result.settings["pairs"],
             "file_mb": Path(path).stat().st_size / 1e6,
