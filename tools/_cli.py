@@ -43,10 +43,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
-        if default in (None, False, argparse.SUPPRESS) or default == () or "default" in text:
+        none = default is None or default is False or default in ("", (), argparse.SUPPRESS)
+        if none or "default" in text:
             return text
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        return f"{text} (default: {shown})".replace("%", "%%")
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,10 +69,9 @@ def command(function: Callable[..., Record | None]) -> Callable[[list[str] | Non
         module = sys.modules[function.__module__]
         assert module.__spec__ is not None
         parser = command_parser(module.__spec__.name, module.__doc__)
-        names = add_options(parser, function, positionals=True)
+        values_for = add_options(parser, function, positionals=True)
         options = parser.parse_args(argv)
-        values = {name: getattr(options, name) for name in names}
-        return run_command(lambda _: function(**values), options)
+        return run_command(lambda _: function(**values_for(options)), options)
 
     if function.__module__ == "__main__":
         sys.exit(main())
@@ -87,15 +87,17 @@ def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
 
 def add_options(
     parser: argparse.ArgumentParser, function: Callable[..., Any], *, positionals: bool = False
-) -> list[str]:
-    """Add an option for each parameter behind the `*` of a function, and return their names.
+) -> Callable[[argparse.Namespace], dict[str, Any]]:
+    """Add an option for each parameter behind the `*` of a function.
 
-    positionals: add an argument for each parameter before the `*` too.
+    positionals: add an argument for each parameter before the `*` too. Returns what takes the
+    values of all these parameters from the parsed options.
     """
     hints = typing.get_type_hints(function, include_extras=True)
-    texts, added = option_texts(function), []
+    texts, names = option_texts(function), []
     for name, one in inspect.signature(function).parameters.items():
-        settings = {**_settings(hints[name], one.default), "help": texts.get(name, "").rstrip(".")}
+        text = texts.get(name, "").rstrip(".").replace("%", "%%")
+        settings = {**_settings(hints[name], one.default), "help": text}
         if one.kind is one.KEYWORD_ONLY:
             required = one.default is one.empty
             settings |= {"required": required, "default": None if required else one.default}
@@ -104,8 +106,8 @@ def add_options(
             parser.add_argument(name, metavar=name.upper(), **settings)
         else:
             continue
-        added.append(name)
-    return added
+        names.append(name)
+    return lambda options: {name: getattr(options, name) for name in names}
 
 
 def _settings(hint: Any, default: Any) -> dict[str, Any]:
@@ -122,15 +124,13 @@ def _settings(hint: Any, default: Any) -> dict[str, Any]:
     kind, *marks = inside or [hint]
 
     def convert(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected {kind.__name__}") from None
+        value = kind(text)
         for mark in marks:
             if isinstance(mark, Range) and not mark.holds(value):
                 raise argparse.ArgumentTypeError(f"found {text!r}, expected {mark}")
         return value
 
+    convert.__name__ = kind.__name__  # argparse shows it
     return {"type": convert}
 
 

@@ -9,11 +9,20 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from tools._cli import Failed, command_names, command_parser, first_line, run_command, run_package
+from data.options import ShareBelowOne
+from tools._cli import (
+    Failed,
+    add_options,
+    command_names,
+    command_parser,
+    first_line,
+    run_command,
+    run_package,
+)
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [*command_names("tools"), *command_names("scripts")]
@@ -70,6 +79,78 @@ def test_help_names_the_module_and_wrong_arguments_are_one_line(
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_has_a_help_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[argparse.Action] = []
+
+    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        seen.extend(parser._actions)
+        raise SystemExit(0)
+
+    for method in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, method, stop)
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main([])
+    assert len(seen) > 1
+    assert [action.dest for action in seen if not action.help] == []
+
+
+def sample(
+    source: Path,
+    *,
+    names: tuple[Literal["a", "b"], ...] = ("a",),
+    share: ShareBelowOne = 0.0,
+    deep: bool = False,
+    flat: bool = True,
+    out: Path | None = None,
+) -> None:
+    """One function.
+
+    source: 5 % of it.
+    names: some.
+    share: part of it.
+    """
+
+
+@pytest.mark.parametrize(
+    ("line", "changed"),
+    [
+        ("x", {}),
+        ("x --names b a --share 0.5", {"names": ["b", "a"], "share": 0.5}),
+        ("x --deep --no-flat --out y", {"deep": True, "flat": False, "out": Path("y")}),
+        ("x --share 1", "argument --share: found '1', expected"),
+        ("x --share much", "argument --share: invalid float value: 'much'"),
+        ("x --names c", "argument --names: invalid choice: 'c'"),
+        ("", "the following arguments are required: SOURCE"),
+    ],
+)
+def test_arguments_are_the_parameters_of_a_function(
+    line: str, changed: dict[str, Any] | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = command_parser("tools.sample", "About.")
+    values_for = add_options(parser, sample, positionals=True)
+    usual = {"source": Path("x"), "names": ("a",), "share": 0.0}
+    usual |= {"deep": False, "flat": True, "out": None}
+    if isinstance(changed, dict):
+        assert values_for(parser.parse_args(line.split())) == {**usual, **changed}
+        return
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(line.split())
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {changed}")
+
+
+def test_help_names_texts_and_defaults() -> None:
+    parser = command_parser("tools.sample", "About.")
+    add_options(parser, sample, positionals=True)
+    told = " ".join(parser.format_help().split())
+    assert "SOURCE 5 % of it" in told
+    assert "some (default: a)" in told
+    assert "(default: 0.0)" in told
+    assert "None" not in told
+    assert "False" not in told
 
 
 @pytest.mark.parametrize("name", COMMANDS)
