@@ -12,7 +12,7 @@ from data.types import Batch
 from recognition import experiment, trainer
 from recognition.config import load_config
 from recognition.distributed import Ranks
-from scripts.bench.classifier import peak_bytes
+from tools._memory import peak_bytes
 
 
 class Faces:
