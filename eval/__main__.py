@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from data.options import Range
-from data.parts import find_part, option_texts, part_names
+from data.parts import find_part, part_names
 from eval.benchmarks import PACKAGE, open_benchmark
 from eval.embed import Embed
 from eval.extract import extract, model_digest, open_source
@@ -19,7 +16,7 @@ from eval.report.published import published_row
 from eval.report.tables import markdown
 from eval.report.write import as_json, write_report
 from eval.stored import load_stored
-from tools._cli import command_parser, run_command
+from tools._cli import add_options, command_parser, run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,15 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser(
         f"eval {command}", module.__doc__ if command in builds else lines[command]
     )
-    add_options(parser, function)
-    if command in builds:
-        add_options(parser, run_benchmark)
+    values_for = add_options(parser, function)
+    run_values_for = add_options(parser, run_benchmark) if command in builds else None
 
     def action(options: argparse.Namespace) -> Mapping[str, Any]:
-        if command not in builds:
-            return write_embeddings(**values_for(write_embeddings, options))
-        item = {"protocol": command, **values_for(function, options)}
-        return run_benchmark(item, **values_for(run_benchmark, options))
+        if run_values_for is None:
+            return write_embeddings(**values_for(options))
+        item = {"protocol": command, **values_for(options)}
+        return run_benchmark(item, **run_values_for(options))
 
     return run_command(action, parser.parse_args(argv[1:]))
 
@@ -130,55 +126,6 @@ def load_embed(
     from recognition.embedder import load_embedder
 
     return load_embedder(model, device)
-
-
-def add_options(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
-    """One argument per keyword of `function`, with its type, default and docstring line."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    texts = option_texts(function)
-    defaults = function.__kwdefaults__ or {}
-    for name in keywords(function):
-        default = defaults.get(name)
-        text = texts.get(name, "").rstrip(".")
-        shown = "" if default in (None, "") else f" (default: {default})"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            required=name not in defaults,
-            default=default,
-            help=f"{text}{shown}".replace("%", "%%"),
-            **_argument_type(hints[name]),
-        )
-
-
-def values_for(function: Callable[..., Any], options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says about the keywords of `function`."""
-    return {name: getattr(options, name) for name in keywords(function)}
-
-
-def keywords(function: Callable[..., Any]) -> list[str]:
-    """The names of the parameters behind the `*`."""
-    return inspect.getfullargspec(function).kwonlyargs
-
-
-def _argument_type(hint: Any) -> dict[str, Any]:
-    """argparse's keywords for a type: bool, Literal, or one that is made from text; or None."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (hint,) = (one for one in typing.get_args(hint) if one is not type(None))
-    if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(hint) is Literal:
-        return {"choices": typing.get_args(hint)}
-    kind, *marks = typing.get_args(hint) or (hint,)
-
-    def convert(text: str) -> Any:
-        value = kind(text)
-        for mark in marks:
-            if isinstance(mark, Range) and not mark.holds(value):
-                raise argparse.ArgumentTypeError(f"found {text!r}, expected {mark}")
-        return value
-
-    convert.__name__ = kind.__name__  # argparse shows it
-    return {"type": convert}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import pytest
 
 from data.options import Count, PathText, Positive
 from data.parts import part_names
-from eval.__main__ import add_options, main, values_for
+from eval.__main__ import main
 from eval.benchmarks import PACKAGE
+from tools._cli import add_options, command_parser
 
 
 def build(
@@ -35,8 +36,7 @@ def build(
 
 def parse(*arguments: str, function: Callable[..., None] = build) -> dict[str, object]:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_options(parser, function)
-    return values_for(function, parser.parse_args(arguments))
+    return add_options(parser, function)(parser.parse_args(arguments))
 
 
 def test_options_are_those_of_the_signature() -> None:
@@ -69,7 +69,7 @@ def test_wrong_values_are_refused(wrong: list[str], told: str) -> None:
 
 
 def test_help_shows_text_and_default() -> None:
-    parser = argparse.ArgumentParser()
+    parser = command_parser("eval pairs", "About.")
     add_options(parser, build)
     told = " ".join(parser.format_help().split())
     assert "--root ROOT 100 % of the files" in told
