@@ -1,27 +1,25 @@
-"""The two types that every part shares: a set of face images on disk, and a batch of them in
-memory."""
+"""The two types that all parts share: a set of face images on disk, and a batch in memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-
-PathText = Annotated[str, "path"]
-"""A path as a config writes it: a relative one starts at `data.root`."""
+from numpy.typing import NDArray
 
 
 class FaceSet(Protocol):
-    """Encoded face images with identities. State-free to read: safe from threads and from forked or
-    spawned workers.
+    """Encoded face images with their identities.
 
-    labels: int64 (N,), each in [0, num_classes). num_classes: number of identities declared by the
-    set.
+    Reading changes no state, so threads and forked or spawned workers may share a set.
+
+    labels: int64 (N,), each in [0, num_classes).
+    num_classes: number of identities that the set declares.
     """
 
-    labels: np.ndarray
+    labels: NDArray[np.int64]
     num_classes: int
 
     def __len__(self) -> int: ...
@@ -31,7 +29,7 @@ class FaceSet(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """Where image `index` lives, for messages: file and key."""
+        """File and key of image `index`, for messages."""
         ...
 
 

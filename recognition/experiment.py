@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.faces import below_root, open_faces
+from data.faces import open_faces, resolve_path
 from data.loader import Loader
+from data.options import PathText
 from data.order import named_order
 from data.parts import find_part
-from data.types import FaceSet, PathText
+from data.types import FaceSet
 from eval.report.published import published_row
 from eval.report.tables import write_report
 from recognition.config import Config, ConfigError, build_part
@@ -80,9 +81,11 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         find_part("recognition.classifiers", config.classifier.name), "make_loader", None
     )
     if make_loader is None:
-        order = named_order(
-            faces.labels, config.data.order, seed=run_.seed, batch_size=optim.batch_size
-        )
+        order: dict[str, Any] = {
+            "order": named_order(
+                faces.labels, config.data.order, seed=run_.seed, batch_size=optim.batch_size
+            )
+        }
     elif config.data.order != "shuffled":
         raise ValueError(
             f"data.order: {config.data.order}, but {config.classifier.name} brings an order of its own"
@@ -174,7 +177,7 @@ def _build_optimizer(
 
 def _open_training_faces(config: Config, source: str) -> FaceSet:
     data = config.data
-    path = below_root(data.train, data.root)
+    path = resolve_path(data.train, data.root)
     try:
         return open_faces(path, data.format)
     except FileNotFoundError as error:
@@ -196,7 +199,7 @@ def _build_benchmarks(config: Config, source: str) -> list[Any]:
         options = {key: value for key, value in item.items() if key != "protocol"}
         for key, value in options.items():
             if value is not None and _is_path(hints.get(key)):
-                options[key] = below_root(str(value), config.data.root)
+                options[key] = resolve_path(str(value), config.data.root)
         try:
             benchmarks.append(build(**options))
         except (OSError, ValueError) as error:

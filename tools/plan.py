@@ -207,11 +207,11 @@ def plan(
 
 def classes_of(config: Config, path: str) -> int:
     """Identities of the config's training set. Raises ConfigError where it can't be opened."""
-    from data.faces import below_root, open_faces
+    from data.faces import open_faces, resolve_path
 
     try:
         return open_faces(
-            below_root(config.data.train, config.data.root), config.data.format
+            resolve_path(config.data.train, config.data.root), config.data.format
         ).num_classes
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.faces import missing_path
+from data.faces import find_missing_path
+from data.options import PathText
 from data.pairs.drawn import from_faces
 from data.pairs.lists import Pairs, from_bin, from_list, from_numbered
-from data.types import PathText
 from eval.embed import Embed, embed_views, mirror_setting
 from eval.metrics import verification as metrics
 from eval.report.result import Curve, Result, WorstPair, histogram
@@ -191,5 +191,5 @@ def build(
 
 
 def _missing(paths: list[str]) -> str | None:
-    absent = next((missing for path in paths if (missing := missing_path(path))), None)
+    absent = next((missing for path in paths if (missing := find_missing_path(path))), None)
     return f"{absent}: no such file or folder" if absent else None

@@ -40,7 +40,7 @@ from torchvision import transforms
 from data.decode import decode
 from data.faces import open_faces
 from data.loader import Loader
-from data.order import shuffled
+from data.order import EpochOrder, shuffled
 from data.types import FaceSet
 
 BATCH = 64
@@ -103,7 +103,7 @@ def measure(faces: FaceSet, size: int, rounds: int, images: int) -> dict[str, li
             drain(
                 Loader(
                     faces, batch_size=BATCH, size=size, seed=0, threads=threads, channels_last=True,
-                    order=lambda epoch: indices, length=count,
+                    order=EpochOrder(lambda epoch: indices, count),
                 )
             )  # fmt: skip
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data.decode import DecodeError, decode
-from data.faces import below_root, detect_format, missing_path, open_faces
+from data.faces import detect_format, find_missing_path, open_faces, resolve_path
 from data.parts import find_part, part_names
 
 REAL_ZIP = Path(__file__).parents[2] / "../shared/data/faces/lfw_112.zip"
@@ -175,9 +175,9 @@ def test_concatenation_moves_identities(sets: dict[str, Path]):
     assert sets["lmdb raw"].parent == root
     line = f"concat:{sets['folder'].name};{sets['lmdb raw'].name};synthetic:identities=2;/elsewhere"
     expected = f"concat:{sets['folder']};{sets['lmdb raw']};synthetic:identities=2;/elsewhere"
-    assert below_root(line, str(root)) == expected
-    assert below_root(line, None) == line
-    assert missing_path(expected) == "/elsewhere"
+    assert resolve_path(line, str(root)) == expected
+    assert resolve_path(line, None) == line
+    assert find_missing_path(expected) == "/elsewhere"
 
 
 def test_zip64_members_are_found(tmp_path: Path):

@@ -63,7 +63,7 @@ def test_synthetic_batch_equals_single_decodes():
     faces = open_faces("synthetic:identities=3,images=4,size=32")
     loader = Loader(faces, batch_size=12, size=16, seed=0, threads=2)
     batch = next(iter(loader))
-    order = loader.order(0)
+    order = loader.order.indices(0)
     for row, index in enumerate(order):
         assert np.array_equal(
             batch.images[row].permute(1, 2, 0).numpy(), decode(faces.read(int(index)), 16)

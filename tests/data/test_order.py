@@ -183,7 +183,7 @@ def test_orders_by_name_resume_in_the_loader(name: str, length: int):
         return Loader(
             faces,
             **options,
-            **named_order(faces.labels, name, seed=4, batch_size=8, block=5, images=4),
+            order=named_order(faces.labels, name, seed=4, batch_size=8, block=5, images=4),
         )
 
     whole = [batch.images[:, 0, 0, 0].tolist() for batch in make()]
