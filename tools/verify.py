@@ -21,7 +21,7 @@ import numpy as np
 
 from data.decode import decode_any
 from data.faces import detect_format, open_faces
-from data.formats._record_bytes import FRAME, MAGIC, MAX_PART
+from data.formats._record_bytes import FRAME, LONGEST_SEGMENT, MAGIC
 from data.formats.recordio import RecordSet
 from data.types import FaceSet
 from tools.progress import bar
@@ -105,7 +105,7 @@ def _unindexed(faces: RecordSet) -> list[Finding]:
                 )
             )
             break
-        length = word & MAX_PART
+        length = word & LONGEST_SEGMENT
         if word >> 29 in (0, 1) and at not in starts:
             unknown += 1
         at += FRAME.size + length + -length % 4

@@ -1,5 +1,4 @@
-"""A folder per identity: ROOT/NAME/IMAGE.jpg. Identities are numbered in the order of their
-names."""
+"""One folder per identity: ROOT/NAME/IMAGE.jpg. Labels follow the order of the names."""
 
 from __future__ import annotations
 
@@ -7,19 +6,22 @@ import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.images import SUFFIXES
 
 
 class FolderSet:
-    """A FaceSet on a folder of folders. File names are held as one bytes array, not as Python
-    objects."""
+    """A FaceSet on a folder of folders.
 
-    def __init__(self, root: str, names: list[str], files: np.ndarray, labels: np.ndarray) -> None:
+    File names are one array of bytes, because millions of Python objects would fill the memory.
+    """
+
+    def __init__(self, root: str, names: list[str], files: list[bytes], counts: list[int]) -> None:
         self.root = root
         self.names = names
-        self.files = files
-        self.labels = labels
+        self.files = np.array(files, np.bytes_)
+        self.labels: NDArray[np.int64] = np.repeat(np.arange(len(names)), counts)
         self.num_classes = len(names)
 
     def __len__(self) -> int:
@@ -29,47 +31,40 @@ class FolderSet:
         return Path(self.describe(index)).read_bytes()
 
     def describe(self, index: int) -> str:
-        return os.path.join(
-            self.root, self.names[self.labels[index]], os.fsdecode(bytes(self.files[index]))
-        )
+        file = os.fsdecode(bytes(self.files[index]))
+        return os.path.join(self.root, self.names[self.labels[index]], file)
 
 
 def detect(path: str) -> bool:
-    """A folder with a folder in it that holds an image file."""
+    """Whether the path is a folder in which a folder holds an image file."""
     if not os.path.isdir(path):
         return False
     with os.scandir(path) as entries:
-        return any(entry.is_dir() and _images(entry.path) for entry in entries)
+        return any(entry.is_dir() and _list_images(entry.path) for entry in entries)
 
 
 def open_set(path: str) -> FolderSet:
-    """Lists ROOT/NAME/IMAGE; names an identity without images. Opening lists folders only, it opens
-    no image."""
+    """Lists ROOT/NAME/IMAGE without opening an image; an identity without images is an error."""
     if not os.path.isdir(path):
         raise FileNotFoundError(f"{path}: no such folder")
     with os.scandir(path) as entries:
-        names = sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
-        )
+        folders = [entry.name for entry in entries if entry.is_dir()]
+    names = sorted(name for name in folders if not name.startswith("."))
     if not names:
         raise ValueError(f"{path}: no folders in it; expected one per identity")
     files: list[bytes] = []
-    counts = np.zeros(len(names), np.int64)
-    for label, name in enumerate(names):
-        images = _images(os.path.join(path, name))
+    counts: list[int] = []
+    for name in names:
+        folder = os.path.join(path, name)
+        images = _list_images(folder)
         if not images:
-            raise ValueError(
-                f"{os.path.join(path, name)}: holds no image ({', '.join(SUFFIXES)}); remove the folder"
-            )
+            raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)}); remove the folder")
         files += images
-        counts[label] = len(images)
-    return FolderSet(
-        path, names, np.array(files, np.bytes_), np.repeat(np.arange(len(names)), counts)
-    )
+        counts.append(len(images))
+    return FolderSet(path, names, files, counts)
 
 
-def _images(folder: str) -> list[bytes]:
+def _list_images(folder: str) -> list[bytes]:
     with os.scandir(folder) as entries:
-        return sorted(
-            os.fsencode(entry.name) for entry in entries if entry.name.lower().endswith(SUFFIXES)
-        )
+        names = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+    return sorted(map(os.fsencode, names))
