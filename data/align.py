@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data.types import Pixels
+
 TEMPLATE = np.array(
     [
         [38.2946, 51.6963],
@@ -45,7 +47,7 @@ def similarity(landmarks: ArrayLike, size: int = 112) -> NDArray[np.float64]:
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def align(image: NDArray[np.uint8], landmarks: ArrayLike, size: int = 112) -> NDArray[np.uint8]:
+def align(image: Pixels, landmarks: ArrayLike, size: int = 112) -> Pixels:
     """uint8 (size,size,3) crop of an image uint8 (H,W,3).
 
     Sampling is bilinear, and pixels outside the photo are black, as in the published crops.

@@ -11,12 +11,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 
-JPEG_BEGIN = b"\xff\xd8"
-JPEG_SCAN = b"\xff\xda"
-JPEG_END = b"\xff\xd9"
-Pixels = NDArray[np.uint8]
+from data.types import Pixels
+
+JPEG_BEGIN, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 
 class DecodeError(ValueError):

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from data.loader import Loader
-from data.order import ByIdentity, EpochOrder, Indices, Labels, shuffled
-from data.types import FaceSet
+from data.order import ByIdentity, EpochOrder, Indices, shuffled
+from data.types import FaceSet, Int64
 
 
 def dual_order(
-    labels: Labels, *, seed: int, epoch: int, identities: int, image_weight: float = 0.0
+    labels: Int64, *, seed: int, epoch: int, identities: int, image_weight: float = 0.0
 ) -> Indices:
     """Indices of an epoch, (steps · 3b,) with b = `identities`: [A₁ | I₁ | A₂ | I₂] per step."""
     b = identities
@@ -84,6 +84,6 @@ def dual_loader(
     return Loader(faces, batch_size=batch_size, seed=seed, order=order, **options)
 
 
-def single_image_identities(labels: Labels) -> int:
+def single_image_identities(labels: Int64) -> int:
     """Number of identities with only one image, which a step therefore holds twice."""
     return int((np.unique(labels, return_counts=True)[1] == 1).sum())

@@ -6,14 +6,11 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.parts import find_part, part_names
 from data.types import FaceSet
 
-# A line that begins with one of these is no path.
-GENERATED = "synthetic:"
-JOINED = "concat:"
+GENERATED, JOINED = "synthetic:", "concat:"  # a line that begins with one of these is no path
 FORMATS = "data.formats"
 log = logging.getLogger(__name__)
 
@@ -41,9 +38,9 @@ def open_faces(path: str | Path, format: str = "auto", *, check: bool = True) ->
     """
     name = detect_format(path) if format == "auto" else format
     faces: FaceSet = find_part(FORMATS, name).open_set(str(path))
-    how = " (detected)" if format == "auto" else ""
     images, identities = len(faces), faces.num_classes
-    log.info("%s: %s format%s, %d images, %d identities", path, name, how, images, identities)
+    how = "detected" if format == "auto" else "given"
+    log.info("%s: format %s (%s), %d images, %d identities", path, name, how, images, identities)
     if check:
         check_labels(faces.labels, faces.num_classes, str(path))
     return faces
@@ -70,7 +67,7 @@ def find_missing_path(path: str) -> str | None:
     return None if path.startswith(GENERATED) or Path(path).exists() else path
 
 
-def check_labels(labels: NDArray[np.generic], num_classes: int, where: str) -> None:
+def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
     """ValueError unless labels (N,) are integers in [0, num_classes) of two identities or more."""
     if len(labels) == 0:
         raise ValueError(f"{where}: holds no image")

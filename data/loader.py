@@ -11,7 +11,7 @@ import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,11 +19,10 @@ from itertools import islice
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from data.decode import decode_into
 from data.order import EpochOrder, Indices, shuffled, slice_for_rank
-from data.types import Batch, FaceSet
+from data.types import Batch, FaceSet, Int64, Pixels
 
 log = logging.getLogger(__name__)
 # Beyond these and one image in a hundred the set counts as broken, and the run stops.
@@ -119,21 +118,12 @@ class Loader:
         return whole + (rest > 0 and not self.drop_last)
 
     @property
-    def dropped(self) -> int:
-        """Number of images that each epoch leaves out at its end, other ones each time."""
-        return self.length % self.global_batch if self.drop_last else 0
-
-    @property
     def position(self) -> tuple[int, int]:
         """(epoch, step) of the next batch.
 
         After a resume with another batch size the step is rounded down.
         """
         return self.epoch, self.consumed // self.global_batch
-
-    @position.setter
-    def position(self, position: tuple[int, int]) -> None:
-        self.epoch, self.consumed = position[0], position[1] * self.global_batch
 
     def state_dict(self) -> dict[str, int]:
         """The position of the next batch.
@@ -162,7 +152,7 @@ class Loader:
             )
         self.epoch, self.consumed = int(state["epoch"]), int(state["consumed"])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         indices = self.order.indices(self.epoch)
         rest = self.length - self.consumed
         stop = self.length - (rest % self.global_batch if self.drop_last else 0)
@@ -221,7 +211,7 @@ class Loader:
         labels.record_stream(current)
         return Batch(images=images, labels=labels)
 
-    def _replace(self, pending: _Pending, labels: NDArray[np.int64], bad: Failures) -> None:
+    def _replace(self, pending: _Pending, labels: Int64, bad: Failures) -> None:
         """Puts the next good image of the batch, with its label, into the place of each bad one."""
         rows = {row for row, _ in bad}
         for row, error in bad:
@@ -261,7 +251,7 @@ class _Decoder:
     def __init__(self, faces: FaceSet, size: int, threads: int, *, pinned: bool) -> None:
         self.faces, self.size, self.threads, self.pinned = faces, size, threads, pinned
         self.executor = ThreadPoolExecutor(threads, "decode") if threads else None
-        self.spare: list[NDArray[np.uint8]] = []
+        self.spare: list[Pixels] = []
         # These threads are the parallelism; OpenCV's own threads would only queue behind them.
         cv2.setNumThreads(1)
 
@@ -296,7 +286,7 @@ class _Decoder:
         weakref.finalize(view, self.spare.append, memory).atexit = False
         return torch.from_numpy(view)
 
-    def _fill(self, indices: Indices, images: NDArray[np.uint8], first_row: int) -> Failures:
+    def _fill(self, indices: Indices, images: Pixels, first_row: int) -> Failures:
         bad: Failures = []
         for row, index in enumerate(indices.tolist()):
             try:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Labels = NDArray[np.int64]
+from data.types import Int64
+
 Indices = NDArray[np.signedinteger[Any]]
 
 
@@ -66,7 +67,7 @@ def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int 
     return order
 
 
-def balanced(labels: Labels, *, seed: int, epoch: int, images: int) -> Indices:
+def balanced(labels: Int64, *, seed: int, epoch: int, images: int) -> Indices:
     """P×K sampling: N // K groups of K = `images` images of one identity, flat (groups · K,).
 
     P·K consecutive images hold P identities. Identities come in shuffled rounds, so a batch across
@@ -100,7 +101,7 @@ class ByIdentity:
     Identities without an image do not appear.
     """
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Int64) -> None:
         self.order = np.argsort(labels, kind="stable").astype(index_dtype(len(labels)))
         _, self.starts, self.counts = np.unique(
             labels[self.order], return_index=True, return_counts=True
@@ -108,7 +109,7 @@ class ByIdentity:
 
 
 def named_order(
-    labels: Labels, name: str, *, seed: int, batch_size: int, block: int = 256, images: int = 4
+    labels: Int64, name: str, *, seed: int, batch_size: int, block: int = 256, images: int = 4
 ) -> EpochOrder:
     """The order with a name of a YAML file: shuffled, block or balanced.
 
@@ -120,8 +121,6 @@ def named_order(
     if name == "shuffled":
         return EpochOrder(lambda epoch: shuffled(count, seed=seed, epoch=epoch), count)
     if name == "block":
-        if block < 1:
-            raise ValueError(f"block={block}: expected 1 image or more")
         return EpochOrder(
             lambda epoch: block_shuffled(count, seed=seed, epoch=epoch, block=block), count
         )

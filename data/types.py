@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+Int64 = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
 
 class FaceSet(Protocol):
     """Encoded face images with their identities.
@@ -19,7 +22,7 @@ class FaceSet(Protocol):
     num_classes: number of identities that the set declares.
     """
 
-    labels: NDArray[np.int64]
+    labels: Int64
     num_classes: int
 
     def __len__(self) -> int: ...

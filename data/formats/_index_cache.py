@@ -42,8 +42,7 @@ def load_or_scan(cache: str | Path, sources: list[str], scan: Callable[[], Array
         with atomic_write(cache) as file:
             np.savez(file, stamp=stamp, **arrays)  # type: ignore[arg-type]
     except OSError as error:
-        why = error.strerror
-        log.info("%s: cannot be written (%s); the next opening will scan again", cache, why)
+        log.info("%s: cannot be written (%s); each opening scans", cache, error.strerror)
     return arrays
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data.files import PreadFile
 from data.formats._index_cache import Arrays, load_or_scan
 from data.images import SUFFIXES
+from data.types import Int64
 
 OPEN_FILES = 256
 LONGEST_LABEL = 9  # digits
@@ -36,7 +37,7 @@ class PackedSet:
         self.shards = shards
         self.columns = columns
         self.unwrap = unwrap
-        self.labels: NDArray[np.int64] = columns["labels"].astype(np.int64)
+        self.labels: Int64 = columns["labels"].astype(np.int64)
         classes = columns.get("classes")
         self.num_classes = len(columns["names"]) if classes is None else int(classes)
         self._open = functools.lru_cache(OPEN_FILES)(PreadFile)
@@ -86,29 +87,26 @@ def load_index(path: str, sources: list[str], scan: Callable[[], Arrays]) -> Arr
     return load_or_scan(beside, sources, scan)
 
 
-class Folders:
-    """Numbers the folders inside archives in the order in which they appear."""
+def number_folders(names: Iterable[bytes], folders: dict[bytes, int]) -> NDArray[np.int32]:
+    """The numbers (N,) of the folders that hold the files with these names.
 
-    def __init__(self) -> None:
-        self.numbers: dict[bytes, int] = {}
+    folders: the number of each folder in the order of appearance; new ones are added.
+    """
+    parents = (name.rpartition(b"/")[0] for name in names)
+    numbers = (folders.setdefault(parent, len(folders)) for parent in parents)
+    return np.fromiter(numbers, np.int32)
 
-    def numbers_of(self, names: Iterable[bytes]) -> NDArray[np.int32]:
-        """The numbers (N,) of the folders that hold the files with these names."""
-        numbers = self.numbers
-        folders = (name.rpartition(b"/")[0] for name in names)
-        found = (numbers.setdefault(folder, len(numbers)) for folder in folders)
-        return np.fromiter(found, np.int32)
 
-    def identities(self, numbers: NDArray[np.int32]) -> Arrays:
-        """Columns `labels` (N,) and `names` (I,) from the folder numbers (N,) of all images.
+def identity_columns(numbers: NDArray[np.int32], folders: dict[bytes, int]) -> Arrays:
+    """Columns `labels` (N,) and `names` (I,) from the folder numbers (N,) of all images.
 
-        Each folder is an identity. Labels follow the order of the folders' names.
-        """
-        names = np.array(list(self.numbers), np.bytes_)
-        order = np.argsort(names, kind="stable")
-        label_of_folder = np.empty(len(order), np.int32)
-        label_of_folder[order] = np.arange(len(order), dtype=np.int32)
-        return {"labels": label_of_folder[numbers], "names": names[order]}
+    Each folder is an identity. Labels follow the order of the folders' names.
+    """
+    names = np.array(list(folders), np.bytes_)
+    order = np.argsort(names, kind="stable")
+    label_of_folder = np.empty(len(order), np.int32)
+    label_of_folder[order] = np.arange(len(order), dtype=np.int32)
+    return {"labels": label_of_folder[numbers], "names": names[order]}
 
 
 def scan_shards(shards: list[str], scan: Callable[[str], Arrays]) -> Arrays:

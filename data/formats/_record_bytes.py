@@ -12,12 +12,14 @@ of a record says which segment it is: 0 the whole, 1 the first, 2 a middle one, 
 
 from __future__ import annotations
 
+import re
 import struct
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.files import PreadFile
+from data.types import Int64
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -40,12 +42,8 @@ class CutOff(ValueError):
 
 def pack_record(payload: bytes) -> bytes:
     """One framed record, cut into segments where the payload holds the magic."""
-    cuts = []
-    at = payload.find(MAGIC_BYTES)
-    while at >= 0:
-        if at % 4 == 0:
-            cuts.append(at)
-        at = payload.find(MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
+    found = (match.start() for match in re.finditer(re.escape(MAGIC_BYTES), payload))
+    cuts = [at for at in found if at % 4 == 0]
     starts = [0, *(cut + 4 for cut in cuts)]
     ends = [*cuts, len(payload)]
 
@@ -125,7 +123,7 @@ def image_of_whole_record(record: bytes, label: float) -> bytes | None:
     return record[FRAME.size + HEADER.size : FRAME.size + length]
 
 
-def read_index(path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def read_index(path: str) -> tuple[Int64, Int64]:
     """(keys, offsets), int64 (K,) each, of an .idx file in the order of its lines.
 
     5.2 million lines take about a second.
@@ -148,10 +146,10 @@ def read_index(path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return table[:, 0], table[:, 1]
 
 
-Headers = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+Headers = tuple[NDArray[np.float32], Int64, Int64]
 
 
-def read_headers(file: PreadFile, offsets: NDArray[np.int64]) -> Headers:
+def read_headers(file: PreadFile, offsets: Int64) -> Headers:
     """(first label, flag, bytes of the image), (K,) each, of the records at `offsets`.
 
     It reads the headers only, except for records in several segments.
@@ -162,7 +160,7 @@ def read_headers(file: PreadFile, offsets: NDArray[np.int64]) -> Headers:
     return np.concatenate(labels), np.concatenate(flags), np.concatenate(lengths)
 
 
-def _headers(file: PreadFile, offsets: NDArray[np.int64]) -> Headers:
+def _headers(file: PreadFile, offsets: Int64) -> Headers:
     width = FRAME.size + HEADER.size + 4  # up to the first label where flag > 0
     raw = file.read_padded(offsets.tolist(), width)
     words = np.frombuffer(raw, "<u4").reshape(-1, width // 4)

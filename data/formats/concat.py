@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.faces import JOINED, open_faces
-from data.types import FaceSet
+from data.types import FaceSet, Int64
 
 
 class ConcatSet:
@@ -16,7 +15,7 @@ class ConcatSet:
         self.sets = sets
         self.starts = np.cumsum([0, *(len(faces) for faces in sets)])
         first_labels = np.cumsum([0, *(faces.num_classes for faces in sets)])
-        self.labels: NDArray[np.int64] = np.concatenate(
+        self.labels: Int64 = np.concatenate(
             [faces.labels + first for faces, first in zip(sets, first_labels, strict=False)]
         )
         self.num_classes = int(first_labels[-1])

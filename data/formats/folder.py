@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.images import SUFFIXES
+from data.types import Int64
 
 
 class FolderSet:
@@ -21,7 +21,7 @@ class FolderSet:
         self.root = root
         self.names = names
         self.files = np.array(files, np.bytes_)
-        self.labels: NDArray[np.int64] = np.repeat(np.arange(len(names)), counts)
+        self.labels: Int64 = np.repeat(np.arange(len(names)), counts)
         self.num_classes = len(names)
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data.files import PreadFile
 from data.formats._index_cache import Arrays
 from data.formats._packed import LONGEST_LABEL, PackedSet, load_index
+from data.types import Int64
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 PAGE = struct.Struct("<Q4H")  # page number, pad, flags, lower, upper
@@ -29,10 +30,8 @@ BRANCH, LEAF = 1, 2  # kinds of pages
 BIG, SUB, DUPLICATES = 1, 2, 4  # kinds of nodes
 DEEPEST = 32
 EMPTY = 2**64 - 1
-PAGE_SIZES = [1 << power for power in range(9, 17)]
 ROWS_AT_ONCE = 1 << 16
-DATUM_FIELD_1 = b"\x0a"
-Place = tuple[int, int]  # offset and size of a value in the file
+Value = tuple[bytes, tuple[int, int]]  # key, and offset and size of the value in the file
 
 
 def detect(path: str) -> bool:
@@ -55,7 +54,7 @@ def open_set(path: str) -> PackedSet:
 
 def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
     """The bytes in field 1 of a Datum message; a value that is no such message, as it is."""
-    if not raw.startswith(DATUM_FIELD_1):
+    if not raw.startswith(b"\x0a"):
         return raw
     # The length of the field is a varint: seven bits per byte, the lowest first.
     length, at = 0, 1
@@ -109,7 +108,7 @@ def _listed(keys: Path) -> Iterator[tuple[bytes, int, int]]:
 
 def _columns(
     rows: Iterator[tuple[bytes, int, int]],
-) -> tuple[NDArray[np.bytes_], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.bytes_], Int64, Int64]:
     """The three columns of all rows, (N,) each: keys as fixed-width bytes, and two numbers.
 
     Only ROWS_AT_ONCE rows at a time are Python objects.
@@ -122,7 +121,7 @@ def _columns(
     return np.concatenate(keys), np.concatenate(first), np.concatenate(second)
 
 
-def values(file: PreadFile) -> Iterator[tuple[bytes, Place]]:
+def values(file: PreadFile) -> Iterator[Value]:
     """(key, (offset, size)) of every value of the main database, in the order of keys."""
     tree = _Tree(file)
     before: bytes | None = None
@@ -163,11 +162,11 @@ class _Tree:
             )
         page_size = struct.unpack_from("<I", raw, META_PAGE_SIZE)[0]
         root, last, transaction = struct.unpack_from("<3Q", raw, META_ROOT)
-        if page_size not in PAGE_SIZES:
+        if page_size not in (1 << power for power in range(9, 17)):
             raise ValueError(f"{self.file.path}: page size {page_size}")
         return transaction, root, last, page_size
 
-    def walk(self, number: int, depth: int = 0) -> Iterator[tuple[bytes, Place]]:
+    def walk(self, number: int, depth: int = 0) -> Iterator[Value]:
         """(key, (offset, size)) of every value below page `number`."""
         path, page_size = self.file.path, self.page_size
         if number >= self.pages or depth > DEEPEST or number in self.visited:
@@ -204,7 +203,9 @@ class _Tree:
                 f"its header says {page_size - upper}"
             )
 
-    def _place(self, number: int, page: bytes, begin: int, size: int, *, big: bool) -> Place:
+    def _place(
+        self, number: int, page: bytes, begin: int, size: int, *, big: bool
+    ) -> tuple[int, int]:
         """Where a value lies: in its node's page, or on pages of its own if it is big."""
         path, page_size = self.file.path, self.page_size
         if big:

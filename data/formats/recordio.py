@@ -28,9 +28,9 @@ from data.formats._record_bytes import (
     read_record,
     unpack_image,
 )
+from data.types import Int64
 
 SPAN_LIMIT = 2**31 - 1
-Int64 = NDArray[np.int64]
 
 
 class RecordSet:

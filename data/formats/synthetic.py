@@ -15,12 +15,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from data.faces import GENERATED
-
-Pixels = NDArray[np.uint8]
-Points = NDArray[np.float64]
+from data.types import Int64, Pixels
 
 DEFAULTS = {"identities": 200, "images": 20, "first": 0, "seed": 0, "size": 112}
 # Drawings kept in memory, a few kB each: only the first epoch draws.
@@ -41,7 +38,7 @@ class SyntheticSet:
         self.seed = seed
         self.size = size
         self.num_classes = identities
-        self.labels: NDArray[np.int64] = np.repeat(np.arange(identities), images)
+        self.labels: Int64 = np.repeat(np.arange(identities), images)
         self._drawn: dict[int, bytes] = {}
 
     def __len__(self) -> int:
@@ -101,8 +98,7 @@ def _person(rng: np.random.Generator) -> dict[str, Any]:
     """The numbers that make an identity, each drawn independently."""
     u = rng.uniform
     tone = u(0.0, 1.0)
-    light, dark = np.array([245, 215, 190]), np.array([110, 70, 45])
-    skin = light * (1 - tone) + dark * tone + u(-16, 16, 3)
+    skin = np.array([245, 215, 190]) * (1 - tone) + np.array([110, 70, 45]) * tone + u(-16, 16, 3)
     return {
         "width": u(0.50, 0.74),
         "height": u(0.70, 0.92),
@@ -133,11 +129,10 @@ def _person(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def _background(rng: np.random.Generator, size: int) -> Pixels:
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """uint8 (size,size,3): a coarse random field of colors, as rooms and streets are."""
     coarse = rng.integers(0, 256, (rng.integers(2, 6), rng.integers(2, 6), 3), dtype=np.uint8)
-    field: np.ndarray = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    return field
+    return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
@@ -148,20 +143,18 @@ def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
     turn, tilt = u(-0.16, 0.16), u(-0.07, 0.07)  # features slide over the head as it turns
     center = np.array([u(-0.09, 0.09), u(-0.02, 0.12)])
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * zoom
-    smile = u(-0.06, 0.07)
-    opened = max(0.0, u(-0.12, 0.12))
-    blink = u(0.45, 1.0)
-    frown = u(-0.03, 0.03)
+    smile, opened = u(-0.06, 0.07), max(0.0, u(-0.12, 0.12))
+    blink, frown = u(0.45, 1.0), u(-0.03, 0.03)
 
-    def pixels(points: Points) -> NDArray[np.int32]:
-        placed: Points = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
+    def pixels(points: np.ndarray) -> np.ndarray:
+        placed: np.ndarray = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
         return placed.round().astype(np.int32)
 
-    def fill(points: Points, color: Points) -> None:
+    def fill(points: np.ndarray, color: np.ndarray) -> None:
         rgb = tuple(float(value) for value in np.clip(color, 0, 255))
         cv2.fillPoly(canvas, [pixels(points)], rgb, cv2.LINE_AA, SUBPIXEL)
 
-    def oval(x: float, y: float, width: float, height: float, steps: int = 16) -> Points:
+    def oval(x: float, y: float, width: float, height: float, steps: int = 16) -> np.ndarray:
         t = np.linspace(0, 2 * np.pi, steps, endpoint=False)
         return np.stack([x + width * np.cos(t), y + height * np.sin(t)], 1)
 
@@ -209,10 +202,9 @@ def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
 
     # Nose and mouth.
     nx, ny = slide * 1.5
-    bridge = p["eye_y"] + ny
     tip = p["eye_y"] + p["nose"] + ny
     sides = [[nx + p["nose_w"], tip], [nx, tip + 0.05], [nx - p["nose_w"], tip]]
-    fill(np.array([[nx * 0.6, bridge], *sides]), skin * 0.83)
+    fill(np.array([[nx * 0.6, p["eye_y"] + ny], *sides]), skin * 0.83)
     mx, my = slide[0] * 1.1, p["mouth_y"] + slide[1]
     mw, lip = p["mouth_w"] * foreshortening[0], p["lip"]
     mouth = oval(mx, my, mw, lip + opened * 0.5)

@@ -16,11 +16,12 @@ from data.formats._index_cache import Arrays
 from data.formats._packed import (
     IMAGE_SUFFIXES,
     LONGEST_LABEL,
-    Folders,
     PackedSet,
     detect_shards,
+    identity_columns,
     list_shards,
     load_index,
+    number_folders,
     scan_shards,
 )
 
@@ -46,7 +47,7 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
 
 
 def _scan(shards: list[str]) -> Arrays:
-    folders = Folders()
+    folders: dict[bytes, int] = {}
     columns = scan_shards(shards, lambda path: _scan_shard(path, folders))
     folder, labels = columns.pop("folder"), columns["labels"]
     labeled = labels != NO_LABEL
@@ -54,15 +55,15 @@ def _scan(shards: list[str]) -> Arrays:
         return {**columns, "classes": np.array(labels.max() + 1)}
     if labeled.any():
         raise ValueError(f"{shards[0]}: some shards have .cls labels and some have none")
-    if b"" in folders.numbers:
+    if b"" in folders:
         raise ValueError(
             f"{shards[0]}: images have neither a .cls label nor a folder; "
             "expected KEY.jpg with KEY.cls"
         )
-    return {**columns, **folders.identities(folder)}
+    return {**columns, **identity_columns(folder, folders)}
 
 
-def _scan_shard(path: str, folders: Folders) -> Arrays:
+def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
     """Columns offset, size, labels (NO_LABEL without .cls files) and folder of one archive."""
     file = PreadFile(path)
     labels: dict[bytes, int] = {}
@@ -82,7 +83,7 @@ def _scan_shard(path: str, folders: Folders) -> Arrays:
         "offset": np.array([offset for _, offset, _ in images], np.int64),
         "size": np.array([size for _, _, size in images], np.int64),
         "labels": np.array([labels.get(_key(name), NO_LABEL) for name, _, _ in images], np.int64),
-        "folder": folders.numbers_of(name for name, _, _ in images),
+        "folder": number_folders((name for name, _, _ in images), folders),
     }
 
 

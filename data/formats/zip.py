@@ -16,18 +16,18 @@ import numpy as np
 from data.formats._index_cache import Arrays
 from data.formats._packed import (
     IMAGE_SUFFIXES,
-    Folders,
     PackedSet,
     detect_shards,
+    identity_columns,
     list_shards,
     load_index,
+    number_folders,
     scan_shards,
 )
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 LOCAL_MAGIC = b"PK\x03\x04"
 ENCRYPTED, UTF8 = 1, 1 << 11  # bits of a member's flags
-STORED, DEFLATED = 0, 8
 LARGEST_IMAGE = 1 << 28
 LONGEST_NAME_AND_EXTRA = 2 * 0xFFFF
 
@@ -57,14 +57,14 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
     expected = bytes(faces.columns["names"][faces.labels[index]])
     if name.rpartition(b"/")[0] != expected:
         raise ValueError(f"{where}: found {name!r}, expected an image of {expected!r}")
-    if flags & ENCRYPTED or method not in (STORED, DEFLATED):
+    if flags & ENCRYPTED or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         how = "encrypted" if flags & ENCRYPTED else f"compressed by method {method}"
         raise ValueError(f"{where}: {name!r} is {how}")
 
     begin = LOCAL_HEADER.size + name_length + extra_length
     data = raw[begin : begin + int(faces.columns["stored"][index])]
     length = int(faces.columns["length"][index])
-    if method == DEFLATED:
+    if method == zipfile.ZIP_DEFLATED:
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, length + 1)
         except zlib.error as error:
@@ -77,13 +77,13 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
 
 
 def _scan(shards: list[str]) -> Arrays:
-    folders = Folders()
+    folders: dict[bytes, int] = {}
     columns = scan_shards(shards, lambda path: _scan_shard(path, folders))
     folder = columns.pop("folder")
-    return {**columns, **folders.identities(folder)}
+    return {**columns, **identity_columns(folder, folders)}
 
 
-def _scan_shard(path: str, folders: Folders) -> Arrays:
+def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
     """Columns offset, size, stored, length, crc and folder of the images in one archive."""
     # zipfile holds the directory of one archive as Python objects: 2.8 s and 250 MB for 424,745
     # images. A parser of our own took a third of that and 60 more statements; only the first
@@ -126,7 +126,7 @@ def _scan_shard(path: str, folders: Folders) -> Arrays:
         "stored": stored.astype(np.int32),
         "length": length.astype(np.int32),
         "crc": crc.astype(np.uint32),
-        "folder": folders.numbers_of(name for _, name in images),
+        "folder": number_folders((name for _, name in images), folders),
     }
 
 

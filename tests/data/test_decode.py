@@ -42,7 +42,8 @@ def after_jfif(encoded: bytes) -> bytes:
 
 def opencv(encoded: bytes) -> np.ndarray:
     """imdecode, then the size: averages of pixels when shrinking, bilinear when growing."""
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    image: np.ndarray | None = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert image is not None
     if image.shape[:2] == (SIZE, SIZE):
         return image
     shrinks = min(image.shape[:2]) >= SIZE

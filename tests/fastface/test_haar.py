@@ -20,7 +20,8 @@ def fastface_definition(losses: Sequence[float], alpha: float, beta: float) -> n
     level."""
     a, b = LONG(alpha), LONG(beta)
     shifted = np.asarray(losses, dtype=LONG) - LONG(losses[0])
-    average, signals = LONG(0), []
+    average = LONG(0)
+    signals: list[np.longdouble] = []
     for loss in shifted[1:]:
         before, average = average, a * loss + (1 - a) * average
         fall = before - average
@@ -164,11 +165,11 @@ def horizon_definition(losses: Sequence[float], total_steps: int) -> list[float 
     threshold = LONG(10.11625) / total_steps
     moves, noise, alphas = np.abs(np.diff(values)), LONG(0), [LONG(202.325) / total_steps]
     for count, move in enumerate(moves, 1):
-        rate = max(LONG(50) / total_steps, LONG(1) / count)
-        noise = (1 - rate) * noise + rate * move
+        newest = np.maximum(LONG(50) / total_steps, LONG(1) / count)
+        noise = (1 - newest) * noise + newest * move
         sigma = noise * np.sqrt(LONG(np.pi)) / 2
         wanted = (2 * threshold / (5 * sigma)) ** (LONG(2) / 3) if sigma else np.inf
-        alphas.append(min(max(wanted, LONG(50) / total_steps), LONG(202.325) / total_steps))
+        alphas.append(np.clip(wanted, LONG(50) / total_steps, LONG(202.325) / total_steps))
     signals: list[float | None] = [None]
     average, smoothed = values[0], LONG(0)
     for step in range(1, len(values)):
@@ -206,7 +207,7 @@ def test_horizon_detector_is_the_published_one_where_noise_allows() -> None:
         expected, signal = published.update(loss), ours.update(loss)
     assert ours.threshold == pytest.approx(5e-5, rel=1e-12)
     assert signal == pytest.approx(expected, rel=1e-9)
-    assert ours.head_start == 0
+    assert ours.delay_steps == 0
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3, 0.8])

@@ -40,7 +40,8 @@ def bumpy_losses(count: int = 400) -> list[float]:
     levels = (
         5 - 0.08 * np.clip(np.arange(count), 0, 60) - 0.05 * np.clip(np.arange(count) - 250, 0, 30)
     )
-    return (levels + generator.normal(0, 0.02, count)).tolist()
+    losses: list[float] = (levels + generator.normal(0, 0.02, count)).tolist()
+    return losses
 
 
 def rates_over(scheduler: LossScheduler, losses: list[float]) -> list[list[float]]:
@@ -67,7 +68,8 @@ def fastface_rule(
 
 def test_fastface_follows_the_published_rule() -> None:
     losses = bumpy_losses()
-    average, signal, signals = losses[0], None, [None]
+    average, signal = losses[0], None
+    signals: list[float | None] = [None]
     for loss in losses[1:]:
         average, before = 0.1 * loss + 0.9 * average, average
         fall = before - average
@@ -272,12 +274,12 @@ class GpuScalar(torch.Tensor):
     """A 0-d tensor that claims to lie on a GPU, and fails the test if anyone reads it where it
     lies."""
 
-    is_cuda = True  # type: ignore[assignment]
+    is_cuda = True
 
     def item(self) -> float:
         raise AssertionError("a CUDA loss was read with a device sync")
 
-    __float__ = item  # type: ignore[assignment]
+    __float__ = item
 
 
 class LateCopy:
@@ -331,7 +333,7 @@ def test_cuda_losses_are_read_one_step_later(name: str) -> None:
 def test_the_state_holds_a_loss_that_is_on_its_way(name: str, saved_at: int) -> None:
     losses = bumpy_losses()
     whole, first, second = (MAKERS[name](make_optimizer()) for _ in range(3))
-    rates: list[list[float]] = []
+    rates: list[list[float | torch.Tensor]] = []
     for step, loss in enumerate(losses):
         whole.step(gpu(loss))
         if step == saved_at:
@@ -346,10 +348,9 @@ def test_the_state_holds_a_loss_that_is_on_its_way(name: str, saved_at: int) -> 
 @pytest.mark.usefixtures("_late_copies")
 def test_floats_after_a_cuda_loss_keep_their_order() -> None:
     mixed, plain = MAKERS["fastface"](make_optimizer()), MAKERS["fastface"](make_optimizer())
-    for loss, kind in zip(
-        bumpy_losses()[:8], (gpu, gpu, float, float, gpu, float, gpu, gpu), strict=True
-    ):
-        mixed.step(kind(loss))
+    on_gpu = (True, True, False, False, True, False, True, True)
+    for loss, sent in zip(bumpy_losses()[:8], on_gpu, strict=True):
+        mixed.step(gpu(loss) if sent else loss)
         plain.step(loss)
     mixed.flush()
     assert mixed.signal == plain.signal
