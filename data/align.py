@@ -47,13 +47,12 @@ def similarity(landmarks: ArrayLike, size: int = 112) -> NDArray[np.float64]:
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def align(image: Pixels, landmarks: ArrayLike, size: int = 112) -> Pixels:
+def align(image: Pixels, landmarks: ArrayLike, size: int = 112) -> np.ndarray:
     """uint8 (size,size,3) crop of an image uint8 (H,W,3).
 
     Sampling is bilinear, and pixels outside the photo are black, as in the published crops.
     """
     matrix = similarity(landmarks, size)
-    crop: np.ndarray = cv2.warpAffine(
+    return cv2.warpAffine(
         image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0)
     )
-    return crop

@@ -55,8 +55,7 @@ def dual_order(
     a1 = table.order[starts + first].reshape(steps, b)
     a2 = table.order[starts + second].reshape(steps, b)
     instances = shuffled(len(labels), seed=seed, epoch=epoch)[: steps * b].reshape(steps, 2, b // 2)
-    i1, i2 = instances[:, 0], instances[:, 1]
-    return np.concatenate([a1, i1, a2, i2], axis=1).reshape(-1)
+    return np.concatenate([a1, instances[:, 0], a2, instances[:, 1]], axis=1).reshape(-1)
 
 
 def dual_loader(

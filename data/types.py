@@ -29,11 +29,9 @@ class FaceSet(Protocol):
 
     def read(self, index: int) -> bytes:
         """Encoded bytes (JPEG, PNG, ...) of image `index`; errors name the file and the key."""
-        ...
 
     def describe(self, index: int) -> str:
         """File and key of image `index`, for messages."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 Everything here is plain Python. A detector gets one finite loss per step and returns its signal,
 which is positive while the loss falls and near zero when it has stopped falling. The signal is None
-until the detector has seen enough losses. `state()` returns all that a detector remembers, as
-numbers and lists.
+until the detector has seen enough losses. `delay_steps` is the number of steps for which the loss
+has been stationary already when the signal falls below the threshold. `state()` returns all that a
+detector remembers, as numbers and lists.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Learning-rate schedulers that read the loss: FastFace and Moving Haar (arXiv 2404.11118)."""
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -10,22 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fastface.haar import FastFaceDetector, HorizonDetector, MovingHaarDetector
 from fastface.pinned_copy import PinnedCopy
 
-
-class Detector(Protocol):
-    """Measures how fast the loss falls; see `fastface.haar`."""
-
-    signal: float | None
-
-    @property
-    def delay_steps(self) -> int:
-        """How many steps the loss has been stationary when the signal falls below the threshold."""
-        ...
-
-    def update(self, loss: float) -> float | None: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def load(self, state: dict[str, Any]) -> None: ...
+Detector = FastFaceDetector | HorizonDetector | MovingHaarDetector
 
 
 class LossScheduler(LRScheduler):

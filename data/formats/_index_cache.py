@@ -7,16 +7,15 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.files import atomic_write
+from data.types import Int64
 
 log = logging.getLogger(__name__)
 VERSION = 1
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, np.ndarray]
 
 
 def load_or_scan(cache: str | Path, sources: list[str], scan: Callable[[], Arrays]) -> Arrays:
@@ -46,7 +45,7 @@ def load_or_scan(cache: str | Path, sources: list[str], scan: Callable[[], Array
     return arrays
 
 
-def _stamp(sources: list[str]) -> NDArray[np.int64]:
+def _stamp(sources: list[str]) -> Int64:
     """int64 (1 + 2·files,): the version, then size and modification time in ns of each source."""
     values = [VERSION]
     for source in sources:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.files import PreadFile
 from data.formats._index_cache import Arrays, load_or_scan
@@ -87,7 +86,7 @@ def load_index(path: str, sources: list[str], scan: Callable[[], Arrays]) -> Arr
     return load_or_scan(beside, sources, scan)
 
 
-def number_folders(names: Iterable[bytes], folders: dict[bytes, int]) -> NDArray[np.int32]:
+def number_folders(names: Iterable[bytes], folders: dict[bytes, int]) -> np.ndarray:
     """The numbers (N,) of the folders that hold the files with these names.
 
     folders: the number of each folder in the order of appearance; new ones are added.
@@ -97,7 +96,7 @@ def number_folders(names: Iterable[bytes], folders: dict[bytes, int]) -> NDArray
     return np.fromiter(numbers, np.int32)
 
 
-def identity_columns(numbers: NDArray[np.int32], folders: dict[bytes, int]) -> Arrays:
+def identity_columns(numbers: np.ndarray, folders: dict[bytes, int]) -> Arrays:
     """Columns `labels` (N,) and `names` (I,) from the folder numbers (N,) of all images.
 
     Each folder is an identity. Labels follow the order of the folders' names.

@@ -16,7 +16,6 @@ import re
 import struct
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.files import PreadFile
 from data.types import Int64
@@ -87,14 +86,14 @@ def unpack_record(data: bytes, where: str) -> tuple[bytes, int]:
         expected = (MIDDLE, LAST)
 
 
-def pack_image(encoded: bytes, labels: float | NDArray[np.floating], key: int) -> bytes:
+def pack_image(encoded: bytes, labels: float | np.ndarray, key: int) -> bytes:
     """Payload of an image. The header holds one label; an array of labels follows the header."""
     if isinstance(labels, np.ndarray):
         return HEADER.pack(len(labels), 0.0, key, 0) + labels.astype("<f4").tobytes() + encoded
     return HEADER.pack(0, labels, key, 0) + encoded
 
 
-def unpack_image(payload: bytes, where: str) -> tuple[NDArray[np.float32], int, bytes]:
+def unpack_image(payload: bytes, where: str) -> tuple[np.ndarray, int, bytes]:
     """(labels float32 (L,), id, encoded bytes) of a payload."""
     if len(payload) < HEADER.size:
         raise ValueError(
@@ -146,7 +145,7 @@ def read_index(path: str) -> tuple[Int64, Int64]:
     return table[:, 0], table[:, 1]
 
 
-Headers = tuple[NDArray[np.float32], Int64, Int64]
+Headers = tuple[np.ndarray, Int64, Int64]
 
 
 def read_headers(file: PreadFile, offsets: Int64) -> Headers:

@@ -17,12 +17,13 @@ class FolderSet:
     File names are one array of bytes, because millions of Python objects would fill the memory.
     """
 
-    def __init__(self, root: str, names: list[str], files: list[bytes], counts: list[int]) -> None:
+    def __init__(self, root: str, images: dict[str, list[bytes]]) -> None:
         self.root = root
-        self.names = names
-        self.files = np.array(files, np.bytes_)
-        self.labels: Int64 = np.repeat(np.arange(len(names)), counts)
-        self.num_classes = len(names)
+        self.names = list(images)
+        self.num_classes = len(images)
+        self.files = np.array([file for files in images.values() for file in files], np.bytes_)
+        counts = [len(files) for files in images.values()]
+        self.labels: Int64 = np.repeat(np.arange(len(images)), counts)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -31,8 +32,8 @@ class FolderSet:
         return Path(self.describe(index)).read_bytes()
 
     def describe(self, index: int) -> str:
-        file = os.fsdecode(bytes(self.files[index]))
-        return os.path.join(self.root, self.names[self.labels[index]], file)
+        name, file = self.names[self.labels[index]], os.fsdecode(bytes(self.files[index]))
+        return os.path.join(self.root, name, file)
 
 
 def detect(path: str) -> bool:
@@ -52,16 +53,12 @@ def open_set(path: str) -> FolderSet:
     names = sorted(name for name in folders if not name.startswith("."))
     if not names:
         raise ValueError(f"{path}: no folders in it; expected one per identity")
-    files: list[bytes] = []
-    counts: list[int] = []
-    for name in names:
-        folder = os.path.join(path, name)
-        images = _list_images(folder)
-        if not images:
-            raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)}); remove the folder")
-        files += images
-        counts.append(len(images))
-    return FolderSet(path, names, files, counts)
+    images = {name: _list_images(os.path.join(path, name)) for name in names}
+    empty = next((name for name in names if not images[name]), None)
+    if empty is not None:
+        folder = os.path.join(path, empty)
+        raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)}); remove the folder")
+    return FolderSet(path, images)
 
 
 def _list_images(folder: str) -> list[bytes]:

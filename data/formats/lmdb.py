@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.files import PreadFile
 from data.formats._index_cache import Arrays
@@ -108,7 +107,7 @@ def _listed(keys: Path) -> Iterator[tuple[bytes, int, int]]:
 
 def _columns(
     rows: Iterator[tuple[bytes, int, int]],
-) -> tuple[NDArray[np.bytes_], Int64, Int64]:
+) -> tuple[np.ndarray, Int64, Int64]:
     """The three columns of all rows, (N,) each: keys as fixed-width bytes, and two numbers.
 
     Only ROWS_AT_ONCE rows at a time are Python objects.

@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.files import PreadFile
 from data.formats._index_cache import Arrays, load_or_scan
@@ -46,7 +45,7 @@ class RecordSet:
         file: PreadFile,
         keys: Int64,
         offsets: Int64,
-        spans: NDArray[np.int32],
+        spans: np.ndarray,
         labels: Int64,
         num_classes: int,
         headers: int,
@@ -193,7 +192,7 @@ def _ends(offsets: Int64, size: int) -> Int64:
 
 def _from_identity_records(
     file: PreadFile, keys: Int64, offsets: Int64, ends: Int64
-) -> tuple[Int64 | slice | None, NDArray[np.float32] | None]:
+) -> tuple[Int64 | slice | None, np.ndarray | None]:
     """(rows of the images, their labels float32), from record 0 and the identity records.
 
     Labels are None if the headers of all images must be scanned. Rows are None too if record 0 does
@@ -257,7 +256,7 @@ def _scan(file: PreadFile, keys: Int64, offsets: Int64, rows: Int64 | slice | No
     return {"rows": chosen, "labels": _whole_labels(labels[chosen], file.path).astype(np.int32)}
 
 
-def _whole_labels(labels: NDArray[np.float32], path: str) -> NDArray[np.float32]:
+def _whole_labels(labels: np.ndarray, path: str) -> np.ndarray:
     """The labels; ValueError unless all are whole numbers that float32 holds exactly."""
     broken = ~(np.abs(labels) < EXACT_LABELS) | (labels != np.rint(labels))
     if broken.any():

@@ -1,4 +1,4 @@
-"""Formats other than record files: written by their usual tools, read in place, broken."""
+"""Formats other than record files, written by their usual tools: they are read, and broken."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def encoded(number: int, kind: str = ".jpg") -> bytes:
     return cv2.imencode(kind, image)[1].tobytes()
 
 
-# name -> (identity, bytes), in no order; identity b has one image, c a PNG
+# name -> bytes, in no order; identity b has one image, and c has a PNG
 FILES = {
     "c/z.png": encoded(5, ".png"),
     "a/2.jpg": encoded(2),
@@ -98,8 +98,7 @@ def varint(number: int) -> bytes:
 
 
 def make_lmdb(path: Path, *, datum: bool = True, padding: int = 0) -> Path:
-    """F²C's layout by liblmdb itself; padding > 0 adds as many other keys, so that the tree has
-    branches."""
+    """F²C's layout, written by liblmdb; `padding` other keys give the tree branches."""
     environment = lmdb.open(str(path), map_size=1 << 24)
     with environment.begin(write=True) as transaction, open(path / "faces_kv.txt", "w") as keys:
         for number in range(padding):
@@ -163,13 +162,13 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_gives_the_same_images_by_identity(kind: str, sets: dict[str, Path]) -> None:
-    for _ in range(2):  # the second time through the index kept beside
+    for _ in range(2):  # the second time from the index beside the files
         faces = open_faces(sets[kind])
         assert by_label(faces) == EXPECTED
         assert faces.num_classes == 3
         assert str(sets[kind]) in faces.describe(0)
         assert detect_format(sets[kind]) == kind.split()[0]
-    assert by_label(copy.deepcopy(faces)) == EXPECTED  # as another process gets it
+    assert by_label(copy.deepcopy(faces)) == EXPECTED  # as in another process
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip stored", "tar folders"])

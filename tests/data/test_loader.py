@@ -1,4 +1,4 @@
-"""The loader: what a batch holds, the order of images, resume, errors, shutdown."""
+"""What the loader promises about batches, order, resuming, errors and its end."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from data.types import Batch
 
 
 class Numbers:
-    """A FaceSet whose image i is a 4×4 PPM of the color (i, label, 7); `broken` ones do not
-    decode."""
+    """A FaceSet whose image i is a 4×4 PPM of the color (i, label, 7).
+
+    The images `broken` do not decode, and the image `fatal` raises OSError.
+    """
 
     def __init__(
         self, count: int, classes: int = 5, broken: tuple[int, ...] = (), fatal: int = -1

@@ -1,5 +1,4 @@
-"""Orders of images: what a permutation, a block shuffle, a balanced batch and F²C's two loaders
-promise."""
+"""What the orders of images promise: shuffled, block-shuffled, balanced and F²C's."""
 
 from __future__ import annotations
 
@@ -29,8 +28,7 @@ def test_shuffled_is_a_permutation_of_its_seed_and_epoch(count: int, seed: int, 
 
 
 def test_shuffled_places_every_image_everywhere() -> None:
-    """Uniform: over 6000 epochs each of 6 images is at each of 6 places 1000 times, ± 5 standard
-    deviations."""
+    """In 6000 epochs each of 6 images has each of 6 places 1000 times, ± 5 standard deviations."""
     orders = np.stack([shuffled(6, seed=1, epoch=epoch) for epoch in range(6000)])
     table = np.array(
         [[(orders[:, place] == image).sum() for image in range(6)] for place in range(6)]
@@ -50,7 +48,7 @@ def test_block_shuffle_stays_in_few_places_at_a_time_and_mixes_them() -> None:
     order = block_shuffled(100_000, seed=0, epoch=0, block=50, mixed=8)
     windows = order[: 99_000 // 400 * 400].reshape(-1, 400)
     touched = [len(np.unique(window // 50)) for window in windows]
-    # a window overlaps two groups of 8 blocks, a block two cells of 50
+    # A window overlaps two runs of 8 blocks, and a block overlaps two cells of 50.
     assert np.median(touched) <= 2 * 2 * 8
     assert (np.abs(np.diff(order)) == 1).mean() < 0.02
     other = block_shuffled(100_000, seed=0, epoch=1, block=50, mixed=8)
@@ -99,7 +97,7 @@ def test_dual_order(labels: list[int], seed: int, b: int) -> None:
 
 
 def test_dual_pairs_are_uniform() -> None:
-    """Of an identity of 3 images each ordered pair comes equally often."""
+    """Each ordered pair of an identity with 3 images comes equally often."""
     labels = np.repeat([0, 1], 3)
     pairs = np.zeros((6, 6), int)
     for epoch in range(4000):

@@ -1,5 +1,4 @@
-"""Record files against golden files of genuine mxnet, against a literal reader, and broken in many
-ways."""
+"""Record files equal those of genuine mxnet and of a literal reader; broken ones are errors."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def golden(name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """The golden insightface file under tmp_path, to be broken."""
+    """A copy of the golden insightface file, which a test may break."""
     for kind in ("rec", "idx"):
         shutil.copy(GOLDEN / f"insightface.{kind}", tmp_path / f"train.{kind}")
     return tmp_path / "train.rec"
@@ -71,7 +70,7 @@ def test_every_golden_record_reads_as_mxnet_reads_it(name: str) -> None:
         assert hashlib.sha256(encoded).hexdigest() == entry["sha256"]
 
 
-def test_golden_files_have_records_in_parts() -> None:
+def test_golden_files_have_records_in_segments() -> None:
     words = np.fromfile(GOLDEN / "insightface.rec", "<u4")
     begins = np.flatnonzero(words[:-1] == 0xCED7230A)
     assert set((words[begins + 1] >> 29).tolist()) == {0, 1, 2, 3}
@@ -82,7 +81,7 @@ def test_golden_set(name: str, tmp_path: Path) -> None:
     for kind in ("rec", "idx"):
         shutil.copy(GOLDEN / f"{name}.{kind}", tmp_path / f"train.{kind}")
     images = [entry for entry in golden(name) if entry["bytes"]]
-    for _ in range(2):  # the second time from the cache, where the labels were scanned
+    for _ in range(2):  # the second time from the cache if the labels were scanned
         faces = open_faces(tmp_path)
         assert faces.labels.tolist() == [int(entry["labels"][0]) for entry in images]
         assert faces.labels.dtype == np.int64
@@ -98,24 +97,24 @@ def test_golden_set(name: str, tmp_path: Path) -> None:
     )
 )
 def test_packing_matches_the_format_by_the_letter(payload: bytes) -> None:
-    """The payload cut at 4-byte words equal to the magic, word by word."""
-    parts, current = [], b""
+    """The payload is cut at 4-byte words that equal the magic."""
+    segments, current = [], b""
     for at in range(0, len(payload), 4):
         if payload[at : at + 4] == MAGIC:
-            parts.append(current)
+            segments.append(current)
             current = b""
         else:
             current += payload[at : at + 4]
-    parts.append(current)
-    flags = [0] if len(parts) == 1 else [1, *[2] * (len(parts) - 2), 3]
+    segments.append(current)
+    flags = [0] if len(segments) == 1 else [1, *[2] * (len(segments) - 2), 3]
     expected = b"".join(
-        MAGIC + struct.pack("<I", flag << 29 | len(part)) + part + bytes(-len(part) % 4)
-        for flag, part in zip(flags, parts, strict=True)
+        MAGIC + struct.pack("<I", flag << 29 | len(segment)) + segment + bytes(-len(segment) % 4)
+        for flag, segment in zip(flags, segments, strict=True)
     )
     assert pack_record(payload) == expected
     assert unpack_record(expected + b"next", "here") == (payload, len(expected))
     with pytest.raises(CutOff):
-        unpack_record(expected[: len(expected) - 1 - (-len(parts[-1]) % 4)], "here")
+        unpack_record(expected[: len(expected) - 1 - (-len(segments[-1]) % 4)], "here")
 
 
 def test_index_lines_in_any_order_and_line_ending(tmp_path: Path) -> None:
@@ -165,7 +164,7 @@ def test_index_of_another_file(copied: Path) -> None:
 
 
 def test_wrong_image_never_comes_under_a_right_label(copied: Path) -> None:
-    """Offsets of two keys exchanged: the label in the image's own header gives it away."""
+    """The offsets of two keys are exchanged, and the label in the image's header shows it."""
     index = copied.with_suffix(".idx")
     rows = [line.split("\t") for line in index.read_text().splitlines()]
     rows[2][1], rows[8][1] = rows[8][1], rows[2][1]
@@ -186,7 +185,7 @@ def test_property_limits_labels(copied: Path, number: int, message: str | None) 
 
 
 def write_plain(path: Path, records: list[bytes]) -> None:
-    """im2rec's layout: every record an image."""
+    """Writes im2rec's layout, in which every record is an image."""
     at = 0
     with open(path, "wb") as rec, open(path.with_suffix(".idx"), "w") as idx:
         for key, payload in enumerate(records):
@@ -278,7 +277,7 @@ def test_written_set_reads_back(tmp_path: Path) -> None:
         b"12" + MAGIC + b"x",
         MAGIC + b"end",
     ]
-    # and no scan was needed
+    # No scan was needed, so there is no cache.
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "out.idx",
         "out.rec",

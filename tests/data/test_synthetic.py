@@ -1,4 +1,4 @@
-"""Synthetic identities: deterministic, distinct, and not told apart by raw pixels."""
+"""Synthetic identities are deterministic and distinct, and raw pixels do not tell them apart."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def test_drawing_is_rgb_of_the_asked_size() -> None:
 
 
 def test_pixels_alone_verify_below_80_percent() -> None:
-    """Best-threshold accuracy of the cosine of pixels (mean removed) over balanced pairs of 100
-    people."""
+    """Accuracy of the pixels' cosine at its best threshold, on balanced pairs of 100 people."""
     people, each = 100, 8
     faces = open_faces(f"synthetic:identities={people},images={each},first=50000,size=32")
     pixels = (

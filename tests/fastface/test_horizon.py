@@ -1,5 +1,4 @@
-"""for_horizon on the reduced curve of the real run; `scripts/soak/horizon.py` is the same with 20
-seeds."""
+"""for_horizon on the reduced curve of the real run; scripts/soak/horizon.py uses 20 seeds."""
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def test_a_horizon_too_short_is_refused() -> None:
 
 
 def test_a_threshold_of_ones_own_replaces_the_scaled_one() -> None:
-    # a fall of 2 over the run: nothing beside the default 10.1
+    # This curve falls by 2 in the run, which is little beside the 10.1 of the default threshold.
     curve = [2.0 - 2.0 * step / 2000 for step in range(2000)]
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     scaled = FastFaceLR.for_horizon(optimizer, 2000)

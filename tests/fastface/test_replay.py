@@ -66,7 +66,7 @@ def test_every_rate_of_the_published_log() -> None:
     different = [
         step
         for step, rate in zip(trace.steps, trace.lrs, strict=True)
-        # halves round to even in one and up in the other: 0.0003125 is logged as 0.000313
+        # Halves are rounded to even here and up in the log, which has 0.0003125 as 0.000313.
         if abs(rate - float(logged[step])) > 0.51e-6
     ]
     assert len(trace.steps) == len(logged) == 20231
@@ -172,7 +172,7 @@ def test_command_takes_fastface_settings(
     ]
     assert main(["replay", str(flat), *settings]) == 0
     changes = json.loads(capsys.readouterr().out)["changes"]
-    # D exists from step 1; more than 200 steps
+    # D exists from step 1 on, and the patience is 200 steps.
     assert [change["step"] for change in changes] == [
         201,
         402,
