@@ -1,10 +1,12 @@
-"""Five landmarks to the ArcFace template: the least-squares similarity transform and the crop it
-makes."""
+"""Aligns a face to the ArcFace template by its five landmarks."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from data.types import Pixels
 
 TEMPLATE = np.array(
     [
@@ -15,34 +17,41 @@ TEMPLATE = np.array(
         [70.7299, 92.2041],
     ]
 )
-"""x, y in a 112×112 crop of the eyes, nose tip and mouth corners, the person's right side (left in
-the image) first."""
+"""x and y of the eyes, the nose tip and the mouth corners in a 112×112 crop.
+
+The eye and the mouth corner on the left side of the image come first.
+"""
 TEMPLATE.setflags(write=False)
 
 
-def similarity(landmarks: np.ndarray, size: int = 112) -> np.ndarray:
-    """Matrix (2,3) of the rotation, scale and shift that bring landmarks (5,2) nearest to the
-    template at `size`.
+def similarity(landmarks: ArrayLike, size: int = 112) -> NDArray[np.float64]:
+    """Matrix (2,3) of the similarity transform from landmarks (5,2) to the template at `size`.
 
-    In the complex plane it is w = a·z + b, and least squares for a is one division (Umeyama 1991 in
-    two dimensions).
+    It is the rotation, scale and shift with the least sum of squared distances (Umeyama 1991). With
+    points as complex numbers z and the template as w, the transform is w = a·z + b, and
+
+        a = Σ conj(z - mean z) (w - mean w) / Σ |z - mean z|²,    b = mean w - a · mean z.
     """
     points = np.asarray(landmarks, np.float64)
     if points.shape != (5, 2) or not np.isfinite(points).all():
         raise ValueError(f"landmarks of shape {points.shape}; expected five finite points, (5, 2)")
-    z, w = points @ [1, 1j], TEMPLATE @ [1, 1j] * size / 112
-    centerd = z - z.mean()
-    spread = np.vdot(centerd, centerd).real
+    z = points @ [1, 1j]
+    w = TEMPLATE @ [1, 1j] * size / 112
+    centered = z - z.mean()
+    spread = np.vdot(centered, centered).real
     if spread == 0:
         raise ValueError("all five landmarks are one point")
-    a = np.vdot(centerd, w - w.mean()) / spread
+
+    a = np.vdot(centered, w - w.mean()) / spread
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def align(image: np.ndarray, landmarks: np.ndarray, size: int = 112) -> np.ndarray:
-    """uint8 (size,size,3) crop of an image uint8 (H,W,3), bilinear, black outside the photo, as
-    published."""
+def align(image: Pixels, landmarks: ArrayLike, size: int = 112) -> np.ndarray:
+    """uint8 (size,size,3) crop of an image uint8 (H,W,3).
+
+    Sampling is bilinear, and pixels outside the photo are black, as in the published crops.
+    """
     matrix = similarity(landmarks, size)
     return cv2.warpAffine(
         image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0)

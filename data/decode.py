@@ -1,9 +1,9 @@
 """Encoded bytes to pixels.
 
-JPEGs, which nearly all face crops are, go through libjpeg-turbo straight to where the pixels are
-wanted: OpenCV decodes as fast and to equal pixels, but into an array of its own, and copying that
-into a batch costs 7 % of the decoding. OpenCV takes everything else, turned JPEGs (EXIF) and broken
-ones included, so that what it says of a file counts.
+Nearly all face crops are JPEGs. libjpeg-turbo decodes a JPEG directly into its row of the batch.
+OpenCV would decode it as fast and to equal pixels, but into memory of its own, and the copy from
+there costs 7 % of the decoding time. OpenCV decodes all other images, including JPEGs that an EXIF
+entry rotates and JPEGs that are broken. Whether a file is readable is therefore OpenCV's verdict.
 """
 
 from __future__ import annotations
@@ -12,42 +12,53 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from data.types import Pixels
+
+JPEG_BEGIN, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
 
 class DecodeError(ValueError):
-    """These bytes are not an image that can be decoded whole."""
+    """These bytes are not an image that can be decoded completely."""
 
 
-def decode_any(encoded: bytes) -> np.ndarray:
-    """uint8 (H,W,3) RGB at the image's own size. Cut-off JPEGs, which OpenCV would fill with gray,
-    are refused."""
+def decode_any(encoded: bytes) -> Pixels:
+    """uint8 (H,W,3) RGB at the image's own size.
+
+    A JPEG that is cut off is refused; OpenCV would fill the missing part with gray.
+    """
     if not encoded:
         raise DecodeError("zero-length image")
-    if encoded[:2] == b"\xff\xd8" and encoded.rfind(b"\xff\xd9") < 0:
+    if encoded.startswith(JPEG_BEGIN) and JPEG_END not in encoded:
         raise DecodeError(f"JPEG of {len(encoded)} bytes is cut off (no end marker)")
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image: np.ndarray | None = cv2.imdecode(
+            np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB
+        )
     except cv2.error as error:
         raise DecodeError(f"{len(encoded)} bytes: {error.err}") from None
     if image is None:
-        raise DecodeError(
-            f"{len(encoded)} bytes beginning {encoded[:8].hex()} are no image that OpenCV can decode"
-        )
+        begin = encoded[:8].hex()
+        raise DecodeError(f"{len(encoded)} bytes that begin {begin}: OpenCV finds no image in them")
     return image
 
 
-def decode(encoded: bytes, size: int) -> np.ndarray:
-    """uint8 (size,size,3) RGB; other sizes are resized (pixel averages when shrinking, bilinear
-    when growing)."""
+def decode(encoded: bytes, size: int) -> Pixels:
+    """uint8 (size,size,3) RGB.
+
+    An image of another size is resized: by pixel averages if it shrinks, else bilinearly.
+    """
     out = np.empty((size, size, 3), np.uint8)
     decode_into(encoded, out)
     return out
 
 
-def decode_into(encoded: bytes, out: np.ndarray) -> None:
-    """As `decode`, into out uint8 (size,size,3), contiguous; what it holds after a DecodeError is
-    undefined."""
+def decode_into(encoded: bytes, out: Pixels) -> None:
+    """Decodes as `decode` does, into out uint8 (size,size,3), contiguous.
+
+    After a DecodeError the contents of `out` are undefined.
+    """
     size = len(out)
-    image = _plain_jpeg(encoded, out) if encoded[:2] == b"\xff\xd8" else None
+    image = _decode_plain_jpeg(encoded, out) if encoded.startswith(JPEG_BEGIN) else None
     if image is None:
         image = decode_any(encoded)
     elif image.shape == out.shape:
@@ -57,18 +68,22 @@ def decode_into(encoded: bytes, out: np.ndarray) -> None:
         out[:] = image
         return
     shrinks = height >= size and width >= size
-    cv2.resize(
-        image, (size, size), dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    cv2.resize(image, (size, size), dst=out, interpolation=interpolation)
 
 
-def _plain_jpeg(encoded: bytes, out: np.ndarray) -> np.ndarray | None:
-    """A whole JPEG that no EXIF entry may turn: `out` filled, a copy if it is smaller, None if it
-    is none or larger."""
-    if encoded.find(b"Exif", 0, encoded.find(b"\xff\xda")) >= 0 or encoded.rfind(b"\xff\xd9") < 0:
+def _decode_plain_jpeg(encoded: bytes, out: Pixels) -> Pixels | None:
+    """Decodes a complete JPEG without an EXIF entry, which could rotate it.
+
+    Fills `out` and returns it; returns a copy of an image that is smaller than `out`, and None for
+    an image that is larger or not of this kind.
+    """
+    has_exif = encoded.find(b"Exif", 0, encoded.find(JPEG_SCAN)) >= 0
+    # The end marker is searched from the end, where it nearly always stands.
+    if has_exif or encoded.rfind(JPEG_END) < 0:
         return None
     try:
-        image: np.ndarray = simplejpeg.decode_jpeg(encoded, buffer=out)
+        image: Pixels = simplejpeg.decode_jpeg(encoded, buffer=out)
     except ValueError:
         return None
     return image if image.shape == out.shape else image.copy()

@@ -1,4 +1,4 @@
-"""Files read by many threads and processes at once, and files written whole or not at all."""
+"""Files that many threads and processes read at once, and files that are written atomically."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import IO, Any
 
 
 class PreadFile:
-    """Reads ranges of one file; no shared position, so threads and forked workers need no lock.
+    """Reads ranges of one file without a shared position: threads and forked workers need no lock.
 
-    `pread` and not a memory map: it lets go of the GIL while the disk seeks, fetches an image in
-    one request where a map faults page by page, and a file that was truncated behind our back is an
-    error instead of SIGBUS. Pickles as its path; the other process opens it again.
+    It uses `pread` and not a memory map for three reasons. `pread` releases the GIL while the disk
+    seeks. It fetches an image in one request, where a map faults page by page. A file that was
+    truncated while it is open raises an error, where a map ends the process with SIGBUS.
+
+    It pickles as its path, and the other process opens the file again.
     """
 
     def __init__(self, path: str) -> None:
@@ -26,21 +28,27 @@ class PreadFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`, or ValueError."""
-        if offset < 0 or length < 0 or offset + length > self.size:
+        end = offset + length
+        if offset < 0 or length < 0 or end > self.size:
             raise ValueError(
-                f"{self.path}: asked for bytes {offset}…{offset + length} of {self.size}; truncated, or a wrong index"
+                f"{self.path}: asked for bytes {offset}…{end} of {self.size}; "
+                "the file is truncated or its index is wrong"
             )
         data = os.pread(self._fd, length, offset)
-        if (
-            len(data) < length
-        ):  # the kernel hands out at most 2 GiB a call; anything else means the file shrank
-            rest = self.read(offset + len(data), length - len(data)) if data else b""
-            data += rest
-            if len(data) < length:
+        # One call returns at most 2 GiB. No bytes at all mean that the file has shrunk.
+        while len(data) < length:
+            more = os.pread(self._fd, length - len(data), offset + len(data))
+            if not more:
                 raise ValueError(
-                    f"{self.path}: has become shorter than {offset + length} bytes since it was opened"
+                    f"{self.path}: has become shorter than {end} bytes since it was opened"
                 )
+            data += more
         return data
+
+    def read_padded(self, offsets: list[int], length: int) -> bytes:
+        """`length` bytes at each offset, joined. Zeros stand for bytes beyond the end."""
+        pieces = [self.read(at, min(length, self.size - at)) for at in offsets]
+        return b"".join([piece.ljust(length, b"\0") for piece in pieces])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreadFile, (self.path,)
@@ -48,8 +56,10 @@ class PreadFile:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
-    """A file that appears under its name only when complete: written beside, flushed to disk (if
-    durable), renamed."""
+    """A file that appears under its name only when it is complete.
+
+    It is written beside its place, flushed to disk if `durable`, and then renamed.
+    """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

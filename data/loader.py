@@ -1,9 +1,8 @@
-"""From a FaceSet to batches: decoded by threads into one uint8 array a batch, ahead of the
-consumer, resumable to the image.
+"""From a FaceSet to batches: threads decode images into one uint8 array per batch, ahead of use.
 
-Threads, not processes: the decoders and pread let go of the GIL, nothing is pickled or copied
-between processes, and scripts/bench/loader.py measures it faster. The Python between two decodes
-costs a few µs an image.
+Threads and not processes: the decoders and `pread` release the GIL, nothing is pickled or copied
+between processes, and scripts/bench/loader.py measures threads as faster. The Python code between
+two decodes costs a few µs per image.
 """
 
 from __future__ import annotations
@@ -12,41 +11,48 @@ import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import cv2
 import numpy as np
 import torch
 
 from data.decode import decode_into
-from data.order import share, shuffled
-from data.types import Batch, FaceSet
+from data.order import EpochOrder, Indices, shuffled, slice_for_rank
+from data.types import Batch, FaceSet, Int64, Pixels
 
 log = logging.getLogger(__name__)
-SKIPS_ALLOWED = 100  # then at most one image in a hundred, or the run stops: such a set is broken
-Order = Callable[[int], np.ndarray]
+# Beyond these and one image in a hundred the set counts as broken, and the run stops.
+SKIPS_ALLOWED = 100
+Failures = list[tuple[int, Exception]]
 
 
 class UnreadableImages(ValueError):
-    """So many images can't be read or decoded that the set is broken; the message names the last
-    one."""
+    """The set is broken: too many images cannot be read or decoded. The message names the last."""
 
 
 class Loader:
-    """Iterating gives the rest of the current epoch, then moves to the next: one `for batch in
-    loader` an epoch.
+    """Iterating gives the rest of the current epoch; the next loop gives the next epoch.
 
-    faces: any FaceSet. batch_size: images a rank and step. size: side of the decoded square. order:
-    epoch -> indices of the whole epoch for all ranks together (default: shuffled by seed and epoch;
-    see data/order.py). threads: 0 decodes in the caller's thread. prefetch: batches decoded ahead.
-    drop_last=False hands out a smaller last batch (one rank only). device: a CUDA device has
-    batches copied there from pinned memory while the one before is in use.
+    faces: any FaceSet.
+    batch_size: images per rank and step.
+    size: side of the decoded square, in pixels.
+    threads: number of decoding threads; 0 decodes in the caller's thread.
+    drop_last: False keeps a smaller last batch (one rank only).
+    order: the order of images (default: shuffled by seed and epoch); see data/order.py.
+    prefetch: number of batches that are decoded ahead.
+    channels_last: memory layout of the images.
+    device: batches are copied to a CUDA device from pinned memory while the one before is in use.
 
-    wait_seconds: time the consumer waited for data. skipped: images that could not be read or
-    decoded; each is logged, and another image of its batch stands in. Batches depend on (seed,
-    epoch, step) only, never on threads.
+    Batches depend on (seed, epoch, step) only, never on threads.
+
+    Attributes for logs:
+        wait_seconds: how long the consumer has waited for batches.
+        skipped: number of images that could not be read or decoded. Each is logged, and another
+            image of its batch takes its place.
     """
 
     def __init__(
@@ -60,9 +66,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         drop_last: bool = True,
-        order: Order | None = None,
-        length: int | None = None,
-        group: int = 1,
+        order: EpochOrder | None = None,
         prefetch: int = 3,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -72,37 +76,38 @@ class Loader:
             raise ValueError(
                 f"{batch_size=} {size=} {threads=} {prefetch=}: all but threads must be 1 or more"
             )
-        if (order is None) != (length is None):
-            raise ValueError("order and length (images in one epoch of that order) come together")
-        if batch_size % group:
-            raise ValueError(
-                f"batch_size {batch_size} does not divide into the groups of {group} images of its order"
-            )
         if world > 1 and not drop_last:
             raise ValueError(
-                "drop_last=False works on one rank only: the last batch may not divide among ranks"
+                "drop_last=False needs a single rank: several ranks may not divide the last batch"
             )
         self.faces, self.size, self.threads, self.seed = faces, size, threads, seed
         self.batch_size, self.rank, self.world, self.drop_last = batch_size, rank, world, drop_last
         self.prefetch, self.device = prefetch, torch.device(device)
-        self.order = order or (lambda epoch: shuffled(len(faces), seed=seed, epoch=epoch))
+        self.order = order or EpochOrder(
+            lambda epoch: shuffled(len(faces), seed=seed, epoch=epoch), len(faces)
+        )
+        self.length = self.order.length
         self.epoch = 0
-        self.consumed = 0  # images of this epoch handed out, all ranks together
-        self.length = len(faces) if length is None else length
-        self.group = group
+        self.consumed = 0  # images of this epoch that all ranks together have handed out
         self.wait_seconds = 0.0
         self.skipped = 0
         self.seen = 0
         self._stream: torch.cuda.Stream | None = None
+        if batch_size % self.order.group:
+            raise ValueError(
+                f"batch_size {batch_size} is no multiple of {self.order.group}, "
+                "the number of images that its order keeps together"
+            )
         if drop_last and self.steps_per_epoch == 0:
             ranks = f" ({batch_size} on each of {world} ranks)" if world > 1 else ""
             raise ValueError(
-                f"a batch of {self.global_batch} images{ranks} is larger than an epoch, which has {self.length}; lower"
-                " the batch size"
+                f"a batch of {self.global_batch} images{ranks} is larger than an epoch, "
+                f"which has {self.length}; lower the batch size"
             )
 
     @property
     def global_batch(self) -> int:
+        """Images per step on all ranks together."""
         return self.batch_size * self.world
 
     @property
@@ -111,23 +116,18 @@ class Loader:
         return whole + (rest > 0 and not self.drop_last)
 
     @property
-    def dropped(self) -> int:
-        """Images left out at the end of each epoch, other ones each time."""
-        return self.length % self.global_batch if self.drop_last else 0
-
-    @property
     def position(self) -> tuple[int, int]:
-        """(epoch, step) of the next batch. After a resume with another batch size the step is
-        rounded down."""
+        """(epoch, step) of the next batch.
+
+        After a resume with another batch size the step is rounded down.
+        """
         return self.epoch, self.consumed // self.global_batch
 
-    @position.setter
-    def position(self, position: tuple[int, int]) -> None:
-        self.epoch, self.consumed = position[0], position[1] * self.global_batch
-
     def state_dict(self) -> dict[str, int]:
-        """Position of the next batch in images, so that it holds for any number of ranks, threads
-        and batch size."""
+        """The position of the next batch.
+
+        It is counted in images, so it holds for any number of ranks and threads and any batch size.
+        """
         return {
             "epoch": self.epoch,
             "consumed": self.consumed,
@@ -136,62 +136,76 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continues at a saved position; ValueError if it belongs to another order of images."""
         for key, found in (("seed", self.seed), ("length", self.length)):
             if state[key] != found:
                 raise ValueError(
-                    f"loader state has {key} {state[key]}, this run {found}: not the same order of images"
+                    f"loader state has {key} {state[key]}, this run {found}: "
+                    "not the same order of images"
                 )
-        if state["consumed"] % self.group:
+        if state["consumed"] % self.order.group:
             raise ValueError(
-                f"loader state lies within a group of {self.group} images; batches were made up otherwise"
+                f"loader state lies within a group of {self.order.group} images: "
+                "it was saved with another kind of batch"
             )
         self.epoch, self.consumed = int(state["epoch"]), int(state["consumed"])
 
-    def __iter__(self) -> Iterator[Batch]:
-        order = self.order(self.epoch)
-        stop = (
-            self.length - (self.length - self.consumed) % self.global_batch
-            if self.drop_last
-            else self.length
-        )
+    def __iter__(self) -> Generator[Batch, None, None]:
+        indices = self.order.indices(self.epoch)
+        rest = self.length - self.consumed
+        stop = self.length - (rest % self.global_batch if self.drop_last else 0)
         starts = range(self.consumed, stop, self.global_batch)
-        decoder = _Decoder(self.faces, self.size, self.threads, pinned=self.device.type == "cuda")
+
+        coming = iter(starts)
         ahead: deque[_Pending] = deque()
-        queued = 0
+        decoder = _Decoder(self.faces, self.size, self.threads, pinned=self.device.type == "cuda")
         try:
-            for step in range(len(starts)):
-                while queued < len(starts) and len(ahead) < self.prefetch:
-                    wanted = order[starts[queued] : min(starts[queued] + self.global_batch, stop)]
-                    ahead.append(decoder.begin(share(wanted, rank=self.rank, world=self.world)))
-                    queued += 1
+            for start in starts:
+                for later in islice(coming, self.prefetch - len(ahead)):
+                    batch = indices[later : min(later + self.global_batch, stop)]
+                    mine = slice_for_rank(batch, rank=self.rank, world=self.world)
+                    ahead.append(decoder.begin(mine))
                 began = time.perf_counter()
-                batch = self._finish(ahead.popleft())
+                finished = self._finish(ahead.popleft())
                 self.wait_seconds += time.perf_counter() - began
-                self.consumed = min(starts[step] + self.global_batch, stop)
-                yield batch
+                self.consumed = min(start + self.global_batch, stop)
+                yield finished
             self.epoch, self.consumed = self.epoch + 1, 0
         finally:
             decoder.close()
 
     def _finish(self, pending: _Pending) -> Batch:
+        """Waits until a batch is decoded, and puts it into the layout and onto the device."""
         bad = [failure for future in pending.futures for failure in future.result()]
         labels = self.faces.labels[pending.indices].astype(np.int64)
         self.seen += len(labels)
         if bad:
             self._replace(pending, labels, bad)
+
+        # The buffer is (B,H,W,3); seen as (B,3,H,W) it is channels_last without a copy.
         images = pending.buffer.permute(0, 3, 1, 2)
         if self.device.type == "cuda":
-            pinned = torch.from_numpy(labels).pin_memory()
-            return _to_cuda(images, pinned, self.device, self._copies())
+            return self._to_cuda(images, torch.from_numpy(labels).pin_memory())
         return Batch(images.to(self.device), torch.from_numpy(labels).to(self.device))
 
-    def _copies(self) -> torch.cuda.Stream:
-        self._stream = self._stream or torch.cuda.Stream(self.device)
-        return self._stream
+    def _to_cuda(self, images: torch.Tensor, labels: torch.Tensor) -> Batch:
+        """Copies from pinned memory on a stream of its own.
 
-    def _replace(
-        self, pending: _Pending, labels: np.ndarray, bad: list[tuple[int, Exception]]
-    ) -> None:
+        The copy therefore overlaps the training step that is still running.
+        """
+        current = torch.cuda.current_stream(self.device)
+        self._stream = self._stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+        current.wait_stream(self._stream)
+
+        # The allocator must not reuse this memory before the training step has read it.
+        images.record_stream(current)
+        labels.record_stream(current)
+        return Batch(images=images, labels=labels)
+
+    def _replace(self, pending: _Pending, labels: Int64, bad: Failures) -> None:
         """Puts the next good image of the batch, with its label, into the place of each bad one."""
         rows = {row for row, _ in bad}
         for row, error in bad:
@@ -213,84 +227,68 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch being decoded: indices (B,), buffer uint8 (B,H,W,3), futures of [(row, error)] for
-    its unreadable images.
+    """A batch that is being decoded.
+
+    indices: of its images, (B,).
+    buffer: uint8 (B,H,W,3), which the threads fill.
+    futures: each gives (row, error) of the images that could not be read.
     """
 
-    indices: np.ndarray
+    indices: Indices
     buffer: torch.Tensor
-    futures: list[Future[list[tuple[int, Exception]]]]
+    futures: list[Future[Failures]]
 
 
 class _Decoder:
-    """Threads that fill buffers. Errors other than a bad image reach the consumer through the
-    futures."""
+    """Threads that fill buffers; an error other than a bad image reaches the consumer's thread."""
 
     def __init__(self, faces: FaceSet, size: int, threads: int, *, pinned: bool) -> None:
         self.faces, self.size, self.threads, self.pinned = faces, size, threads, pinned
-        self.pool = ThreadPoolExecutor(threads, "decode") if threads else None
-        self.spare: list[np.ndarray] = []
-        # our threads are the parallelism; OpenCV's own would only queue behind them
+        self.executor = ThreadPoolExecutor(threads, "decode") if threads else None
+        self.spare: list[Pixels] = []
+        # These threads are the parallelism; OpenCV's own threads would only queue behind them.
         cv2.setNumThreads(1)
 
-    def begin(self, indices: np.ndarray) -> _Pending:
+    def begin(self, indices: Indices) -> _Pending:
+        """Starts to decode a batch, in two chunks per thread."""
         buffer = self._buffer((len(indices), self.size, self.size, 3))
-        rows = buffer.numpy()
-        chunk = len(indices) if self.pool is None else -(-len(indices) // (2 * self.threads))
-        futures = []
-        for start in range(0, len(indices), chunk):
-            part = slice(start, start + chunk)
-            if self.pool is None:
-                future: Future[list[tuple[int, Exception]]] = Future()
-                future.set_result(self._fill(indices[part], rows[part], start))
-            else:
-                future = self.pool.submit(self._fill, indices[part], rows[part], start)
-            futures.append(future)
+        images = buffer.numpy()
+        if self.executor is None:
+            done: Future[Failures] = Future()
+            done.set_result(self._fill(indices, images, 0))
+            return _Pending(indices, buffer, [done])
+        chunk = -(-len(indices) // (2 * self.threads))
+        futures = [
+            self.executor.submit(self._fill, indices[at : at + chunk], images[at : at + chunk], at)
+            for at in range(0, len(indices), chunk)
+        ]
         return _Pending(indices, buffer, futures)
 
     def _buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Memory for a batch: that of a former one of which no tensor is left, since new pages cost
-        5 %."""
-        if self.pinned:  # torch keeps pinned memory for reuse itself
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        memory = (
-            self.spare.pop()
-            if self.spare and self.spare[-1].shape == shape
-            else np.empty(shape, np.uint8)
-        )
-        lent = memory[:]
-        weakref.finalize(lent, self.spare.append, memory).atexit = False
-        return torch.from_numpy(lent)
+        """Memory for a batch.
 
-    def _fill(
-        self, indices: np.ndarray, rows: np.ndarray, start: int
-    ) -> list[tuple[int, Exception]]:
-        bad: list[tuple[int, Exception]] = []
+        It reuses the memory of an earlier batch of which no tensor is left: new pages cost 5 %.
+        """
+        if self.pinned:  # torch itself keeps pinned memory for reuse
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        if self.spare and self.spare[-1].shape == shape:
+            memory = self.spare.pop()
+        else:
+            memory = np.empty(shape, np.uint8)
+        # When the last tensor on the view is gone, the memory becomes spare again.
+        view = memory[:]
+        weakref.finalize(view, self.spare.append, memory).atexit = False
+        return torch.from_numpy(view)
+
+    def _fill(self, indices: Indices, images: Pixels, first_row: int) -> Failures:
+        bad: Failures = []
         for row, index in enumerate(indices.tolist()):
             try:
-                decode_into(self.faces.read(index), rows[row])
+                decode_into(self.faces.read(index), images[row])
             except ValueError as error:
-                bad.append((start + row, error))
+                bad.append((first_row + row, error))
         return bad
 
     def close(self) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _to_cuda(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    device: torch.device,
-    stream: torch.cuda.Stream,
-) -> Batch:
-    """Copies from pinned memory on a stream of its own, so that the copy overlaps the step that is
-    still computing."""
-    current = torch.cuda.current_stream(device)
-    with torch.cuda.stream(stream):
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-    current.wait_stream(stream)
-    images.record_stream(current)
-    labels.record_stream(current)
-    return Batch(images=images, labels=labels)
+        if self.executor is not None:
+            self.executor.shutdown(wait=True, cancel_futures=True)

@@ -1,78 +1,107 @@
-"""In which order the images of a set are seen: arrays of indices, a function of (seed, epoch)
-alone.
+"""The order of a set's images, as arrays of indices that depend on (seed, epoch) alone.
 
-The order is global. Of each global batch rank r takes the r-th share, so the images of a step do
-not depend on how many ranks divide them, and a position is one number: how many images of the epoch
-have been handed out by all ranks together.
+The order is global. Rank r gets the r-th slice of each global batch, so the images of a step do
+not depend on the number of ranks. A position in the order is therefore one number: how many images
+of the epoch all ranks together have handed out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from data.types import Int64
+
+Indices = NDArray[np.signedinteger[Any]]
 
 
-def index_dtype(count: int) -> type[np.signedinteger]:
-    """int32 while it holds all indices, else int64."""
-    return np.int32 if count < 2**31 else np.int64
+@dataclass(frozen=True)
+class EpochOrder:
+    """What a Loader needs to know about an order of images.
+
+    indices: returns the indices of a whole epoch (length,) for all ranks together.
+    length: images per epoch.
+    group: images that belong together; a batch holds whole groups.
+    """
+
+    indices: Callable[[int], Indices]
+    length: int
+    group: int = 1
 
 
-def shuffled(count: int, *, seed: int, epoch: int) -> np.ndarray:
+def index_dtype(count: int) -> np.dtype[np.signedinteger[Any]]:
+    """int32 if it can hold all indices of `count` images, else int64."""
+    return np.dtype(np.int32 if count < 2**31 else np.int64)
+
+
+def shuffled(count: int, *, seed: int, epoch: int) -> Indices:
     """A uniform permutation of range(count), (N,)."""
     order = np.arange(count, dtype=index_dtype(count))
     np.random.default_rng([seed, epoch]).shuffle(order)
     return order
 
 
-def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int = 64) -> np.ndarray:
-    """A permutation of range(count) for disks that seek slowly: blocks of `block` neighbors stay
-    together.
+def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int = 64) -> Indices:
+    """A permutation of range(count) for disks that seek slowly: blocks of `block` images stay near.
 
-    Blocks are shuffled, then images within each run of `mixed` blocks: a reader touches `mixed`
-    places at a time, and the block boundaries shift from epoch to epoch. Set `block` to what the
-    disk likes to read at once, in images.
+    Blocks are shuffled first, and then the images within each run of `mixed` blocks, so a reader
+    works in `mixed` places at a time. The boundaries of blocks move from epoch to epoch. Set
+    `block` to the number of images that the disk reads well at once.
     """
     rng = np.random.default_rng([seed, epoch])
     first = int(rng.integers(block))
     starts = np.concatenate([[0], np.arange(first if first else block, count, block)])
-    order = np.empty(count, index_dtype(count))
-    at = 0
     shuffled_starts = rng.permutation(starts)
     ends = dict(zip(starts.tolist(), [*starts[1:].tolist(), count], strict=True))
-    for group in np.array_split(shuffled_starts, max(1, len(starts) // mixed)):
-        members = np.concatenate([np.arange(start, ends[start]) for start in group.tolist()])
+
+    order = np.empty(count, index_dtype(count))
+    at = 0
+    for run in np.array_split(shuffled_starts, max(1, len(starts) // mixed)):
+        members = np.concatenate([np.arange(start, ends[start]) for start in run.tolist()])
         order[at : at + len(members)] = rng.permutation(members)
         at += len(members)
     return order
 
 
-def balanced(labels: np.ndarray, *, seed: int, epoch: int, images: int) -> np.ndarray:
-    """P×K sampling: N // K groups of K = `images` images of one identity, flat. P·K images in a row
-    hold P identities.
+def balanced(labels: Int64, *, seed: int, epoch: int, images: int) -> Indices:
+    """P×K sampling: N // K groups of K = `images` images of one identity, flat (groups · K,).
 
-    Identities come in shuffled rounds (a batch over the seam of two rounds may meet one twice). An
-    identity deals its images in an order shuffled for the epoch and goes on where it stopped the
-    round before; one that has fewer than K repeats them.
+    P·K consecutive images hold P identities. Identities come in shuffled rounds, so a batch across
+    the end of a round may hold one of them twice. Each epoch shuffles the images of an identity.
+    A visit continues where the visit of the round before stopped, and an identity with fewer than K
+    images repeats them.
     """
     rng = np.random.default_rng([seed, epoch])
     table = ByIdentity(labels)
     groups, identities = len(labels) // images, len(table.counts)
+
+    # Each group gets an identity; `visit` says how often the epoch met that identity before.
     rounds = -(-groups // identities)
     picked = np.concatenate([rng.permutation(identities) for _ in range(rounds)])[:groups]
     visit = np.repeat(np.arange(rounds), identities)[:groups]
+
+    # A visit takes the next K images of its identity, from the first again after the last.
     within = (visit[:, None] * images + np.arange(images)) % table.counts[picked][:, None]
-    dealt = table.order[np.lexsort((rng.random(len(labels), np.float32), labels[table.order]))]
-    return dealt[table.starts[picked][:, None] + within].reshape(-1)
+    places = table.starts[picked][:, None] + within
+
+    # Sorting by identity and then by a random number shuffles the images of each identity.
+    draws = rng.random(len(labels), np.float32)
+    dealt = table.order[np.lexsort((draws, labels[table.order]))]
+    order: Indices = dealt[places].reshape(-1)
+    return order
 
 
 class ByIdentity:
-    """Images grouped by identity: images of the i-th are order[starts[i] : starts[i] + counts[i]].
+    """Images grouped by identity: those of the i-th are order[starts[i] : starts[i] + counts[i]].
 
     Identities without an image do not appear.
     """
 
-    def __init__(self, labels: np.ndarray) -> None:
+    def __init__(self, labels: Int64) -> None:
         self.order = np.argsort(labels, kind="stable").astype(index_dtype(len(labels)))
         _, self.starts, self.counts = np.unique(
             labels[self.order], return_index=True, return_counts=True
@@ -80,42 +109,35 @@ class ByIdentity:
 
 
 def named_order(
-    labels: np.ndarray, name: str, *, seed: int, batch_size: int, block: int = 256, images: int = 4
-) -> dict[str, Any]:
-    """Loader's order, length and group for a name in a YAML file: shuffled, block or balanced.
+    labels: Int64, name: str, *, seed: int, batch_size: int, block: int = 256, images: int = 4
+) -> EpochOrder:
+    """The order with a name of a YAML file: shuffled, block or balanced.
 
-    block: images that a slow disk reads at once. images: K of P×K; batch_size (a rank) must be a
-    multiple of it.
+    batch_size: images per rank and step.
+    block: images that a slow disk reads well at once.
+    images: K of P×K sampling; batch_size must be a multiple of it.
     """
     count = len(labels)
     if name == "shuffled":
-        return {
-            "order": lambda epoch: shuffled(count, seed=seed, epoch=epoch),
-            "length": count,
-            "group": 1,
-        }
+        return EpochOrder(lambda epoch: shuffled(count, seed=seed, epoch=epoch), count)
     if name == "block":
-        if block < 1:
-            raise ValueError(f"block={block}: expected 1 image or more")
-        return {
-            "order": lambda epoch: block_shuffled(count, seed=seed, epoch=epoch, block=block),
-            "length": count,
-            "group": 1,
-        }
+        return EpochOrder(
+            lambda epoch: block_shuffled(count, seed=seed, epoch=epoch, block=block), count
+        )
     if name == "balanced":
         if images < 1 or batch_size % images:
             raise ValueError(
-                f"images={images}: a balanced batch of {batch_size} must be a multiple of it"
+                f"images={images}: the batch size {batch_size} must be a multiple of it"
             )
-        return {
-            "order": lambda epoch: balanced(labels, seed=seed, epoch=epoch, images=images),
-            "length": count // images * images,
-            "group": images,
-        }
+        return EpochOrder(
+            lambda epoch: balanced(labels, seed=seed, epoch=epoch, images=images),
+            length=count // images * images,
+            group=images,
+        )
     raise ValueError(f"order {name!r}: expected shuffled, block or balanced")
 
 
-def share(batch: np.ndarray, *, rank: int, world: int) -> np.ndarray:
-    """Rank r's part of a global batch (world · B,) -> (B,)."""
+def slice_for_rank(batch: Indices, *, rank: int, world: int) -> Indices:
+    """The slice (B,) of a global batch (world · B,) that belongs to one rank."""
     size = len(batch) // world
     return batch[rank * size : (rank + 1) * size]

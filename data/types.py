@@ -1,5 +1,4 @@
-"""The two types that every part shares: a set of face images on disk, and a batch of them in
-memory."""
+"""The two types that all parts share: a set of face images on disk, and a batch in memory."""
 
 from __future__ import annotations
 
@@ -8,28 +7,31 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
 
 
 class FaceSet(Protocol):
-    """Encoded face images with identities. State-free to read: safe from threads and from forked or
-    spawned workers.
+    """Encoded face images with their identities.
 
-    labels: int64 (N,), each in [0, num_classes). num_classes: number of identities declared by the
-    set.
+    Reading changes no state, so threads and forked or spawned workers may share a set.
+
+    labels: int64 (N,), each in [0, num_classes).
+    num_classes: number of identities that the set declares.
     """
 
-    labels: np.ndarray
+    labels: Int64
     num_classes: int
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
         """Encoded bytes (JPEG, PNG, ...) of image `index`; errors name the file and the key."""
-        ...
 
     def describe(self, index: int) -> str:
-        """Where image `index` lives, for messages: file and key."""
-        ...
+        """File and key of image `index`, for messages."""
 
 
 @dataclass(frozen=True)

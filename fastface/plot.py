@@ -1,15 +1,13 @@
-"""Draws a replayed run. Needs matplotlib."""
+"""Draws a replayed run with matplotlib."""
 
 import math
-import os
 from pathlib import Path
 
 from fastface.replay import Trace
 
 
 def draw(trace: Trace, path: str | Path, title: str) -> None:
-    """Writes a PNG of three panels over the steps: the loss; the signal with its threshold λ; the
-    rate.
+    """Writes a PNG of three panels over the steps: loss, signal with threshold λ, learning rate.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -22,33 +20,30 @@ def draw(trace: Trace, path: str | Path, title: str) -> None:
             "drawing needs matplotlib, which is not installed: pip install matplotlib"
         ) from None
     figure = Figure(figsize=(10, 8), layout="constrained")
-    loss_panel, signal_panel, rate_panel = figure.subplots(3, 1, sharex=True)
+    loss_panel, signal_panel, lr_panel = figure.subplots(3, 1, sharex=True)
     loss_panel.plot(trace.steps, trace.losses, linewidth=0.8)
     loss_panel.set(ylabel="loss", title=title)
-    signal_panel.plot(
-        trace.steps,
-        [math.nan if value is None else value for value in trace.signals],
-        linewidth=0.8,
-    )
-    signal_panel.plot(
-        trace.steps, trace.thresholds, color="black", linestyle="--", linewidth=0.8, label="λ"
-    )
-    # the signal starts far above its threshold; what matters happens round it
+
+    signals = [math.nan if value is None else value for value in trace.signals]
+    signal_panel.plot(trace.steps, signals, linewidth=0.8)
+    dashed = {"color": "black", "linestyle": "--", "linewidth": 0.8}
+    signal_panel.plot(trace.steps, trace.thresholds, label="λ", **dashed)
+    # The signal starts far above its threshold, but only its values near the threshold matter.
     top = 6 * max(abs(value) for value in trace.thresholds)
     signal_panel.set(ylabel="signal", ylim=(-top / 3, top) if top else None)
     signal_panel.legend(loc="upper right")
-    rate_panel.step(trace.steps, trace.rates, where="post")
-    rate_panel.set(ylabel="learning rate", xlabel="step", yscale="log")
+
+    lr_panel.step(trace.steps, trace.lrs, where="post")
+    lr_panel.set(ylabel="learning rate", xlabel="step", yscale="log")
     for change in trace.changes:
-        for panel in (loss_panel, signal_panel, rate_panel):
+        for panel in (loss_panel, signal_panel, lr_panel):
             panel.axvline(change.step, color="gray", linewidth=0.5, linestyle=":")
+
+    # Written beside its place and renamed: under its name the picture is always complete.
     target = Path(path)
     beside = target.with_name(target.name + ".partial")
     try:
-        with open(beside, "wb") as file:
-            figure.savefig(file, format="png", dpi=120)
-            file.flush()
-            os.fsync(file.fileno())
+        figure.savefig(beside, format="png", dpi=120)
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Replays a log of losses through a scheduler: when would it have changed the rate?"""
+"""Replays a log of losses through a scheduler: when would it have changed the learning rate?"""
 
 import csv
 import gzip
@@ -14,28 +14,29 @@ from fastface.schedulers import LossScheduler
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the rate: after the loss of `step`, multiplied by `factor`, to `rate`."""
+    """After the loss of `step` the learning rate was multiplied by `factor` and became `lr`."""
 
     step: int
     factor: float
-    rate: float
+    lr: float
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A replayed run: every change, and the state after each logged step for a plot."""
+    """A replayed run: all changes, and for a plot the state after each logged step."""
 
     changes: list[Change]
     steps: list[int]
     losses: list[float]
     signals: list[float | None]
     thresholds: list[float]
-    rates: list[float]
+    lrs: list[float]
 
 
 def read_losses(path: str | Path) -> list[tuple[int, float]]:
-    """Reads (step, loss) rows, losses of any value, from a CSV with columns `step` and `loss`,
-    gzipped if named .gz.
+    """(step, loss) rows of a CSV with columns `step` and `loss`, gzipped if its name ends in .gz.
+
+    Losses may have any value, NaN and infinity included.
 
     Raises:
         OSError, ValueError: the file cannot be read or is no such table, or its steps do not rise.
@@ -45,17 +46,15 @@ def read_losses(path: str | Path) -> list[tuple[int, float]]:
     with open_text(path, "rt", encoding="utf-8", newline="") as file:
         try:
             table = csv.DictReader(file)
-            columns = table.fieldnames or []
+            columns = list(table.fieldnames or [])
             if not {"step", "loss"} <= set(columns):
                 raise ValueError(
-                    f"{path}: the columns are {str(list(columns))[:100]}: expected step and loss among them"
+                    f"{path}: the columns are {str(columns)[:100]}: "
+                    "expected step and loss among them"
                 )
             for row in table:
-                rows.append(_read_row(row, f"{path}, line {table.line_num}"))
-                if len(rows) > 1 and rows[-1][0] <= rows[-2][0]:
-                    raise ValueError(
-                        f"{path}, line {table.line_num}: step {rows[-1][0]} after {rows[-2][0]}: expected rising steps"
-                    )
+                before = rows[-1][0] if rows else None
+                rows.append(_parse(row, before, f"{path}, line {table.line_num}"))
         except (gzip.BadGzipFile, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is damaged or no CSV file: {error}") from error
     if not rows:
@@ -63,18 +62,25 @@ def read_losses(path: str | Path) -> list[tuple[int, float]]:
     return rows
 
 
-def _read_row(row: dict[str, str], where: str) -> tuple[int, float]:
+def _parse(row: dict[str, str], before: int | None, where: str) -> tuple[int, float]:
+    """(step, loss) of a row; `before` is the step of the row before it."""
     try:
-        return int(row["step"]), float(row["loss"])
+        step, loss = int(row["step"]), float(row["loss"])
     except (TypeError, ValueError):
         raise ValueError(
-            f"{where}: step {row['step']!r}, loss {row['loss']!r}: expected a whole number and a number"
+            f"{where}: step {row['step']!r}, loss {row['loss']!r}: "
+            "expected a whole number and a number"
         ) from None
+    if before is not None and step <= before:
+        raise ValueError(f"{where}: step {step} after {before}: expected rising steps")
+    return step, loss
 
 
 def every_step(rows: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
-    """All steps from the first row to the last, interpolating linearly between two rows, which must
-    be finite."""
+    """(step, loss) of all steps from the first row to the last.
+
+    Losses between two rows are interpolated linearly. Those of the rows must be finite.
+    """
     for (step, loss), (next_step, next_loss) in pairwise(rows):
         slope = (next_loss - loss) / (next_step - step)
         for between in range(step, next_step):
@@ -83,24 +89,23 @@ def every_step(rows: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
 
 
 def replay(rows: list[tuple[int, float]], scheduler: LossScheduler) -> Trace:
-    """Steps the scheduler through all losses. Rows with a NaN or infinite loss are interpolated
-    over."""
+    """Steps the scheduler through all losses; NaN and infinite losses are interpolated."""
     finite = [row for row in rows if math.isfinite(row[1])]
     if not finite:
         raise ValueError("none of the losses is finite: expected at least one")
     logged = {step for step, _ in finite}
-    trace = Trace(changes=[], steps=[], losses=[], signals=[], thresholds=[], rates=[])
+    trace = Trace(changes=[], steps=[], losses=[], signals=[], thresholds=[], lrs=[])
     scale = scheduler.scale
     for step, loss in every_step(finite):
         scheduler.step(loss)
-        rate = float(scheduler.get_last_lr()[0])
+        lr = float(scheduler.get_last_lr()[0])
         if scheduler.scale != scale:
-            trace.changes.append(Change(step=step, factor=scheduler.scale / scale, rate=rate))
+            trace.changes.append(Change(step=step, factor=scheduler.scale / scale, lr=lr))
             scale = scheduler.scale
         if step in logged:
             trace.steps.append(step)
             trace.losses.append(loss)
             trace.signals.append(scheduler.signal)
             trace.thresholds.append(scheduler.threshold)
-            trace.rates.append(rate)
+            trace.lrs.append(lr)
     return trace

@@ -1,50 +1,35 @@
 """Learning-rate schedulers that read the loss: FastFace and Moving Haar (arXiv 2404.11118)."""
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastface.haar import FastFaceDetector, HorizonDetector, MovingHaarDetector
-from fastface.lag import PinnedCopy
+from fastface.pinned_copy import PinnedCopy
 
-
-class Detector(Protocol):
-    """How fast the loss falls; see `fastface.haar`."""
-
-    signal: float | None
-
-    @property
-    def head_start(self) -> int:
-        """Steps that the loss has been stationary for when the signal says so; 0 unless they are to
-        be counted."""
-        ...
-
-    def update(self, loss: float) -> float | None: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def load(self, state: dict[str, Any]) -> None: ...
+Detector = FastFaceDetector | HorizonDetector | MovingHaarDetector
 
 
 class LossScheduler(LRScheduler):
-    """What FastFaceLR and MovingHaarLR share: everything but when the rate changes, and by how
-    much.
+    """What FastFaceLR and MovingHaarLR share: all but when the rate changes, and by how much.
 
-    At optimizer step t (0-based) a parameter group's rate is its base rate × `scale` × min(1, (t +
-    1) / warmup_steps).
+    At optimizer step t (0-based) the learning rate of a parameter group is
 
-    Plain numbers to read at any time, for logs and plots:
-        signal: D_t or H_t of the last loss that was read; None while undefined.
+        base learning rate × `scale` × min(1, (t + 1) / warmup_steps).
+
+    Plain numbers for logs and plots, which may be read at any time:
+        signal: D_t or H_t of the last loss; None while undefined.
         threshold: λ; a step whose signal lies below it is stationary.
-        patience_steps: the rate changes after more than this many stationary steps in a row.
-        stationary_steps: how many steps in a row, up to now, were stationary.
-        decays: how often the rate was lowered.
-        scale: product of all changes of the rate.
-        nonfinite_losses: NaN or infinite losses, which the signal leaves out.
-        skipped_steps: calls of `step(None)`.
+        patience_steps: the learning rate changes after more than this many stationary steps in a
+            row.
+        stationary_steps: number of stationary steps in a row, up to now.
+        decays: how often the learning rate was lowered.
+        scale: product of all changes of the learning rate.
+        nonfinite_losses: number of NaN or infinite losses, which the signal leaves out.
+        skipped_steps: number of calls of `step(None)`.
     """
 
     reads_loss = True
@@ -72,7 +57,7 @@ class LossScheduler(LRScheduler):
         self._losses_read = 0
         self._detector = detector
         self._copy: PinnedCopy | None = None  # made for the first CUDA loss
-        self._arriving: PinnedCopy | float | None = None  # the loss that the next call reads
+        self._arriving: PinnedCopy | float | None = None  # the loss for the next call
         super().__init__(optimizer)
 
     @property
@@ -82,14 +67,14 @@ class LossScheduler(LRScheduler):
     def step(self, loss: float | Tensor | None) -> None:  # type: ignore[override]
         """Call once after each `optimizer.step()`.
 
+        NaN and infinity are counted; they change neither the signal nor the stationary steps.
+
         Args:
-            loss: this step's loss, a float or a 0-d tensor, the same on all ranks (so averaged over
-            them).
-                A CUDA tensor is copied without blocking and read by the next call: the rate follows
-                one step later, and `flush` reads the last loss of a run. Anything else is read at
-                once. None: the loss scaler skipped this optimizer step; nothing moves, the call is
-                counted. NaN and infinity are counted and leave the signal and the stationary steps
-                as they were.
+            loss: the loss of this step, as a float or a 0-d tensor, averaged over all ranks.
+                A CUDA tensor is copied without blocking, and the next call reads the copy: the
+                learning rate follows one step later, and `flush` reads the last loss of a run.
+                None means that the loss scaler skipped this optimizer step; nothing changes but
+                the count of skipped steps.
         """
         if loss is None:
             self.skipped_steps += 1
@@ -105,24 +90,28 @@ class LossScheduler(LRScheduler):
         else:
             self._read(loss.item())
         if self.last_epoch < self.warmup_steps:
-            self._set_rates(self.get_lr())
+            self._set_lrs(self.get_lr())
 
     def flush(self) -> None:
-        """Reads the last CUDA loss, waiting for it if need be; call it when training ends. Without
-        CUDA a no-op."""
+        """Reads the last CUDA loss and waits for it if necessary; call it when training ends.
+
+        Without CUDA it does nothing.
+        """
         loss = self._arrived()
         self._arriving = None
         if loss is not None:
             self._read(loss)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rate of each parameter group for the next optimizer step."""
+        """The learning rate of each parameter group for the next optimizer step."""
         warm = min(1.0, (self.last_epoch + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         return [base * (self.scale * warm) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next rates depend on, in numbers and lists; waits for a CUDA loss that is on
-        its way."""
+        """All that later learning rates depend on, as numbers and lists.
+
+        It waits for a CUDA loss that is on its way.
+        """
         kept_apart = ("optimizer", "_detector", "_copy", "_arriving")
         state = {
             name: list(value) if isinstance(value, list) else value
@@ -132,36 +121,33 @@ class LossScheduler(LRScheduler):
         return {**state, "detector": self._detector.state(), "arriving": self._arrived()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a `state_dict`, its settings included, and sets the optimizer's rates to those
-        of that moment."""
+        """Continues from a `state_dict`, with its settings and its learning rates."""
         state = dict(state_dict)
         detector = state.pop("detector", {})
         expected = self._detector.state()
         if detector.keys() != expected.keys():
             raise ValueError(
-                f"this is not the state of a {type(self).__name__} made like this one: its detector has "
-                f"{sorted(detector)}, expected {sorted(expected)}; load it into a scheduler of the kind that saved it"
+                f"this is not the state of a {type(self).__name__} made like this one: "
+                f"its detector has {sorted(detector)}, expected {sorted(expected)}; "
+                "load it into a scheduler of the kind that saved it"
             )
-        groups = len(self.optimizer.param_groups)
-        found = len(state["base_lrs"])
-        _require(
-            found <= groups,
-            "the number of parameter groups in the state",
-            found,
-            f"at most {groups}",
-        )
+        groups, found = len(self.optimizer.param_groups), len(state["base_lrs"])
+        what = "the number of parameter groups in the state"
+        _require(found <= groups, what, found, f"at most {groups}")
         self._arriving = state.pop("arriving")
         self._detector.load(detector)
         vars(self).update(state)
         self.base_lrs = list(self.base_lrs)
-        self._set_rates(self._last_lr)
+        self._set_lrs(self._last_lr)
 
     def _initial_step(self) -> None:
-        """Torch's constructor calls this to set the first rates; torch's own takes a step, which
-        here needs a loss."""
+        """Sets the first learning rates; torch's constructor calls it.
+
+        The method of torch calls `step`, which here needs a loss.
+        """
         self._step_count = 1
         self.last_epoch = 0
-        self._set_rates(self.get_lr())
+        self._set_lrs(self.get_lr())
 
     def _send(self, loss: Tensor) -> None:
         _require(loss.numel() == 1, "loss", tuple(loss.shape), "a 0-d tensor")
@@ -182,65 +168,66 @@ class LossScheduler(LRScheduler):
         if signal is None or self._losses_read <= self.warmup_steps:
             return
         if signal >= self.threshold:
-            self.stationary_steps = self._detector.head_start
+            self.stationary_steps = self._detector.delay_steps
             self._falling()
             return
         self.stationary_steps += 1
-        if self.stationary_steps > self.patience_steps:
-            factor = self._next_factor()
-            if factor is not None:
-                self.stationary_steps = 0
-                self._change(factor)
+        if self.stationary_steps > self.patience_steps and (factor := self._next_factor()):
+            self.stationary_steps = 0
+            self._change(factor)
 
     def _falling(self) -> None:
         """Called at every step that is not stationary."""
 
     def _next_factor(self) -> float | None:
-        """Called when the loss has been stationary for long enough: what to multiply the rate by,
-        None for nothing."""
+        """Called when the loss has been stationary for long enough.
+
+        Returns what to multiply the learning rate by, or None to leave it.
+        """
         raise NotImplementedError
 
     def _change(self, factor: float) -> None:
-        for group in self.optimizer.param_groups[
-            len(self.base_lrs) :
-        ]:  # added since: its rate then was base × scale
+        # A group that was added later entered with its base learning rate × scale.
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
             self.base_lrs.append(group.setdefault("initial_lr", group["lr"] / self.scale))
         self.scale *= factor
         self.decays += factor < 1.0
-        self._set_rates(self.get_lr())
+        self._set_lrs(self.get_lr())
 
-    def _set_rates(self, rates: list[float | Tensor]) -> None:
+    def _set_lrs(self, lrs: list[float | Tensor]) -> None:
         groups = self.optimizer.param_groups
-        for group, rate in zip(groups, rates, strict=False):
+        for group, lr in zip(groups, lrs, strict=False):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(lr)
             else:
-                group["lr"] = float(rate)
-        self._last_lr = [
-            group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
-            for group in groups
-        ]
+                group["lr"] = float(lr)
+        current = [group["lr"] for group in groups]
+        self._last_lr = [lr.clone() if isinstance(lr, Tensor) else lr for lr in current]
 
 
 class FastFaceLR(LossScheduler):
-    """FastFace (arXiv 2404.11118 v2): halves the rate when the smoothed fall of the loss stays
-    below a threshold.
+    """FastFace (arXiv 2404.11118 v2): halves the learning rate when the loss stops falling.
 
-        E_t = α L_t + (1 - α) E_{t-1},  H_t = E_{t-1} - E_t,  D_t = β H_t + (1 - β) D_{t-1};  E_0 =
-        L_0, D_1 = H_1 D_t < λ for more than τ T steps in a row:  rate ← rate × factor, and the
-        count starts again
+        E_t = α L_t + (1 - α) E_{t-1},    E_0 = L_0
+        H_t = E_{t-1} - E_t
+        D_t = β H_t + (1 - β) D_{t-1},    D_1 = H_1
 
-    Constant time and memory. The defaults are the published values, which were used with T from
-    202,325 to 496,875 steps and a base rate of 0.02 at batch 128; for runs much shorter than that
-    see `for_horizon`.
+    When D_t < λ for more than τ T steps in a row, the learning rate is multiplied by `factor`, and
+    the count of steps starts again. Time and memory are constant.
+
+    The defaults are the published values, which were used with T from 202,325 to 496,875 steps and
+    a base learning rate of 0.02 at batch size 128. For much shorter runs see `for_horizon`.
 
     Args:
-        optimizer: the optimizer whose rates are set, all its parameter groups. total_steps: T,
-        optimizer steps of the whole run. alpha: α, rate of the average of the loss, per step. beta:
-        β, rate of the average of its fall, per step. threshold: λ, loss per step.
-        patience_fraction: τ, fraction of the run. factor: what a decay multiplies the rate by (the
-        paper's 1/δ). max_decays: no more decays than this. warmup_steps: steps of linear warm-up,
-        during which the loss is read and no step counts as stationary.
+        optimizer: the optimizer whose learning rates are set, in all parameter groups.
+        total_steps: T, optimizer steps of the whole run.
+        alpha: α, weight of the newest loss in its average, per step.
+        beta: β, weight of the newest fall in its average, per step.
+        threshold: λ, loss per step.
+        patience_fraction: τ, fraction of the run.
+        factor: what a decay multiplies the learning rate by (the paper's 1/δ).
+        max_decays: largest number of decays.
+        warmup_steps: steps of linear warm-up; losses are read, but no step counts as stationary.
     """
 
     def __init__(
@@ -256,12 +243,8 @@ class FastFaceLR(LossScheduler):
         warmup_steps: int = 0,
     ) -> None:
         _require(total_steps >= 1, "total_steps", total_steps, "at least one step")
-        _require(
-            0.0 <= patience_fraction <= 1.0,
-            "patience_fraction",
-            patience_fraction,
-            "a fraction, 0 to 1",
-        )
+        fraction = 0.0 <= patience_fraction <= 1.0
+        _require(fraction, "patience_fraction", patience_fraction, "a fraction, 0 to 1")
         _require(0.0 < factor < 1.0, "factor", factor, "a number between 0 and 1, such as 0.5")
         _require(max_decays >= 0, "max_decays", max_decays, "0 or more")
         self.total_steps = total_steps
@@ -286,14 +269,13 @@ class FastFaceLR(LossScheduler):
         max_decays: int = 8,
         warmup_steps: int = 0,
     ) -> "FastFaceLR":
-        """FastFace for a run of any length from 1000 steps: an extension of the paper, not a part
-        of it.
+        """FastFace for a run of any length from 1000 steps; an extension that the paper lacks.
 
-        The threshold is λ = 10.11625 / T if none is given, so that the same curve drawn over T
-        steps decays at the same fractions of the run; τ = 0.05; averages are as long as the noise
-        of the loss demands (equations in `fastface.haar.HorizonDetector`). The noise is taken to be
-        independent from step to step: where neighboring losses are correlated by 0.5 or more,
-        decays are missed. ValueError if total_steps is below 1000.
+        Without a threshold λ = 10.11625 / T, so that the same curve drawn over T steps decays at
+        the same fractions of the run. τ is 0.05. The averages are as long as the noise of the loss
+        demands (equations in `fastface.haar.HorizonDetector`). The noise is assumed to be
+        independent from step to step: decays are missed where neighboring losses are correlated by
+        0.5 or more. ValueError if total_steps is below 1000.
         """
         detector = HorizonDetector(total_steps, threshold)
         scheduler = cls(
@@ -312,24 +294,27 @@ class FastFaceLR(LossScheduler):
 
 
 class MovingHaarLR(LossScheduler):
-    """Moving Haar (arXiv 2404.11118 v1): halves the rate when two moving windows say that the loss
-    has stopped falling.
+    """Moving Haar (arXiv 2404.11118 v1): compares two moving windows of the loss.
 
-        A_t = mean of the last m losses H_t = (sum of A over the older ⌊m/2⌋ of A_{t-m} … A_{t-1} -
-        sum over the newer ⌈m/2⌉) / m H_t < λ for more than P steps in a row:  rate ← rate × factor,
-        and the count starts again; after `restart_after` of these without one H_t ≥ λ between them:
-        rate ← rate × restart_factor instead
+        A_t = mean of the last m losses
+        H_t = (sum of A over the older ⌊m/2⌋ of A_{t-m} … A_{t-1} - sum over the newer ⌈m/2⌉) / m
 
-    With m = 4000 this gives the learning rates of the published MS1MV3 run. Constant time, memory
-    for 2m numbers.
+    When H_t < λ for more than P steps in a row, the learning rate is multiplied by `factor`, and
+    the count of steps starts again. After `restart_after` such decays without one H_t ≥ λ between
+    them the learning rate is multiplied by `restart_factor` instead.
+
+    With m = 4000 this gives the learning rates of the published MS1MV3 run. Time is constant, and
+    the memory holds 2m numbers.
 
     Args:
-        optimizer: the optimizer whose rates are set, all its parameter groups. window: m, steps
-        (published: 4000). threshold: λ, in units of the loss. patience_steps: P, steps; None: 2m.
-        factor: what a decay multiplies the rate by. restart_after: R, decays in a row before the
-        rate is raised; None: never raise it. restart_factor: what a restart multiplies the rate by.
-        warmup_steps: steps of linear warm-up, during which the loss is read and no step counts as
-        stationary.
+        optimizer: the optimizer whose learning rates are set, in all parameter groups.
+        window: m, steps (published: 4000).
+        threshold: λ, in the unit of the loss.
+        patience_steps: P, steps; None: 2m.
+        factor: what a decay multiplies the learning rate by.
+        restart_after: decays in a row before the learning rate is raised; None: never.
+        restart_factor: what a restart multiplies the learning rate by.
+        warmup_steps: steps of linear warm-up; losses are read, but no step counts as stationary.
     """
 
     def __init__(
@@ -344,18 +329,10 @@ class MovingHaarLR(LossScheduler):
         warmup_steps: int = 0,
     ) -> None:
         _require(0.0 < factor < 1.0, "factor", factor, "a number between 0 and 1, such as 0.5")
-        _require(
-            restart_after is None or restart_after >= 1,
-            "restart_after",
-            restart_after,
-            "at least 1, or None",
-        )
-        _require(
-            1.0 < restart_factor < math.inf,
-            "restart_factor",
-            restart_factor,
-            "a number above 1, such as 4",
-        )
+        decays = math.inf if restart_after is None else restart_after
+        _require(decays >= 1, "restart_after", restart_after, "at least 1, or None")
+        raises = 1.0 < restart_factor < math.inf
+        _require(raises, "restart_factor", restart_factor, "a number above 1, such as 4")
         self.factor = factor
         self.restart_after = restart_after
         self.restart_factor = restart_factor

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.faces import below_root, open_faces
+from data.faces import open_faces, resolve_path
 from data.loader import Loader
 from data.order import named_order
 from data.parts import find_part
@@ -159,7 +159,7 @@ def _ordinary_loader(faces: FaceSet, config: Config, *, batch_size: int, **loade
     order = named_order(
         faces.labels, config.data.order, seed=config.run.seed, batch_size=batch_size
     )
-    return Loader(faces, batch_size=batch_size, **loader, **order)
+    return Loader(faces, batch_size=batch_size, order=order, **loader)
 
 
 def _build_optimizer(
@@ -192,7 +192,7 @@ def _build_optimizer(
 def _open_training_faces(config: Config) -> FaceSet:
     data = config.data
     try:
-        return open_faces(below_root(data.train, data.root), data.format)
+        return open_faces(resolve_path(data.train, data.root), data.format)
     except FileNotFoundError as error:
         hint = "data.root is not set: relative paths start from the working directory"
         raise ValueError(str(error) if data.root else f"{error} ({hint})") from None

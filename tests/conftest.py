@@ -1,8 +1,6 @@
-"""One thread a process: the models of the tests are too small to gain from more, and lose much on a
-busy machine."""
+"""One thread per process: more would slow the small models of the tests on a busy machine."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # for the processes that tests start; read when torch is imported
-)
+# Processes that tests start read it when they import torch.
+os.environ["OMP_NUM_THREADS"] = "1"

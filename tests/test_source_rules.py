@@ -1,8 +1,9 @@
-"""Rules that the source keeps: who may import whom, and that untrusted bytes are never executed."""
+"""Rules of the source: which folder may import which, and no execution of untrusted bytes."""
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ALLOWED = {
     "eval": {"eval", "data"},
     "recognition": {"recognition", "fastface", "data"},
 }
+FASTFACE_IMPORTS = {"fastface", "torch", "matplotlib"} | set(sys.stdlib_module_names)
 SOURCES = sorted(p for folder in OURS for p in (ROOT / folder).rglob("*.py")) + [ROOT / "train.py"]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -40,10 +42,7 @@ def _violations(path: Path, source: str) -> list[str]:
             found.append(f"{relative} imports {module}")
         if top == "mxnet":
             found.append(f"{relative} imports mxnet")
-        if (
-            folder == "fastface"
-            and top not in {"fastface", "torch", "matplotlib", "__future__"} | _standard_library()
-        ):
+        if folder == "fastface" and top not in FASTFACE_IMPORTS:
             found.append(f"{relative} imports {module}, but fastface needs torch alone")
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
@@ -56,12 +55,6 @@ def _violations(path: Path, source: str) -> list[str]:
         if "allow_pickle=True" in ast.unparse(node):
             found.append(f"{relative}:{node.lineno} unpickles through numpy")
     return found
-
-
-def _standard_library() -> set[str]:
-    import sys
-
-    return set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -169,10 +169,10 @@ def plan(
 
 def classes_of(config: Config, path: str) -> int:
     """Identities of the config's training set. ConfigError where it can't be opened."""
-    from data.faces import below_root, open_faces
+    from data.faces import open_faces, resolve_path
 
     try:
-        where = below_root(config.data.train, config.data.root)
+        where = resolve_path(config.data.train, config.data.root)
         return open_faces(where, config.data.format).num_classes
     except (OSError, ValueError) as error:
         raise ConfigError(

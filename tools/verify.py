@@ -20,7 +20,7 @@ import numpy as np
 
 from data.decode import decode_any
 from data.faces import FORMATS, detect_format, open_faces
-from data.formats._record_bytes import FRAME, MAGIC, MAX_PART
+from data.formats._record_bytes import FRAME, LONGEST_SEGMENT, MAGIC
 from data.formats.recordio import RecordSet
 from data.options import Count
 from data.parts import find_part
@@ -106,7 +106,7 @@ def _unindexed(faces: RecordSet) -> Iterator[Finding]:
 
         # The upper three bits tell the parts of a split record: 0 is a whole one, 1 a first part.
         unknown += word >> 29 in (0, 1) and at not in indexed
-        length = word & MAX_PART
+        length = word & LONGEST_SEGMENT
         at += FRAME.size + length + -length % 4
         if at > file.size + 3:
             yield Finding("truncated", f"{file.path} at byte {at}", "the last record is cut off")

@@ -1,1 +1,1 @@
-"""Data formats: one file each; each exports `detect(path)` and `open_set(path)`."""
+"""Data formats, one per file; each file exports `detect(path)` and `open_set(path)`."""

@@ -1,4 +1,4 @@
-"""Arrays that took a scan to make, kept beside the file they came from."""
+"""Keeps arrays that took a scan beside the files that were scanned."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from data.files import atomic_write
+from data.types import Int64
 
 log = logging.getLogger(__name__)
 VERSION = 1
+Arrays = dict[str, np.ndarray]
 
 
-def cached(
-    cache: str | Path, sources: list[str], build: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """The arrays of build(), or those a former call stored in `cache` if size and mtime of all
-    sources still agree.
+def load_or_scan(cache: str | Path, sources: list[str], scan: Callable[[], Arrays]) -> Arrays:
+    """The arrays of scan().
 
-    A folder that cannot be written costs a scan at each opening (logged), nothing else.
+    They are loaded from the file `cache` if an earlier call stored them there and the sizes and
+    modification times of all sources are still the same. If the file cannot be written, a message
+    is logged and each opening scans again.
     """
     stamp = _stamp(sources)
     try:
@@ -34,19 +35,18 @@ def cached(
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s: unreadable (%s), scanning again", cache, error)
-    arrays = build()
+
+    arrays = scan()
     try:
         with atomic_write(cache) as file:
             np.savez(file, stamp=stamp, **arrays)  # type: ignore[arg-type]
     except OSError as error:
-        log.info(
-            "%s: cannot be written (%s); the next opening will scan again", cache, error.strerror
-        )
+        log.info("%s: cannot be written (%s); each opening scans", cache, error.strerror)
     return arrays
 
 
-def _stamp(sources: list[str]) -> np.ndarray:
-    """int64 (1 + 2·files,): version, then size and mtime in ns of each source."""
+def _stamp(sources: list[str]) -> Int64:
+    """int64 (1 + 2·files,): the version, then size and modification time in ns of each source."""
     values = [VERSION]
     for source in sources:
         stat = os.stat(source)

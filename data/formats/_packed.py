@@ -1,38 +1,44 @@
-"""Images inside larger files (zip, tar, LMDB), as flat arrays of where each one lies."""
+"""Images inside larger files (zip, tar, LMDB): flat arrays say where each image lies."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.files import PreadFile
-from data.formats._index_cache import cached
+from data.formats._index_cache import Arrays, load_or_scan
+from data.images import SUFFIXES
+from data.types import Int64
 
 OPEN_FILES = 256
+LONGEST_LABEL = 9  # digits
+IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 Unwrap = Callable[[bytes, "PackedSet", int], bytes]
 
 
 class PackedSet:
-    """A FaceSet on shards. Arrays (N,): shard, offset, size of the bytes to read, labels; further
-    columns as the format needs.
+    """A FaceSet on shards.
 
-    unwrap(raw, set, index) makes the image of the raw bytes: a module's function, so that the set
-    pickles. names: identity names (I,) as bytes. At most OPEN_FILES shards are open at a time.
+    columns: arrays (N,) named shard, offset, size (bytes to read) and labels, and others that the
+        format needs; either `classes`, a number, or `names`, the identities' names (I,) as bytes.
+    unwrap: unwrap(raw, set, index) returns the image in the raw bytes. It is a function of a
+        module, so that the set pickles.
+
+    At most OPEN_FILES shards are open at a time.
     """
 
-    def __init__(self, shards: list[str], columns: dict[str, np.ndarray], unwrap: Unwrap) -> None:
+    def __init__(self, shards: list[str], columns: Arrays, unwrap: Unwrap) -> None:
         self.shards = shards
         self.columns = columns
         self.unwrap = unwrap
-        self.labels = columns["labels"].astype(np.int64)
-        self.num_classes = (
-            int(columns["classes"]) if "classes" in columns else len(columns["names"])
-        )
+        self.labels: Int64 = columns["labels"].astype(np.int64)
+        classes = columns.get("classes")
+        self.num_classes = len(columns["names"]) if classes is None else int(classes)
         self._open = functools.lru_cache(OPEN_FILES)(PreadFile)
 
     @property
@@ -50,13 +56,19 @@ class PackedSet:
         return self.unwrap(raw, self, index)
 
     def describe(self, index: int) -> str:
-        return f"{self.shards[self.columns['shard'][index]]} at byte {int(self.columns['offset'][index])}"
+        shard, offset = self.columns["shard"][index], self.columns["offset"][index]
+        return f"{self.shards[shard]} at byte {int(offset)}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedSet, (self.shards, self.columns, self.unwrap)
 
 
-def shards_of(path: str, suffix: str) -> list[str]:
+def detect_shards(path: str, suffix: str) -> bool:
+    """Whether the path is a file with that suffix or a folder that holds one."""
+    return path.endswith(suffix) or (os.path.isdir(path) and any(Path(path).glob(f"*{suffix}")))
+
+
+def list_shards(path: str, suffix: str) -> list[str]:
     """The file itself, or all files `*suffix` of a folder in the order of their names."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -68,25 +80,39 @@ def shards_of(path: str, suffix: str) -> list[str]:
     return found
 
 
-def is_shards(path: str, suffix: str) -> bool:
-    """Whether the path is a file of that suffix or a folder that holds one."""
-    return path.endswith(suffix) or (os.path.isdir(path) and any(Path(path).glob(f"*{suffix}")))
-
-
-def indexed(
-    path: str, shards: list[str], scan: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """scan() of the shards, kept in an index file beside them."""
+def load_index(path: str, sources: list[str], scan: Callable[[], Arrays]) -> Arrays:
+    """The columns of scan(), kept in an index file in the folder `path` or beside the file."""
     beside = os.path.join(path, ".index.npz") if os.path.isdir(path) else f"{path}.index.npz"
-    return cached(beside, shards, scan)
+    return load_or_scan(beside, sources, scan)
 
 
-def numbered(parents: list[bytes], first_seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(labels (N,), names (I,)) from identity numbers in order of appearance (N,): numbers them in
-    the order of names.
+def number_folders(names: Iterable[bytes], folders: dict[bytes, int]) -> np.ndarray:
+    """The numbers (N,) of the folders that hold the files with these names.
+
+    folders: the number of each folder in the order of appearance; new ones are added.
     """
-    names = np.array(parents, np.bytes_)
+    parents = (name.rpartition(b"/")[0] for name in names)
+    numbers = (folders.setdefault(parent, len(folders)) for parent in parents)
+    return np.fromiter(numbers, np.int32)
+
+
+def identity_columns(numbers: np.ndarray, folders: dict[bytes, int]) -> Arrays:
+    """Columns `labels` (N,) and `names` (I,) from the folder numbers (N,) of all images.
+
+    Each folder is an identity. Labels follow the order of the folders' names.
+    """
+    names = np.array(list(folders), np.bytes_)
     order = np.argsort(names, kind="stable")
-    rank = np.empty(len(order), np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
-    return rank[first_seen], names[order]
+    label_of_folder = np.empty(len(order), np.int32)
+    label_of_folder[order] = np.arange(len(order), dtype=np.int32)
+    return {"labels": label_of_folder[numbers], "names": names[order]}
+
+
+def scan_shards(shards: list[str], scan: Callable[[str], Arrays]) -> Arrays:
+    """scan(path) of all shards, joined, with the number of the shard in a column of its own."""
+    columns = [scan(path) for path in shards]
+    joined = {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
+    counts = [len(one["offset"]) for one in columns]
+    if not sum(counts):
+        raise ValueError(f"{shards[0]}: holds no image ({', '.join(SUFFIXES)})")
+    return {**joined, "shard": np.repeat(np.arange(len(shards), dtype=np.int32), counts)}

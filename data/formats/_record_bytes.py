@@ -1,27 +1,34 @@
-"""The bytes of MXNet RecordIO: framing, image headers, index lines. The layout of a whole set is
-data/formats/recordio.py.
+"""The bytes of MXNet RecordIO: framing, image headers, index lines.
 
-Record: uint32 magic; uint32 with a 3-bit part flag (0 whole, 1 first, 2 middle, 3 last) over a
-29-bit length; payload; zeros up to a multiple of 4. A payload that holds the magic at a multiple of
-4 is cut there and the magic left out. Payload: header `<IfQQ` (flag, label, id, id2); flag > 0
-means that `flag` float32 labels follow; then the image. All little-endian.
+The layout of a whole set is in data/formats/recordio.py. All numbers are little-endian.
+
+    record:   uint32 magic; uint32 with a 3-bit flag above a 29-bit length; payload; zeros up to a
+              multiple of 4.
+    payload:  header `<IfQQ` (flag, label, id, id2); if flag > 0, `flag` float32 labels; the image.
+
+A payload with the magic at a multiple of 4 is cut there into segments, without the magic. The flag
+of a record says which segment it is: 0 the whole, 1 the first, 2 a middle one, 3 the last.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 
 import numpy as np
 
 from data.files import PreadFile
+from data.types import Int64
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
-MAX_PART = (1 << 29) - 1
+LONGEST_SEGMENT = (1 << 29) - 1
+WHOLE, FIRST, MIDDLE, LAST = range(4)
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
-# frame, then flag and label of the header; a part flag makes the length enormous
-WHOLE = struct.Struct("<IIIf")
+# The frame, then flag and label of the header. A frame of another kind than WHOLE is read as an
+# enormous length.
+WHOLE_RECORD = struct.Struct("<IIIf")
 EXACT_LABELS = 1 << 24  # float32 holds every integer up to here
 INDEX_CHUNK = 1 << 24
 HEADERS_AT_ONCE = 1 << 18
@@ -33,58 +40,54 @@ class CutOff(ValueError):
 
 
 def pack_record(payload: bytes) -> bytes:
-    """One framed record, cut into parts where the payload holds the magic."""
-    cuts = []
-    at = payload.find(MAGIC_BYTES)
-    while at >= 0:
-        if at % 4 == 0:
-            cuts.append(at)
-        at = payload.find(MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
+    """One framed record, cut into segments where the payload holds the magic."""
+    found = (match.start() for match in re.finditer(re.escape(MAGIC_BYTES), payload))
+    cuts = [at for at in found if at % 4 == 0]
     starts = [0, *(cut + 4 for cut in cuts)]
     ends = [*cuts, len(payload)]
+
+    flags = [FIRST, *[MIDDLE] * (len(cuts) - 1), LAST] if cuts else [WHOLE]
     framed = []
-    for part, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        if end - start > MAX_PART:
+    for flag, start, end in zip(flags, starts, ends, strict=True):
+        length = end - start
+        if length > LONGEST_SEGMENT:
             raise ValueError(
-                f"record of {len(payload)} bytes: RecordIO holds at most {MAX_PART} in a part"
+                f"record of {len(payload)} bytes: "
+                f"RecordIO holds at most {LONGEST_SEGMENT} in a segment"
             )
-        flag = 0 if not cuts else 1 if part == 0 else 3 if part == len(cuts) else 2
-        framed += [
-            FRAME.pack(MAGIC, flag << 29 | (end - start)),
-            payload[start:end],
-            bytes(-(end - start) % 4),
-        ]
+        frame = FRAME.pack(MAGIC, flag << 29 | length)
+        framed += [frame, payload[start:end], bytes(-length % 4)]
     return b"".join(framed)
 
 
 def unpack_record(data: bytes, where: str) -> tuple[bytes, int]:
     """(payload, bytes used) of the record at the beginning of `data`."""
-    parts, at, expected = [], 0, (0, 1)
+    segments, at, expected = [], 0, (WHOLE, FIRST)
     while True:
-        if at + 8 > len(data):
+        begin = at + FRAME.size
+        if begin > len(data):
             raise CutOff(f"{where}: record is cut off")
         magic, word = FRAME.unpack_from(data, at)
-        flag, length = word >> 29, word & MAX_PART
+        flag, length = word >> 29, word & LONGEST_SEGMENT
         if magic != MAGIC:
             raise ValueError(
-                f"{where}: found {magic:#010x} where a record begins, expected the magic {MAGIC:#010x}"
+                f"{where}: found {magic:#010x} where a record begins, "
+                f"expected the magic {MAGIC:#010x}"
             )
         if flag not in expected:
-            raise ValueError(
-                f"{where}: part flag {flag}, expected {' or '.join(map(str, expected))}"
-            )
-        if at + 8 + length > len(data):
+            wanted = " or ".join(map(str, expected))
+            raise ValueError(f"{where}: segment flag {flag}, expected {wanted}")
+        if begin + length > len(data):
             raise CutOff(f"{where}: record of {length} bytes is cut off")
-        parts.append(data[at + 8 : at + 8 + length])
-        at += 8 + length + -length % 4
-        if flag in (0, 3):
-            return MAGIC_BYTES.join(parts), min(at, len(data))
-        expected = (2, 3)
+        segments.append(data[begin : begin + length])
+        at = begin + length + -length % 4
+        if flag in (WHOLE, LAST):
+            return MAGIC_BYTES.join(segments), min(at, len(data))
+        expected = (MIDDLE, LAST)
 
 
 def pack_image(encoded: bytes, labels: float | np.ndarray, key: int) -> bytes:
-    """Payload of an image. One label goes into the header; an array (flag = its length) behind
-    it."""
+    """Payload of an image. The header holds one label; an array of labels follows the header."""
     if isinstance(labels, np.ndarray):
         return HEADER.pack(len(labels), 0.0, key, 0) + labels.astype("<f4").tobytes() + encoded
     return HEADER.pack(0, labels, key, 0) + encoded
@@ -105,25 +108,25 @@ def unpack_image(payload: bytes, where: str) -> tuple[np.ndarray, int, bytes]:
     return np.frombuffer(payload, "<f4", flag, HEADER.size), key, payload[end:]
 
 
-def whole_image(record: bytes, label: float) -> bytes | None:
-    """The image of a record in one part with the single label `label`; None for any other, to be
-    read with care."""
-    if len(record) < WHOLE.size:
+def image_of_whole_record(record: bytes, label: float) -> bytes | None:
+    """The image of a record in one segment with the single label `label`.
+
+    None for all other records; those need `unpack_record` and `unpack_image`.
+    """
+    if len(record) < WHOLE_RECORD.size:
         return None
-    magic, length, flag, found = WHOLE.unpack_from(record)
-    if (
-        magic != MAGIC
-        or flag
-        or found != label
-        or not HEADER.size < length <= len(record) - FRAME.size
-    ):
+    magic, length, flag, found = WHOLE_RECORD.unpack_from(record)
+    fits = HEADER.size < length <= len(record) - FRAME.size
+    if magic != MAGIC or flag or found != label or not fits:
         return None
     return record[FRAME.size + HEADER.size : FRAME.size + length]
 
 
-def read_index(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, offsets), int64 (K,) each, of a .idx file in the order of its lines. 5.2 M lines take
-    about a second."""
+def read_index(path: str) -> tuple[Int64, Int64]:
+    """(keys, offsets), int64 (K,) each, of an .idx file in the order of its lines.
+
+    5.2 million lines take about a second.
+    """
     pieces = []
     with open(path, "rb") as file:
         while text := file.read(INDEX_CHUNK):
@@ -142,46 +145,47 @@ def read_index(path: str) -> tuple[np.ndarray, np.ndarray]:
     return table[:, 0], table[:, 1]
 
 
-def read_headers(file: PreadFile, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(first label float32, flag int64, image bytes int64), (K,) each, of the records at offsets;
-    reads no more."""
-    columns = [
-        _headers(file, offsets[start : start + HEADERS_AT_ONCE])
-        for start in range(0, len(offsets), HEADERS_AT_ONCE)
-    ]
-    if not columns:
-        return np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
+Headers = tuple[np.ndarray, Int64, Int64]
+
+
+def read_headers(file: PreadFile, offsets: Int64) -> Headers:
+    """(first label, flag, bytes of the image), (K,) each, of the records at `offsets`.
+
+    It reads the headers only, except for records in several segments.
+    """
+    starts = range(0, max(len(offsets), 1), HEADERS_AT_ONCE)
+    columns = [_headers(file, offsets[start : start + HEADERS_AT_ONCE]) for start in starts]
     labels, flags, lengths = zip(*columns, strict=True)
     return np.concatenate(labels), np.concatenate(flags), np.concatenate(lengths)
 
 
-def _headers(file: PreadFile, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    width = 36  # frame 8, header 24, and the first label where flag > 0
-    raw = b"".join(
-        [file.read(o, min(width, file.size - o)).ljust(width, b"\0") for o in offsets.tolist()]
-    )
+def _headers(file: PreadFile, offsets: Int64) -> Headers:
+    width = FRAME.size + HEADER.size + 4  # up to the first label where flag > 0
+    raw = file.read_padded(offsets.tolist(), width)
     words = np.frombuffer(raw, "<u4").reshape(-1, width // 4)
-    length = (words[:, 1] & MAX_PART).astype(np.int64)
-    broken = (words[:, 0] != MAGIC) | (words[:, 1] >> 29 > 1) | (offsets + 8 + length > file.size)
+    floats = words.view("<f4")
+    segment, length = words[:, 1] >> 29, (words[:, 1] & LONGEST_SEGMENT).astype(np.int64)
+    end = offsets + FRAME.size + length
+    broken = (words[:, 0] != MAGIC) | (segment > FIRST) | (end > file.size)
     if broken.any():
         where = int(offsets[broken.argmax()])
         raise ValueError(f"{file.path}: no whole record at byte {where}, where the index has one")
+
     flags = words[:, 2].astype(np.int64)
-    labels = np.where(flags > 0, words.view("<f4")[:, 8], words.view("<f4")[:, 3])
+    labels = np.where(flags > 0, floats[:, 8], floats[:, 3])
     images = length - HEADER.size - 4 * flags
-    for row in np.flatnonzero(
-        (words[:, 1] >> 29 == 1) | (images < 0)
-    ).tolist():  # in parts, or too short
-        place = f"{file.path} at byte {int(offsets[row])}"
-        found, _, image = unpack_image(
-            read_record(file, int(offsets[row]), file.size, place), place
-        )
-        labels[row], images[row], flags[row] = found[0], len(image), len(found) if flags[row] else 0
+    # Records in several segments, and those too short for their header, are read completely.
+    for row in np.flatnonzero((segment == FIRST) | (images < 0)).tolist():
+        offset = int(offsets[row])
+        place = f"{file.path} at byte {offset}"
+        found, _, image = unpack_image(read_record(file, offset, file.size, place), place)
+        labels[row], images[row] = found[0], len(image)
+        flags[row] = len(found) if flags[row] else 0
     return labels, flags, images
 
 
 def read_record(file: PreadFile, offset: int, end: int, where: str) -> bytes:
-    """Payload of the record that begins at `offset` and is over before `end`."""
+    """Payload of the record that begins at `offset` and ends before `end`."""
     length = min(end - offset, FIRST_READ)
     while True:
         data = file.read(offset, length)

@@ -1,5 +1,4 @@
-"""A folder per identity: ROOT/NAME/IMAGE.jpg. Identities are numbered in the order of their
-names."""
+"""One folder per identity: ROOT/NAME/IMAGE.jpg. Labels follow the order of the names."""
 
 from __future__ import annotations
 
@@ -9,18 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from data.images import SUFFIXES
+from data.types import Int64
 
 
 class FolderSet:
-    """A FaceSet on a folder of folders. File names are held as one bytes array, not as Python
-    objects."""
+    """A FaceSet on a folder of folders.
 
-    def __init__(self, root: str, names: list[str], files: np.ndarray, labels: np.ndarray) -> None:
+    File names are one array of bytes, because millions of Python objects would fill the memory.
+    """
+
+    def __init__(self, root: str, images: dict[str, list[bytes]]) -> None:
         self.root = root
-        self.names = names
-        self.files = files
-        self.labels = labels
-        self.num_classes = len(names)
+        self.names = list(images)
+        self.num_classes = len(images)
+        self.files = np.array([file for files in images.values() for file in files], np.bytes_)
+        counts = [len(files) for files in images.values()]
+        self.labels: Int64 = np.repeat(np.arange(len(images)), counts)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -29,47 +32,36 @@ class FolderSet:
         return Path(self.describe(index)).read_bytes()
 
     def describe(self, index: int) -> str:
-        return os.path.join(
-            self.root, self.names[self.labels[index]], os.fsdecode(bytes(self.files[index]))
-        )
+        name, file = self.names[self.labels[index]], os.fsdecode(bytes(self.files[index]))
+        return os.path.join(self.root, name, file)
 
 
 def detect(path: str) -> bool:
-    """A folder with a folder in it that holds an image file."""
+    """Whether the path is a folder in which a folder holds an image file."""
     if not os.path.isdir(path):
         return False
     with os.scandir(path) as entries:
-        return any(entry.is_dir() and _images(entry.path) for entry in entries)
+        return any(entry.is_dir() and _list_images(entry.path) for entry in entries)
 
 
 def open_set(path: str) -> FolderSet:
-    """Lists ROOT/NAME/IMAGE; names an identity without images. Opening lists folders only, it opens
-    no image."""
+    """Lists ROOT/NAME/IMAGE without opening an image; an identity without images is an error."""
     if not os.path.isdir(path):
         raise FileNotFoundError(f"{path}: no such folder")
     with os.scandir(path) as entries:
-        names = sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
-        )
+        folders = [entry.name for entry in entries if entry.is_dir()]
+    names = sorted(name for name in folders if not name.startswith("."))
     if not names:
         raise ValueError(f"{path}: no folders in it; expected one per identity")
-    files: list[bytes] = []
-    counts = np.zeros(len(names), np.int64)
-    for label, name in enumerate(names):
-        images = _images(os.path.join(path, name))
-        if not images:
-            raise ValueError(
-                f"{os.path.join(path, name)}: holds no image ({', '.join(SUFFIXES)}); remove the folder"
-            )
-        files += images
-        counts[label] = len(images)
-    return FolderSet(
-        path, names, np.array(files, np.bytes_), np.repeat(np.arange(len(names)), counts)
-    )
+    images = {name: _list_images(os.path.join(path, name)) for name in names}
+    empty = next((name for name in names if not images[name]), None)
+    if empty is not None:
+        folder = os.path.join(path, empty)
+        raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)}); remove the folder")
+    return FolderSet(path, images)
 
 
-def _images(folder: str) -> list[bytes]:
+def _list_images(folder: str) -> list[bytes]:
     with os.scandir(folder) as entries:
-        return sorted(
-            os.fsencode(entry.name) for entry in entries if entry.name.lower().endswith(SUFFIXES)
-        )
+        names = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+    return sorted(map(os.fsencode, names))

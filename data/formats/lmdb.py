@@ -1,9 +1,10 @@
-"""LMDB as F²C's public code writes it: `data.mdb` with `*_kv.txt` beside it, lines `KEY LABEL`;
-values protobuf Datum or images.
+"""LMDB as the public code of F²C writes it: `data.mdb`, and beside it one list `*_kv.txt`.
 
-Read by walking the B-tree once (LMDB 0.9's file format, 64-bit) and keeping where each value lies,
-not through liblmdb: that maps the file, and a broken one would end the process instead of raising
-an error.
+Lines of the list are `KEY LABEL`. A value is an image or a protobuf Datum that holds one.
+
+This file walks the B-tree once (LMDB 0.9's file format, 64-bit) and remembers where each value
+lies. The lmdb package is not used: it maps the file into memory, and a truncated file then ends the
+process with SIGBUS (tried) where this code raises an error.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from data.files import PreadFile
-from data.formats._packed import PackedSet, indexed
+from data.formats._index_cache import Arrays
+from data.formats._packed import LONGEST_LABEL, PackedSet, load_index
+from data.types import Int64
 
-MAGIC = 0xBEEFC0DE
+MAGIC, VERSION = 0xBEEFC0DE, 1
 PAGE = struct.Struct("<Q4H")  # page number, pad, flags, lower, upper
 NODE = struct.Struct("<4H")  # low and high half of size or page, flags, key size
-BRANCH, LEAF, OVERFLOW = 1, 2, 4
-BIG, SUB, DUPLICATES = 1, 2, 4
+META_PAGE_SIZE, META_ROOT, META_SIZE = 24, 112, 136  # offsets within a meta page, and its size
+BRANCH, LEAF = 1, 2  # kinds of pages
+BIG, SUB, DUPLICATES = 1, 2, 4  # kinds of nodes
 DEEPEST = 32
 EMPTY = 2**64 - 1
 ROWS_AT_ONCE = 1 << 16
-LONGEST_LABEL = 9  # digits
+Value = tuple[bytes, tuple[int, int]]  # key, and offset and size of the value in the file
 
 
 def detect(path: str) -> bool:
@@ -34,7 +38,7 @@ def detect(path: str) -> bool:
 
 
 def open_set(path: str) -> PackedSet:
-    """Opens a folder with data.mdb and one *_kv.txt (or the .mdb file itself)."""
+    """Opens a folder with data.mdb and one *_kv.txt, or the .mdb file itself."""
     mdb = Path(path) if path.endswith(".mdb") else Path(path) / "data.mdb"
     if not mdb.is_file():
         raise FileNotFoundError(f"{mdb}: no such file")
@@ -43,14 +47,15 @@ def open_set(path: str) -> PackedSet:
         raise ValueError(
             f"{mdb.parent}: expected one list of keys and labels, *_kv.txt, but found {len(lists)}"
         )
-    columns = indexed(str(mdb), [str(mdb), str(lists[0])], lambda: _scan(str(mdb), lists[0]))
+    columns = load_index(str(mdb), [str(mdb), str(lists[0])], lambda: _scan(str(mdb), lists[0]))
     return PackedSet([str(mdb)], columns, unwrap)
 
 
 def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
-    """The bytes field 1 of a Datum message, or the value itself where it is none."""
-    if raw[:1] != b"\x0a":
+    """The bytes in field 1 of a Datum message; a value that is no such message, as it is."""
+    if not raw.startswith(b"\x0a"):
         return raw
+    # The length of the field is a varint: seven bits per byte, the lowest first.
     length, at = 0, 1
     for shift in range(0, 35, 7):
         byte = raw[at] if at < len(raw) else 0
@@ -65,7 +70,7 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
     return raw[at:]
 
 
-def _scan(mdb: str, keys: Path) -> dict[str, np.ndarray]:
+def _scan(mdb: str, keys: Path) -> Arrays:
     held, offsets, sizes = _columns(
         (key, *place) for key, place in values(PreadFile(mdb)) if b"\0" not in key
     )
@@ -77,9 +82,8 @@ def _scan(mdb: str, keys: Path) -> dict[str, np.ndarray]:
     missing[~missing] = held[rows[~missing]] != wanted[~missing]
     if missing.any():
         first = int(missing.argmax())
-        raise ValueError(
-            f"{keys} line {lines[first]}: key {bytes(wanted[first])!r} is not in {mdb}"
-        )
+        key = bytes(wanted[first])
+        raise ValueError(f"{keys} line {lines[first]}: key {key!r} is not in {mdb}")
     return {
         "shard": np.zeros(len(rows), np.int32),
         "offset": offsets[rows],
@@ -101,9 +105,13 @@ def _listed(keys: Path) -> Iterator[tuple[bytes, int, int]]:
             yield words[0], int(words[1]), number
 
 
-def _columns(rows: Iterator[tuple[bytes, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(keys as fixed-width bytes, int64, int64), (N,) each: few Python objects at a time, however
-    many rows."""
+def _columns(
+    rows: Iterator[tuple[bytes, int, int]],
+) -> tuple[np.ndarray, Int64, Int64]:
+    """The three columns of all rows, (N,) each: keys as fixed-width bytes, and two numbers.
+
+    Only ROWS_AT_ONCE rows at a time are Python objects.
+    """
     keys, first, second = [np.zeros(0, "S1")], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     while some := list(islice(rows, ROWS_AT_ONCE)):
         keys.append(np.array([row[0] for row in some], np.bytes_))
@@ -112,98 +120,100 @@ def _columns(rows: Iterator[tuple[bytes, int, int]]) -> tuple[np.ndarray, np.nda
     return np.concatenate(keys), np.concatenate(first), np.concatenate(second)
 
 
-def values(file: PreadFile) -> Iterator[tuple[bytes, tuple[int, int]]]:
+def values(file: PreadFile) -> Iterator[Value]:
     """(key, (offset, size)) of every value of the main database, in the order of keys."""
-    page_size, root, pages = _meta(file)
+    tree = _Tree(file)
     before: bytes | None = None
-    for key, place in _walk(file, root, page_size, pages, 0, set()) if root != EMPTY else ():
+    for key, place in tree.walk(tree.root) if tree.root != EMPTY else ():
         if before is not None and key <= before:
-            raise ValueError(
-                f"{file.path}: key {key!r} stands behind {before!r}; the tree is broken"
-            )
+            raise ValueError(f"{file.path}: key {key!r} comes after {before!r}; the tree is broken")
         before = key
         yield key, place
 
 
-def _meta(file: PreadFile) -> tuple[int, int, int]:
-    """(page size, root page, pages in use) of the newer of the two meta pages."""
-    found = []
-    page_size = _read_meta(file, 0)[1]
-    for at in (0, page_size):
-        txn, size, root, last = _read_meta(file, at)
-        if size != page_size:
+class _Tree:
+    """The B-tree of the main database, from the newer of the file's two meta pages."""
+
+    def __init__(self, file: PreadFile) -> None:
+        self.file = file
+        self.visited: set[int] = set()
+        first = self._meta(0)
+        self.page_size = first[3]
+        second = self._meta(self.page_size)
+        if second[3] != self.page_size:
             raise ValueError(f"{file.path}: its two meta pages disagree on the page size")
-        found.append((txn, root, last + 1))
-    _, root, pages = max(found)
-    if pages * page_size > file.size or file.size % page_size:
-        raise ValueError(
-            f"{file.path}: {pages} pages of {page_size} bytes, but the file has {file.size}; truncated"
-        )
-    return page_size, root, pages
-
-
-def _read_meta(file: PreadFile, at: int) -> tuple[int, int, int, int]:
-    """(transaction, page size, root, last page)."""
-    raw = file.read(at + PAGE.size, 136)
-    magic, version = struct.unpack_from("<II", raw)
-    if magic != MAGIC or version != 1:
-        raise ValueError(
-            f"{file.path}: magic {magic:#x} version {version}, expected LMDB's {MAGIC:#x} version 1"
-        )
-    page_size = struct.unpack_from("<I", raw, 24)[0]
-    root, last, txn = struct.unpack_from("<3Q", raw, 24 + 48 + 40)
-    if page_size not in (1 << power for power in range(9, 17)):
-        raise ValueError(f"{file.path}: page size {page_size}")
-    return txn, page_size, root, last
-
-
-def _walk(
-    file: PreadFile, number: int, page_size: int, pages: int, depth: int, visited: set[int]
-) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    if number >= pages or depth > DEEPEST or number in visited:
-        raise ValueError(
-            f"{file.path}: tree points to page {number} of {pages}, or in a circle; broken"
-        )
-    visited.add(number)
-    page = file.read(number * page_size, page_size)
-    own, _, flags, lower, upper = PAGE.unpack_from(page)
-    if (
-        own != number
-        or flags & (BRANCH | LEAF) not in (BRANCH, LEAF)
-        or not PAGE.size <= lower <= page_size
-    ):
-        raise ValueError(f"{file.path}: page {number} is no page of the tree")
-    used = 0
-    for at in struct.unpack_from(f"<{(lower - PAGE.size) // 2}H", page, PAGE.size):
-        if at + NODE.size > page_size:
-            raise ValueError(f"{file.path}: page {number} points beyond itself")
-        low, high, bits, key_size = NODE.unpack_from(page, at)
-        held = 0 if flags & BRANCH else 8 if bits & BIG else low | high << 16
-        used += (NODE.size + key_size + held + 1) // 2 * 2
-        if flags & BRANCH:
-            yield from _walk(
-                file, low | high << 16 | bits << 32, page_size, pages, depth + 1, visited
+        _, self.root, last, _ = max(first, second)
+        self.pages = last + 1
+        if self.pages * self.page_size > file.size or file.size % self.page_size:
+            raise ValueError(
+                f"{file.path}: {self.pages} pages of {self.page_size} bytes, "
+                f"but the file has {file.size}; truncated"
             )
-            continue
-        size, begin = low | high << 16, at + NODE.size + key_size
-        key = page[at + NODE.size : begin]
-        if bits & (SUB | DUPLICATES):
-            raise ValueError(f"{file.path}: holds sub-databases; expected plain keys and values")
-        if bits & BIG:
+
+    def _meta(self, at: int) -> tuple[int, int, int, int]:
+        """(transaction, root page, last page, page size) of the meta page at byte `at`."""
+        raw = self.file.read(at + PAGE.size, META_SIZE)
+        magic, version = struct.unpack_from("<II", raw)
+        if (magic, version) != (MAGIC, VERSION):
+            raise ValueError(
+                f"{self.file.path}: magic {magic:#x} version {version}, "
+                f"expected LMDB's {MAGIC:#x} version {VERSION}"
+            )
+        page_size = struct.unpack_from("<I", raw, META_PAGE_SIZE)[0]
+        root, last, transaction = struct.unpack_from("<3Q", raw, META_ROOT)
+        if page_size not in (1 << power for power in range(9, 17)):
+            raise ValueError(f"{self.file.path}: page size {page_size}")
+        return transaction, root, last, page_size
+
+    def walk(self, number: int, depth: int = 0) -> Iterator[Value]:
+        """(key, (offset, size)) of every value below page `number`."""
+        path, page_size = self.file.path, self.page_size
+        if number >= self.pages or depth > DEEPEST or number in self.visited:
+            raise ValueError(
+                f"{path}: tree points to page {number} of {self.pages}, or in a circle; broken"
+            )
+        self.visited.add(number)
+        page = self.file.read(number * page_size, page_size)
+        own, _, flags, lower, upper = PAGE.unpack_from(page)
+        kind = flags & (BRANCH | LEAF)
+        if own != number or kind not in (BRANCH, LEAF) or not PAGE.size <= lower <= page_size:
+            raise ValueError(f"{path}: page {number} is no page of the tree")
+
+        used = 0
+        for at in struct.unpack_from(f"<{(lower - PAGE.size) // 2}H", page, PAGE.size):
+            if at + NODE.size > page_size:
+                raise ValueError(f"{path}: page {number} points beyond itself")
+            low, high, bits, key_size = NODE.unpack_from(page, at)
+            begin, size = at + NODE.size + key_size, low | high << 16
+            filled = begin - at + (0 if kind == BRANCH else 8 if bits & BIG else size)
+            used += filled + filled % 2
+            if kind == BRANCH:
+                yield from self.walk(size | bits << 32, depth + 1)
+                continue
+            if bits & (SUB | DUPLICATES):
+                raise ValueError(f"{path}: holds sub-databases; expected plain keys and values")
+            key = page[at + NODE.size : begin]
+            yield key, self._place(number, page, begin, size, big=bool(bits & BIG))
+
+        # Nodes fill the end of a page without a gap, so a wrong size or pointer shows here.
+        if used != page_size - upper:
+            raise ValueError(
+                f"{path}: nodes of page {number} fill {used} bytes, "
+                f"its header says {page_size - upper}"
+            )
+
+    def _place(
+        self, number: int, page: bytes, begin: int, size: int, *, big: bool
+    ) -> tuple[int, int]:
+        """Where a value lies: in its node's page, or on pages of its own if it is big."""
+        path, page_size = self.file.path, self.page_size
+        if big:
             if begin + 8 > page_size:
-                raise ValueError(f"{file.path}: page {number} points beyond itself")
-            start = struct.unpack_from("<Q", page, begin)[0]
-            where = start * page_size + PAGE.size
-            if start >= pages or where + size > pages * page_size:
-                raise ValueError(f"{file.path}: value of {key!r} lies beyond the file")
+                raise ValueError(f"{path}: page {number} points beyond itself")
+            first = struct.unpack_from("<Q", page, begin)[0]
+            where, end = first * page_size + PAGE.size, self.pages * page_size
         else:
-            where = number * page_size + begin
-            if begin + size > page_size:
-                raise ValueError(f"{file.path}: value of {key!r} lies beyond its page")
-        yield key, (where, size)
-    if (
-        used != page_size - upper
-    ):  # nodes fill the page's end without a gap: a wrong size or pointer shows here
-        raise ValueError(
-            f"{file.path}: nodes of page {number} fill {used} bytes, its header says {page_size - upper}"
-        )
+            where, end = number * page_size + begin, (number + 1) * page_size
+        if where + size > end:
+            raise ValueError(f"{path}: a value of page {number} lies beyond its place")
+        return where, size

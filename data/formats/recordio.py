@@ -1,9 +1,10 @@
-"""insightface record files: train.rec, train.idx and `property`, as MS1MV2/MS1MV3, Glint360K and
-WebFace ship; plain im2rec too.
+"""insightface record files: train.rec, train.idx and `property`.
 
-insightface's layout: record 0 carries labels [a, b); images are keys 1…a−1; keys a…b−1 are identity
-records whose two labels are that identity's key range [start, end). Without such a record 0 every
-key is an image.
+MS1MV2, MS1MV3, Glint360K and WebFace come in this form; files of plain im2rec are read too.
+
+In insightface's layout record 0 carries two labels [a, b). Images have the keys 1…a-1. Keys a…b-1
+are identity records, whose two labels are the key range [start, end) of that identity. Without such
+a record 0 every key is an image.
 """
 
 from __future__ import annotations
@@ -13,36 +14,39 @@ from pathlib import Path
 import numpy as np
 
 from data.files import PreadFile
-from data.formats._index_cache import cached
+from data.formats._index_cache import Arrays, load_or_scan
+from data.formats._packed import detect_shards, list_shards
 from data.formats._record_bytes import (
     EXACT_LABELS,
     FIRST_READ,
+    FRAME,
     HEADER,
+    image_of_whole_record,
     read_headers,
     read_index,
     read_record,
     unpack_image,
-    whole_image,
 )
+from data.types import Int64
 
 SPAN_LIMIT = 2**31 - 1
 
 
 class RecordSet:
-    """A FaceSet on one record file. Per image: key, offset and span (bytes up to the next record),
-    as flat arrays.
+    """A FaceSet on one record file. Arrays (N,) hold key, offset and span of each image.
 
-    headers: records of the index that are no image. names: of the identities, where `_names.txt` is
-    beside the file.
+    spans: bytes from the beginning of a record to the beginning of the next.
+    headers: number of records in the index that are no image.
+    names: of the identities, if `_names.txt` lies beside the file.
     """
 
     def __init__(
         self,
         file: PreadFile,
-        keys: np.ndarray,
-        offsets: np.ndarray,
+        keys: Int64,
+        offsets: Int64,
         spans: np.ndarray,
-        labels: np.ndarray,
+        labels: Int64,
         num_classes: int,
         headers: int,
         names: list[str] | None,
@@ -60,20 +64,18 @@ class RecordSet:
         return len(self.labels)
 
     def read(self, index: int) -> bytes:
-        """The image's bytes; ValueError if the record is broken or carries another label than the
-        set has for it."""
+        """The image's bytes; ValueError if the record is broken or its label is not the set's."""
         offset, span, label = int(self.offsets[index]), int(self.spans[index]), self.labels[index]
         if span <= FIRST_READ:  # nearly every image: one read, one header, one slice
             data = self.file.read(offset, span)
-            encoded = whole_image(data, float(label))
+            encoded = image_of_whole_record(data, float(label))
             if encoded is not None:
                 return encoded
-        payload = read_record(self.file, offset, offset + span, self.describe(index))
-        labels, _, encoded = unpack_image(payload, self.describe(index))
+        where = self.describe(index)
+        payload = read_record(self.file, offset, offset + span, where)
+        labels, _, encoded = unpack_image(payload, where)
         if labels[0] != label:
-            raise ValueError(
-                f"{self.describe(index)}: carries label {labels[0]:g}, the set has {label}"
-            )
+            raise ValueError(f"{where}: carries label {labels[0]:g}, the set has {label}")
         return encoded
 
     def describe(self, index: int) -> str:
@@ -81,14 +83,13 @@ class RecordSet:
 
 
 def detect(path: str) -> bool:
-    """A .rec file, or a folder that holds one."""
-    return path.endswith(".rec") or (Path(path).is_dir() and any(Path(path).glob("*.rec")))
+    """Whether the path is a .rec file or a folder that holds one."""
+    return detect_shards(path, ".rec")
 
 
 def open_set(path: str) -> RecordSet:
-    """Opens a .rec file (or the one in a folder): reads the index and the identity records, images
-    only when asked."""
-    rec = _rec_file(Path(path))
+    """Opens a .rec file, or the one in a folder; reads the index and the identity records only."""
+    rec = _rec_file(path)
     index = rec.with_suffix(".idx")
     if not index.is_file():
         raise FileNotFoundError(
@@ -99,39 +100,37 @@ def open_set(path: str) -> RecordSet:
     ends = _ends(offsets, file.size)
     rows, labels = _from_identity_records(file, keys, offsets, ends)
     if labels is None:
-        stored = cached(
+        stored = load_or_scan(
             f"{rec}.labels.npz", [str(rec), str(index)], lambda: _scan(file, keys, offsets, rows)
         )
         rows, labels = stored["rows"], stored["labels"]
-    declared = _declared_classes(rec.with_name("property"))
+    classes = _declared_classes(rec.with_name("property"))
+    if classes is None:
+        classes = int(labels.max(initial=-1)) + 1
     return RecordSet(
         file=file,
         keys=keys[rows],
         offsets=offsets[rows],
         spans=np.minimum(ends[rows] - offsets[rows], SPAN_LIMIT).astype(np.int32),
         labels=labels.astype(np.int64),
-        num_classes=(classes := int(labels.max(initial=-1)) + 1 if declared is None else declared),
+        num_classes=classes,
         headers=len(keys) - len(labels),
         names=_names(rec.with_name(f"{rec.stem}_names.txt"), classes),
     )
 
 
-def _rec_file(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.is_file():
-        return path
-    found = sorted(path.glob("*.rec"))
+def _rec_file(path: str) -> Path:
+    found = list_shards(path, ".rec")
     if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
+        names = ", ".join(Path(file).name for file in found)
         raise ValueError(
             f"{path}: expected exactly one .rec file, found {names}; give the file's path"
         )
-    return found[0]
+    return Path(found[0])
 
 
 def _declared_classes(path: Path) -> int | None:
-    """num_classes of a `property` file (`num_classes,height,width`), None without one."""
+    """num_classes of a `property` file (`num_classes,height,width`); None without the file."""
     if not path.is_file():
         return None
     text = path.read_text().strip()
@@ -144,64 +143,61 @@ def _declared_classes(path: Path) -> int | None:
 
 
 def _names(path: Path, num_classes: int) -> list[str] | None:
-    """Identity names of a `_names.txt` (lines LABEL<TAB>NAME<TAB>IMAGES), None without one of this
-    set."""
+    """Identity names of a `_names.txt` (lines LABEL<TAB>NAME<TAB>IMAGES); None without the file."""
     if not path.is_file():
         return None
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    if len(rows) != num_classes or any(
-        len(row) < 2 or row[0] != str(label) for label, row in enumerate(rows)
-    ):
+    labels = [row[0] for row in rows if len(row) >= 2]
+    if labels != [str(label) for label in range(num_classes)] or len(rows) != num_classes:
         raise ValueError(
             f"{path}: expected lines LABEL<TAB>NAME<TAB>IMAGES of the labels 0…{num_classes - 1}"
         )
     return [row[1] for row in rows]
 
 
-def _index_by_key(index: str, file: PreadFile) -> tuple[np.ndarray, np.ndarray]:
+def _index_by_key(index: str, file: PreadFile) -> tuple[Int64, Int64]:
     """(keys, offsets) int64 (K,) in rising order of keys, each offset within the file."""
     keys, offsets = read_index(index)
-    steps = np.diff(keys)
-    if (steps <= 0).any():
+    if (np.diff(keys) <= 0).any():
         order = np.argsort(keys, kind="stable")
         keys, offsets = keys[order], offsets[order]
-        steps = np.diff(keys)
-        if (steps == 0).any():
-            raise ValueError(f"{index}: key {int(keys[int((steps == 0).argmax())])} occurs twice")
-    outside = (offsets < 0) | (offsets + 8 > file.size)
+        twice = np.diff(keys) == 0
+        if twice.any():
+            raise ValueError(f"{index}: key {int(keys[twice.argmax()])} occurs twice")
+    outside = (offsets < 0) | (offsets + FRAME.size > file.size)
     if outside.any():
         row = int(outside.argmax())
         raise ValueError(
-            f"{index}: key {int(keys[row])} points to byte {int(offsets[row])}, but {file.path} has {file.size} bytes; "
+            f"{index}: key {int(keys[row])} points to byte {int(offsets[row])}, "
+            f"but {file.path} has {file.size} bytes; "
             "the .rec is truncated or the .idx belongs to another file"
         )
     return keys, offsets
 
 
-def _ends(offsets: np.ndarray, size: int) -> np.ndarray:
+def _ends(offsets: Int64, size: int) -> Int64:
     """Where the record after each one begins, int64 (K,)."""
     if (np.diff(offsets) > 0).all():
         return np.append(offsets[1:], size)
     order = np.argsort(offsets, kind="stable")
     following = np.append(offsets[order][1:], size)
-    if (following <= offsets[order]).any():
-        row = int((following <= offsets[order]).argmax())
-        raise ValueError(
-            f"index: two keys point to byte {int(offsets[order[row]])}; rebuild the .idx"
-        )
+    same = following <= offsets[order]
+    if same.any():
+        byte = int(offsets[order[same.argmax()]])
+        raise ValueError(f"index: two keys point to byte {byte}; rebuild the .idx")
     ends = np.empty_like(offsets)
     ends[order] = following
     return ends
 
 
 def _from_identity_records(
-    file: PreadFile, keys: np.ndarray, offsets: np.ndarray, ends: np.ndarray
-) -> tuple[np.ndarray | slice | None, np.ndarray | None]:
-    """(rows of the images, their labels float32) by record 0 and the identity records.
+    file: PreadFile, keys: Int64, offsets: Int64, ends: Int64
+) -> tuple[Int64 | slice | None, np.ndarray | None]:
+    """(rows of the images, their labels float32), from record 0 and the identity records.
 
-    Labels are None where the headers must be scanned, rows too where even record 0 is no help:
-    there is none, or its float32 numbers lie where float32 skips integers. An identity's label is
-    the one in its first and last image's header.
+    Labels are None if the headers of all images must be scanned. Rows are None too if record 0 does
+    not help: it is missing, or its numbers are too large for float32 to hold them exactly. The
+    label of an identity is the one in the headers of its first and its last image.
     """
     where = f"{file.path} key {int(keys[0])}"
     found, _, image = unpack_image(read_record(file, int(offsets[0]), int(ends[0]), where), where)
@@ -211,66 +207,62 @@ def _from_identity_records(
     images, identities = np.searchsorted(keys, [first, last])
     if images != first or not 1 <= first <= last:
         raise ValueError(
-            f"{where}: announces images 1…{first - 1} and identities {first}…{last - 1}, but the index has "
-            f"{images - 1} images; the .idx is not of this file or is cut off"
+            f"{where}: announces images 1…{first - 1} and identities {first}…{last - 1}, "
+            f"but the index has {images - 1} images; the .idx is not of this file or is cut off"
         )
     rows = slice(1, first)
     if identities != last or first == last:
         return rows, None
-    ranges = _ranges(file, offsets[first:last], ends[first:last])
+    ranges = _key_ranges(file, offsets[first:last])
     if ranges is None:
         return rows, None
+
+    # The ranges must cover the keys of all images without a gap or an overlap.
     starts, stops = ranges[np.lexsort((ranges[:, 1], ranges[:, 0]))].T
-    tiled = (
-        starts[0] == 1
-        and stops[-1] == first
-        and (starts[1:] == stops[:-1]).all()
-        and (stops >= starts).all()
-    )
-    if not tiled:
+    complete = starts[0] == 1 and stops[-1] == first
+    if not complete or (starts[1:] != stops[:-1]).any() or (stops < starts).any():
         return rows, None
     held = stops > starts
     starts, stops = starts[held], stops[held]
+
+    # The identity's first and last image confirm each other.
     labels = read_headers(file, offsets[starts])[0]
-    if not (labels == read_headers(file, offsets[stops - 1])[0]).all():
+    if (labels != read_headers(file, offsets[stops - 1])[0]).any():
         return rows, None
     return rows, _whole_labels(np.repeat(labels, stops - starts), file.path)
 
 
-def _ranges(file: PreadFile, offsets: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
-    """int64 (identities, 2) key ranges; None if a record among them is not an identity record."""
-    size = 8 + HEADER.size + 8
-    raw = b"".join(
-        [file.read(o, min(size, file.size - o)).ljust(size, b"\0") for o in offsets.tolist()]
-    )
-    words = np.frombuffer(raw, "<u4").reshape(-1, size // 4)
+def _key_ranges(file: PreadFile, offsets: Int64) -> Int64 | None:
+    """int64 (identities, 2) key ranges; None if one of the records is not an identity record."""
+    size = FRAME.size + HEADER.size + 8
+    words = np.frombuffer(file.read_padded(offsets.tolist(), size), "<u4").reshape(-1, size // 4)
     if (words[:, 1] != HEADER.size + 8).any() or (words[:, 2] != 2).any():
         return None
     ranges = words.view("<f4")[:, 8:10]
     return ranges.astype(np.int64) if (np.abs(ranges) < EXACT_LABELS).all() else None
 
 
-def _scan(
-    file: PreadFile, keys: np.ndarray, offsets: np.ndarray, rows: np.ndarray | slice | None
-) -> dict[str, np.ndarray]:
-    """Rows and labels by reading every header. Without known rows: all but record 0 and the
-    identity records."""
+def _scan(file: PreadFile, keys: Int64, offsets: Int64, rows: Int64 | slice | None) -> Arrays:
+    """`rows` and `labels` of all images, from the headers of all records.
+
+    rows: those of the images; None for all records but record 0 and the identity records.
+    """
     labels, flags, lengths = read_headers(file, offsets)
-    if rows is None:
-        marker = keys[0] == 0 and flags[0] == 2 and lengths[0] == 0
-        chosen = (
-            np.flatnonzero(~((flags == 2) & (lengths == 0))) if marker else np.arange(len(keys))
-        )
-    else:
-        chosen = np.arange(len(keys))[rows]
+    chosen = np.arange(len(keys))
+    if rows is not None:
+        chosen = chosen[rows]
+    elif keys[0] == 0 and flags[0] == 2 and lengths[0] == 0:
+        chosen = np.flatnonzero((flags != 2) | (lengths != 0))
     return {"rows": chosen, "labels": _whole_labels(labels[chosen], file.path).astype(np.int32)}
 
 
 def _whole_labels(labels: np.ndarray, path: str) -> np.ndarray:
+    """The labels; ValueError unless all are whole numbers that float32 holds exactly."""
     broken = ~(np.abs(labels) < EXACT_LABELS) | (labels != np.rint(labels))
     if broken.any():
         row = int(broken.argmax())
         raise ValueError(
-            f"{path}: image {row} has label {labels[row]}, expected a whole number below {EXACT_LABELS}"
+            f"{path}: image {row} has label {labels[row]}, "
+            f"expected a whole number below {EXACT_LABELS}"
         )
     return labels

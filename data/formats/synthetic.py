@@ -1,11 +1,12 @@
-"""Synthetic identities: drawn faces, so that everything runs and can be tested without a picture of
-any person.
+"""Synthetic identities: drawn faces, with which everything runs and is tested without photos.
 
-An identity is a handful of geometry and color parameters; pose, light, background, expression,
-cover, blur and noise vary by image. Image k of identity i under a seed is always the same drawing.
-The path is a line of options, all optional:
-`synthetic:identities=200,images=20,first=0,seed=0,size=112`. Identities first…first+identities−1
-are labels 0…identities−1, so `first` gives sets without a person in common.
+An identity is a set of numbers for geometry and color. Pose, light, background, expression, cover,
+blur and noise differ from image to image. Image k of identity i with one seed is always the same
+drawing.
+
+The path is a line of options, each of which may be missing:
+`synthetic:identities=200,images=20,first=0,seed=0,size=112`. The labels 0…identities-1 stand for
+the identities first…first+identities-1, so sets with different `first` have no person in common.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import cv2
 import numpy as np
 
 from data.faces import GENERATED
+from data.types import Int64, Pixels
 
 DEFAULTS = {"identities": 200, "images": 20, "first": 0, "seed": 0, "size": 112}
-# drawings held in memory, a few kB each: an epoch after the first draws nothing
+# Drawings kept in memory, a few kB each: only the first epoch draws.
 KEPT_IMAGES = 1 << 16
 JPEG_QUALITY = 95
-SUBPIXEL = 4  # cv2 takes coordinates in 1/2**SUBPIXEL pixels
+SUBPIXEL = 4  # OpenCV counts coordinates in 1/2**SUBPIXEL pixels
 
 
 class SyntheticSet:
-    """A FaceSet that draws image `index` when it is read: identity index // images, image index %
-    images."""
+    """A FaceSet that draws an image when it is read.
+
+    Image `index` is image index % images of identity index // images.
+    """
 
     def __init__(self, *, identities: int, images: int, first: int, seed: int, size: int) -> None:
         self.images = images
@@ -34,7 +38,7 @@ class SyntheticSet:
         self.seed = seed
         self.size = size
         self.num_classes = identities
-        self.labels = np.repeat(np.arange(identities), images)
+        self.labels: Int64 = np.repeat(np.arange(identities), images)
         self._drawn: dict[int, bytes] = {}
 
     def __len__(self) -> int:
@@ -44,9 +48,8 @@ class SyntheticSet:
         encoded = self._drawn.get(index)
         if encoded is None:
             identity, image = divmod(range(len(self))[index], self.images)
-            encoded = _encode(
-                draw(seed=self.seed, identity=self.first + identity, image=image, size=self.size)
-            )
+            person = self.first + identity
+            encoded = _encode(draw(seed=self.seed, identity=person, image=image, size=self.size))
             if len(self._drawn) < KEPT_IMAGES:
                 self._drawn[index] = encoded
         return encoded
@@ -64,7 +67,7 @@ def detect(path: str) -> bool:
 
 
 def open_set(path: str) -> SyntheticSet:
-    """Reads `synthetic:key=value,…`; keys and defaults are DEFAULTS."""
+    """Parses `synthetic:key=value,…`; DEFAULTS has the keys and their defaults."""
     options = dict(DEFAULTS)
     for item in filter(None, path.removeprefix(GENERATED).split(",")):
         key, _, value = item.partition("=")
@@ -79,9 +82,11 @@ def open_set(path: str) -> SyntheticSet:
     return SyntheticSet(**options)
 
 
-def draw(*, seed: int, identity: int, image: int, size: int) -> np.ndarray:
-    """uint8 (size,size,3) RGB drawing. Lengths below are in halves of the picture: (0, 0) the
-    middle, ±1 the edges."""
+def draw(*, seed: int, identity: int, image: int, size: int) -> Pixels:
+    """uint8 (size,size,3) RGB drawing.
+
+    Coordinates in the functions below are (0, 0) in the middle of the picture and ±1 at its edges.
+    """
     person = _person(np.random.default_rng([seed, identity]))
     rng = np.random.default_rng([seed, identity, image])
     canvas = _background(rng, size)
@@ -90,29 +95,47 @@ def draw(*, seed: int, identity: int, image: int, size: int) -> np.ndarray:
 
 
 def _person(rng: np.random.Generator) -> dict[str, Any]:
-    """What makes an identity, each drawn independently."""
+    """The numbers that make an identity, each drawn independently."""
     u = rng.uniform
     tone = u(0.0, 1.0)
     skin = np.array([245, 215, 190]) * (1 - tone) + np.array([110, 70, 45]) * tone + u(-16, 16, 3)
     return {
-        "width": u(0.50, 0.74), "height": u(0.70, 0.92), "jaw": u(0.45, 1.05), "skin": skin,
-        "hair": np.array([u(15, 225), u(15, 185), u(10, 150)]), "hairline": u(0.32, 0.80), "volume": u(0.02, 0.30),
-        "length": u(-0.4, 0.75), "eye_x": u(0.20, 0.36), "eye_y": u(-0.26, -0.06), "eye_w": u(0.085, 0.17),
-        "eye_h": u(0.04, 0.10), "iris": u(20, 190, 3), "slant": u(-0.05, 0.05), "brow_y": u(0.10, 0.22),
-        "brow_h": u(0.02, 0.085), "brow_slope": u(-0.08, 0.08), "nose": u(0.16, 0.40), "nose_w": u(0.05, 0.16),
-        "mouth_y": u(0.36, 0.54), "mouth_w": u(0.14, 0.34), "lip": u(0.025, 0.085),
+        "width": u(0.50, 0.74),
+        "height": u(0.70, 0.92),
+        "jaw": u(0.45, 1.05),
+        "skin": skin,
+        "hair": np.array([u(15, 225), u(15, 185), u(10, 150)]),
+        "hairline": u(0.32, 0.80),
+        "volume": u(0.02, 0.30),
+        "length": u(-0.4, 0.75),
+        "eye_x": u(0.20, 0.36),
+        "eye_y": u(-0.26, -0.06),
+        "eye_w": u(0.085, 0.17),
+        "eye_h": u(0.04, 0.10),
+        "iris": u(20, 190, 3),
+        "slant": u(-0.05, 0.05),
+        "brow_y": u(0.10, 0.22),
+        "brow_h": u(0.02, 0.085),
+        "brow_slope": u(-0.08, 0.08),
+        "nose": u(0.16, 0.40),
+        "nose_w": u(0.05, 0.16),
+        "mouth_y": u(0.36, 0.54),
+        "mouth_w": u(0.14, 0.34),
+        "lip": u(0.025, 0.085),
         "lips": skin * 0.45 + 0.55 * np.array([u(120, 220), u(30, 110), u(40, 120)]),
-        "beard": max(0.0, u(-0.8, 0.7)), "moles": u(-0.42, 0.42, (2, 2)), "mole_r": u(0.0, 0.045, 2),
-    }  # fmt: skip
+        "beard": max(0.0, u(-0.8, 0.7)),
+        "moles": u(-0.42, 0.42, (2, 2)),
+        "mole_r": u(0.0, 0.045, 2),
+    }
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """uint8 (size,size,3): a coarse random color field, as rooms and streets are."""
+    """uint8 (size,size,3): a coarse random field of colors, as rooms and streets are."""
     coarse = rng.integers(0, 256, (rng.integers(2, 6), rng.integers(2, 6), 3), dtype=np.uint8)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> None:
+def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
     """Draws the person onto the canvas in one pose and expression."""
     u = rng.uniform
     half = canvas.shape[0] / 2
@@ -120,16 +143,12 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
     turn, tilt = u(-0.16, 0.16), u(-0.07, 0.07)  # features slide over the head as it turns
     center = np.array([u(-0.09, 0.09), u(-0.02, 0.12)])
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * zoom
-    smile, opened, blink, frown = (
-        u(-0.06, 0.07),
-        max(0.0, u(-0.12, 0.12)),
-        u(0.45, 1.0),
-        u(-0.03, 0.03),
-    )
+    smile, opened = u(-0.06, 0.07), max(0.0, u(-0.12, 0.12))
+    blink, frown = u(0.45, 1.0), u(-0.03, 0.03)
 
     def pixels(points: np.ndarray) -> np.ndarray:
-        placed = points @ rotation.T + center
-        return np.round(((placed + 1) * half - 0.5) * (1 << SUBPIXEL)).astype(np.int32)
+        placed: np.ndarray = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
+        return placed.round().astype(np.int32)
 
     def fill(points: np.ndarray, color: np.ndarray) -> None:
         rgb = tuple(float(value) for value in np.clip(color, 0, 255))
@@ -139,14 +158,16 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
         t = np.linspace(0, 2 * np.pi, steps, endpoint=False)
         return np.stack([x + width * np.cos(t), y + height * np.sin(t)], 1)
 
+    # Hair behind the head, and the neck.
     skin, hair = p["skin"], p["hair"]
     w, h = p["width"], p["height"]
     back = oval(0, -0.10, w + p["volume"], h + p["volume"] * 0.7, 24)
-    back[:, 1] = np.where(
-        back[:, 1] > 0, np.minimum(back[:, 1], 0) + p["length"] * (back[:, 1] > 0.05), back[:, 1]
-    )
+    x, y = back.T
+    y[:] = np.where(y > 0, np.minimum(y, 0) + p["length"] * (y > 0.05), y)
     fill(back, hair)
     fill(np.array([[-0.3 * w, 0.5], [0.3 * w, 0.5], [0.5 * w, 1.6], [-0.5 * w, 1.6]]), skin * 0.82)
+
+    # The head, narrower at the jaw, with hair on top and perhaps a beard.
     outline = oval(0, 0, w, h, 32)
     below = np.maximum(outline[:, 1] / h, 0)
     outline[:, 0] *= 1 - (1 - p["jaw"]) * below**2 * 0.55
@@ -159,6 +180,8 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
         low = low[np.argsort(low[:, 0])]
         rim = np.concatenate([low, low[::-1] * [0.72, 0.55] + [0, 0.12]])
         fill(rim, skin * (1 - p["beard"]) + hair * p["beard"])
+
+    # Eyes and brows.
     slide = np.array([turn, tilt])
     foreshortening = np.array([1 - abs(turn) * 0.9, 1.0])
     for side in (-1.0, 1.0):
@@ -166,20 +189,22 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
         lids = oval(x, y, p["eye_w"], p["eye_h"] * blink)
         lids[:, 1] += side * p["slant"] * (lids[:, 0] - x) / p["eye_w"]
         fill(lids, np.array([240, 238, 235]))
-        gaze = turn * 0.15
-        fill(
-            oval(x + gaze, y, p["eye_h"] * 0.85, p["eye_h"] * 0.85 * min(1, blink * 1.1)), p["iris"]
-        )
-        fill(oval(x + gaze, y, p["eye_h"] * 0.35, p["eye_h"] * 0.35, 8), np.array([10, 10, 10]))
+        gaze = x + turn * 0.15
+        iris, pupil = p["eye_h"] * 0.85, p["eye_h"] * 0.35
+        fill(oval(gaze, y, iris, iris * min(1, blink * 1.1)), p["iris"])
+        fill(oval(gaze, y, pupil, pupil, 8), np.array([10, 10, 10]))
         inner, outer = x - side * p["eye_w"], x + side * p["eye_w"] * 1.2
-        by = y - p["brow_y"] + frown
+        brow = y - p["brow_y"] + frown
         slope, thick = p["brow_slope"], p["brow_h"]
-        fill(np.array([[inner, by + slope], [outer, by - slope], [outer, by - slope + thick * 0.6],
-                       [inner, by + slope + thick]]), hair * 0.75)  # fmt: skip
+        upper = [[inner, brow + slope], [outer, brow - slope]]
+        lower = [[outer, brow - slope + thick * 0.6], [inner, brow + slope + thick]]
+        fill(np.array(upper + lower), hair * 0.75)
+
+    # Nose and mouth.
     nx, ny = slide * 1.5
     tip = p["eye_y"] + p["nose"] + ny
-    fill(np.array([[nx * 0.6, p["eye_y"] + ny], [nx + p["nose_w"], tip], [nx, tip + 0.05], [nx - p["nose_w"], tip]]),
-         skin * 0.83)  # fmt: skip
+    sides = [[nx + p["nose_w"], tip], [nx, tip + 0.05], [nx - p["nose_w"], tip]]
+    fill(np.array([[nx * 0.6, p["eye_y"] + ny], *sides]), skin * 0.83)
     mx, my = slide[0] * 1.1, p["mouth_y"] + slide[1]
     mw, lip = p["mouth_w"] * foreshortening[0], p["lip"]
     mouth = oval(mx, my, mw, lip + opened * 0.5)
@@ -187,34 +212,31 @@ def _face(canvas: np.ndarray, p: dict[str, Any], rng: np.random.Generator) -> No
     fill(mouth, p["lips"])
     if opened > 0.02:
         fill(oval(mx, my, mw * 0.8, opened * 0.45), np.array([60, 20, 20]))
+
+    # Moles; glasses and something in front of the face in some pictures.
     for place, radius in zip(p["moles"], p["mole_r"], strict=True):
         if radius > 0.015:
             fill(oval(place[0] + slide[0], place[1] + 0.15, radius, radius, 8), skin * 0.35)
     if u() < 0.15:
+        frame, thickness = (25.0, 25.0, 30.0), 1 + canvas.shape[0] // 56
         for side in (-1.0, 1.0):
-            rim = oval(side * p["eye_x"] + slide[0], p["eye_y"] + slide[1], 0.2, 0.15)
-            thickness = 1 + canvas.shape[0] // 56
-            cv2.polylines(
-                canvas, [pixels(rim)], True, (25.0, 25.0, 30.0), thickness, cv2.LINE_AA, SUBPIXEL
-            )
+            rim = pixels(oval(side * p["eye_x"] + slide[0], p["eye_y"] + slide[1], 0.2, 0.15))
+            cv2.polylines(canvas, [rim], True, frame, thickness, cv2.LINE_AA, SUBPIXEL)
     if u() < 0.12:
         x, y = u(-0.9, 0.9), u(0.2, 0.9)
         fill(oval(x, y, u(0.1, 0.35), u(0.1, 0.35), 12), u(0, 255, 3))
 
 
-def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _photograph(canvas: Pixels, rng: np.random.Generator) -> Pixels:
     """Light from one side, exposure, color cast, contrast, blur and sensor noise."""
     size = canvas.shape[0]
     u = rng.uniform
     across = np.linspace(-1, 1, size, dtype=np.float32)
     direction, strength = u(0, 2 * np.pi), u(0.0, 0.65)
-    light = 1 + strength * (
-        np.cos(direction) * across[None, :] + np.sin(direction) * across[:, None]
-    )
+    gradient = np.cos(direction) * across[None, :] + np.sin(direction) * across[:, None]
+    light = np.clip(1 + strength * gradient, 0.12, 2)[:, :, None].astype(np.float32)
     cast = (u(0.55, 1.35) * u(0.85, 1.15, 3)).astype(np.float32)
-    picture = (
-        canvas.astype(np.float32) * np.clip(light, 0.12, 2)[:, :, None].astype(np.float32) * cast
-    )
+    picture: np.ndarray = canvas.astype(np.float32) * light * cast
     if (sigma := u(0.0, 1.3) * size / 112) > 0.4:
         picture = cv2.GaussianBlur(picture, (0, 0), sigma)
     grain = np.float32(u(1, 9)) * rng.standard_normal((size, size, 1), np.float32)
@@ -223,6 +245,6 @@ def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.ascontiguousarray(np.clip(picture + grain, 0, 255).astype(np.uint8))
 
 
-def _encode(image: np.ndarray) -> bytes:
+def _encode(image: Pixels) -> bytes:
     _, encoded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return encoded.tobytes()

@@ -1,1 +1,1 @@
-"""Writers of face sets, one file per form."""
+"""Writers of face sets, one form per file."""

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from data.types import FaceSet
 
 Progress = Callable[[int], None]
-
-
+# The first bytes of an image, and the suffix of its file.
 KINDS = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"), (b"RIFF", "webp"))
 
 
 def identity_names(faces: FaceSet) -> list[str]:
-    """Names of all identities, fit for folders: the set's own where it has them, else the label in
-    seven digits."""
+    """Names of all identities, fit for folders.
+
+    They are the names that the set has, or else the labels in seven digits.
+    """
     names = getattr(faces, "names", None)
     if names is None:
         return [f"{label:07d}" for label in range(faces.num_classes)]
@@ -25,8 +26,8 @@ def identity_names(faces: FaceSet) -> list[str]:
     return clean
 
 
-def suffix_of(encoded: bytes, where: str) -> str:
-    """File name suffix by the bytes an image begins with."""
+def image_suffix(encoded: bytes, where: str) -> str:
+    """File name suffix of an image, by its first bytes."""
     for begin, suffix in KINDS:
         if encoded.startswith(begin):
             return suffix

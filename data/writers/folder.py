@@ -1,4 +1,4 @@
-"""Writes any FaceSet as one folder per identity; encoded bytes are copied."""
+"""Writes any FaceSet as one folder per identity. The encoded bytes are copied."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from pathlib import Path
 
 from data.files import atomic_write
 from data.types import FaceSet
-from data.writers._names import Progress, identity_names, suffix_of
+from data.writers._names import Progress, identity_names, image_suffix
 
 
 def write_folder(faces: FaceSet, path: str, *, progress: Progress) -> None:
-    """PATH/IDENTITY/000000012.jpg, numbered as in the source. Files of a call that was killed are
-    kept."""
+    """Writes PATH/IDENTITY/000000012.jpg, numbered as in the source.
+
+    Files that a killed call has written are kept.
+    """
     names = identity_names(faces)
     for index in range(len(faces)):
         encoded = faces.read(index)
         folder = Path(path, names[faces.labels[index]])
-        target = folder / f"{index:09d}.{suffix_of(encoded, faces.describe(index))}"
+        target = folder / f"{index:09d}.{image_suffix(encoded, faces.describe(index))}"
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(
-                target, durable=False
-            ) as file:  # an fsync an image would take longer than all else
+            # An fsync per image would cost more time than everything else.
+            with atomic_write(target, durable=False) as file:
                 file.write(encoded)
         progress(1)

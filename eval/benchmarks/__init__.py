@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.faces import below_root
+from data.faces import resolve_path
 from data.options import PathText
 from data.parts import find_part
 from eval.embed import Embed
@@ -45,7 +45,7 @@ def open_benchmark(
     hints = typing.get_type_hints(module.build, include_extras=True)
     for key, hint in hints.items():
         if options.get(key) and PathText in (hint, *typing.get_args(hint)):
-            options[key] = below_root(options[key], root)
+            options[key] = resolve_path(options[key], root)
     if "stored" in hints:
         options["stored"] = stored
     try:

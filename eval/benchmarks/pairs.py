@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.faces import missing_path
+from data.faces import find_missing_path
 from data.options import Count, CountOrZero, PathText
 from data.pairs.drawn import from_faces
 from data.pairs.lists import (
@@ -92,7 +92,7 @@ def build(
         )
     ((source, opened),) = given.values()
     for path in (source, images):
-        if path and (missing := missing_path(path)):
+        if path and (missing := find_missing_path(path)):
             raise FileNotFoundError(f"{missing}: no such file or folder")
     name = name or Path(source).stem
     if pairs and not images:

@@ -105,7 +105,7 @@ def jobs_for(
             cv2.imdecode(image, cv2.IMREAD_COLOR_RGB)
 
     def load(threads: int) -> None:
-        drain(make_loader(faces, size, threads, order=lambda _: indices, length=len(indices)))
+        drain(make_loader(faces, size, threads, order=EpochOrder(lambda _: indices, len(indices))))
 
     def usual(kind: type[Recipe], workers: int) -> None:
         drain(DataLoader(kind(faces, indices), BATCH, num_workers=workers))
@@ -131,7 +131,8 @@ def compare(faces: FaceSet, size: int, rounds: int, images: int) -> dict[str, An
     rates: dict[str, list[float]] = {}
     for epoch in range(rounds):
         indices = shuffled(len(faces), seed=0, epoch=epoch)[:count]
-        for name, (work, clock) in jobs_for(faces, size, indices).items():
+        jobs = list(jobs_for(faces, size, indices).items())
+        for name, (work, clock) in jobs if epoch % 2 == 0 else reversed(jobs):
             rates.setdefault(name, []).append(count / seconds(work, clock))
         last = "  ".join(f"{name} {of[-1]:.0f}/s" for name, of in rates.items())
         print(f"round {epoch}: {last}", flush=True)

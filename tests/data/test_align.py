@@ -1,5 +1,4 @@
-"""The similarity transform against a general least-squares solver, and the crop against points
-drawn in a photo."""
+"""The transform equals that of a general least-squares solver, and crops apply it."""
 
 import cv2
 import numpy as np

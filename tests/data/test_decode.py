@@ -1,4 +1,4 @@
-"""Pixels are OpenCV's, whichever decoder made them, and a row of a batch is all that is written."""
+"""Both decoders give OpenCV's pixels, and they write only their row of a batch."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ def turned(orientation: int) -> bytes:
 
 
 def after_jfif(encoded: bytes) -> bytes:
-    """The JPEG with a JFIF segment in front of its EXIF segment, as cameras write both."""
+    """The JPEG with a JFIF segment before its EXIF segment, as cameras write them."""
     return (
         encoded[:2] + b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00" + encoded[2:]
     )
 
 
 def opencv(encoded: bytes) -> np.ndarray:
-    """imdecode, then the size: averages of pixels when shrinking, bilinear when growing."""
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    """What OpenCV decodes, resized by pixel averages if it shrinks and else bilinearly."""
+    image: np.ndarray | None = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert image is not None
     if image.shape[:2] == (SIZE, SIZE):
         return image
     shrinks = min(image.shape[:2]) >= SIZE

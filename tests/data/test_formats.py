@@ -1,4 +1,4 @@
-"""Formats other than record files: written by their usual tools, read in place, broken."""
+"""Formats other than record files, written by their usual tools: they are read, and broken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import lmdb
@@ -15,8 +17,9 @@ import numpy as np
 import pytest
 
 from data.decode import DecodeError, decode
-from data.faces import below_root, detect_format, missing_path, open_faces
+from data.faces import detect_format, find_missing_path, open_faces, resolve_path
 from data.parts import find_part, part_names
+from data.types import FaceSet
 
 REAL_ZIP = Path(__file__).parents[2] / "../shared/data/faces/lfw_112.zip"
 
@@ -27,7 +30,7 @@ def encoded(number: int, kind: str = ".jpg") -> bytes:
     return cv2.imencode(kind, image)[1].tobytes()
 
 
-# name -> (identity, bytes), in no order; identity b has one image, c a PNG
+# name -> bytes, in no order; identity b has one image, and c has a PNG
 FILES = {
     "c/z.png": encoded(5, ".png"),
     "a/2.jpg": encoded(2),
@@ -37,7 +40,7 @@ FILES = {
 }
 
 
-def by_label(faces) -> dict[int, set[bytes]]:
+def by_label(faces: FaceSet) -> dict[int, set[bytes]]:
     out: dict[int, set[bytes]] = {}
     for index, label in enumerate(faces.labels.tolist()):
         out.setdefault(label, set()).add(faces.read(index))
@@ -95,8 +98,7 @@ def varint(number: int) -> bytes:
 
 
 def make_lmdb(path: Path, *, datum: bool = True, padding: int = 0) -> Path:
-    """F²C's layout by liblmdb itself; padding > 0 adds as many other keys, so that the tree has
-    branches."""
+    """F²C's layout, written by liblmdb; `padding` other keys give the tree branches."""
     environment = lmdb.open(str(path), map_size=1 << 24)
     with environment.begin(write=True) as transaction, open(path / "faces_kv.txt", "w") as keys:
         for number in range(padding):
@@ -142,27 +144,40 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return all_sets(tmp_path_factory.mktemp("sets"))
 
 
-KINDS = ["folder", "zip stored", "zip deflated", "zip shards", "tar cls", "tar folders", "tar gnu long", "tar pax long",
-         "tar ustar", "lmdb datum", "lmdb raw", "lmdb deep"]  # fmt: skip
+KINDS = [
+    "folder",
+    "zip stored",
+    "zip deflated",
+    "zip shards",
+    "tar cls",
+    "tar folders",
+    "tar gnu long",
+    "tar pax long",
+    "tar ustar",
+    "lmdb datum",
+    "lmdb raw",
+    "lmdb deep",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_format_gives_the_same_images_by_identity(kind: str, sets: dict[str, Path]):
-    for _ in range(2):  # the second time through the index kept beside
+def test_every_format_gives_the_same_images_by_identity(kind: str, sets: dict[str, Path]) -> None:
+    for _ in range(2):  # the second time from the index beside the files
         faces = open_faces(sets[kind])
         assert by_label(faces) == EXPECTED
         assert faces.num_classes == 3
         assert str(sets[kind]) in faces.describe(0)
         assert detect_format(sets[kind]) == kind.split()[0]
-    assert by_label(copy.deepcopy(faces)) == EXPECTED  # as another process gets it
+    assert by_label(copy.deepcopy(faces)) == EXPECTED  # as in another process
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip stored", "tar folders"])
-def test_identities_keep_their_names(kind: str, sets: dict[str, Path]):
-    assert list(open_faces(sets[kind]).names) == ["a", "b", "c"]
+def test_identities_keep_their_names(kind: str, sets: dict[str, Path]) -> None:
+    faces: Any = open_faces(sets[kind])
+    assert faces.names == ["a", "b", "c"]
 
 
-def test_concatenation_moves_identities(sets: dict[str, Path]):
+def test_concatenation_moves_identities(sets: dict[str, Path]) -> None:
     both = open_faces(f"concat:{sets['folder']};{sets['lmdb raw']}")
     assert both.num_classes == 6
     assert by_label(both) == {
@@ -175,12 +190,12 @@ def test_concatenation_moves_identities(sets: dict[str, Path]):
     assert sets["lmdb raw"].parent == root
     line = f"concat:{sets['folder'].name};{sets['lmdb raw'].name};synthetic:identities=2;/elsewhere"
     expected = f"concat:{sets['folder']};{sets['lmdb raw']};synthetic:identities=2;/elsewhere"
-    assert below_root(line, str(root)) == expected
-    assert below_root(line, None) == line
-    assert missing_path(expected) == "/elsewhere"
+    assert resolve_path(line, str(root)) == expected
+    assert resolve_path(line, None) == line
+    assert find_missing_path(expected) == "/elsewhere"
 
 
-def test_zip64_members_are_found(tmp_path: Path):
+def test_zip64_members_are_found(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "big.zip", "w") as archive:
         for name, data in FILES.items():
             with archive.open(name, "w", force_zip64=True) as member:
@@ -188,14 +203,14 @@ def test_zip64_members_are_found(tmp_path: Path):
     assert by_label(open_faces(tmp_path / "big.zip")) == EXPECTED
 
 
-def test_folder_with_an_empty_identity_is_named(tmp_path: Path):
+def test_folder_with_an_empty_identity_is_named(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / "d").mkdir()
     with pytest.raises(ValueError, match=r"/d: holds no image"):
         open_faces(tmp_path)
 
 
-def test_detection_names_what_is_wrong(tmp_path: Path):
+def test_detection_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing: no such file"):
         open_faces(tmp_path / "nothing")
     with pytest.raises(ValueError, match="none of the known formats"):
@@ -209,7 +224,7 @@ def test_detection_names_what_is_wrong(tmp_path: Path):
         open_faces(tmp_path, "zap")
 
 
-def test_every_format_exports_what_it_must():
+def test_every_format_exports_what_it_must() -> None:
     for name in part_names("data.formats"):
         part = find_part("data.formats", name)
         assert callable(part.detect)
@@ -229,14 +244,16 @@ def test_every_format_exports_what_it_must():
         (lambda path: path.with_suffix(".tar").write_bytes(b""), "without an end mark"),
     ],
 )
-def test_broken_archives_are_named(tmp_path: Path, make, message: str):
+def test_broken_archives_are_named(
+    tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
     make(tmp_path / "bad")
     with pytest.raises(ValueError, match=message):
         open_faces(next(tmp_path.iterdir()))
 
 
 @pytest.mark.parametrize("kind", ["zip stored", "tar folders", "lmdb raw"])
-def test_truncation_is_found(kind: str, sets: dict[str, Path], tmp_path: Path):
+def test_truncation_is_found(kind: str, sets: dict[str, Path], tmp_path: Path) -> None:
     source = sets[kind]
     name = "data.mdb" if source.is_dir() else source.name
     whole = (source / name if source.is_dir() else source).read_bytes()
@@ -248,7 +265,7 @@ def test_truncation_is_found(kind: str, sets: dict[str, Path], tmp_path: Path):
             open_faces(tmp_path / name)
 
 
-def test_zip_member_that_changed_is_refused(tmp_path: Path):
+def test_zip_member_that_changed_is_refused(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "x.zip")
     faces = open_faces(path)
     whole = path.read_bytes()
@@ -263,7 +280,7 @@ def test_zip_member_that_changed_is_refused(tmp_path: Path):
         open_faces(path).read(index)
 
 
-def test_decode_to_rgb_at_the_asked_size():
+def test_decode_to_rgb_at_the_asked_size() -> None:
     image = np.zeros((20, 20, 3), np.uint8)
     image[:, :, 0] = 255  # red in RGB
     data = cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
@@ -272,7 +289,7 @@ def test_decode_to_rgb_at_the_asked_size():
     assert decode(cv2.imencode(".png", image[:, :, 0])[1].tobytes(), 8).shape == (8, 8, 3)
 
 
-def test_decode_shrinks_by_pixel_averages():
+def test_decode_shrinks_by_pixel_averages() -> None:
     image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     data = cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
     expected = image.reshape(12, 2, 12, 2, 3).mean((1, 3))
@@ -282,12 +299,12 @@ def test_decode_shrinks_by_pixel_averages():
 @pytest.mark.parametrize(
     "data", [b"", b"junk", encoded(1)[:-200], b"\xff\xd8\xff\xd9", encoded(5, ".png")[:50]]
 )
-def test_undecodable_bytes(data: bytes):
+def test_undecodable_bytes(data: bytes) -> None:
     with pytest.raises(DecodeError):
         decode(data, 12)
 
 
-def test_real_zip():
+def test_real_zip() -> None:
     if not REAL_ZIP.exists():
         pytest.skip("../shared/data/faces/lfw_112.zip is not here")
     part = find_part("data.formats", "zip")

@@ -1,8 +1,9 @@
-"""The loader: what a batch holds, the order of images, resume, errors, shutdown."""
+"""What the loader promises about batches, order, resuming, errors and its end."""
 
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ import torch
 from data.decode import decode
 from data.faces import open_faces
 from data.loader import Loader
+from data.types import Batch
 
 
 class Numbers:
-    """A FaceSet whose image i is a 4×4 PPM of the color (i, label, 7); `broken` ones do not
-    decode."""
+    """A FaceSet whose image i is a 4×4 PPM of the color (i, label, 7).
+
+    The images `broken` do not decode, and the image `fatal` raises OSError.
+    """
 
     def __init__(
         self, count: int, classes: int = 5, broken: tuple[int, ...] = (), fatal: int = -1
@@ -39,18 +43,18 @@ class Numbers:
         return f"number {index}"
 
 
-def numbers_of(batches: list) -> list[list[int]]:
+def numbers_of(batches: list[Batch]) -> list[list[int]]:
     return [batch.images[:, 0, 0, 0].tolist() for batch in batches]
 
 
-def make(count: int = 50, *, threads: int = 2, **options) -> Loader:
+def make(count: int = 50, *, threads: int = 2, **options: Any) -> Loader:
     faces = options.pop("faces", None) or Numbers(count)
     return Loader(
         faces, batch_size=options.pop("batch_size", 8), size=4, seed=3, threads=threads, **options
     )
 
 
-def test_batch_holds_the_images_of_its_labels():
+def test_batch_holds_the_images_of_its_labels() -> None:
     batch = next(iter(make()))
     assert batch.images.shape == (8, 3, 4, 4)
     assert batch.images.dtype == torch.uint8
@@ -59,18 +63,18 @@ def test_batch_holds_the_images_of_its_labels():
     assert (batch.images[:, 2] == 7).all()
 
 
-def test_synthetic_batch_equals_single_decodes():
+def test_synthetic_batch_equals_single_decodes() -> None:
     faces = open_faces("synthetic:identities=3,images=4,size=32")
     loader = Loader(faces, batch_size=12, size=16, seed=0, threads=2)
     batch = next(iter(loader))
-    order = loader.order(0)
+    order = loader.order.indices(0)
     for row, index in enumerate(order):
         assert np.array_equal(
             batch.images[row].permute(1, 2, 0).numpy(), decode(faces.read(int(index)), 16)
         )
 
 
-def test_epoch_is_each_image_once_and_epochs_differ():
+def test_epoch_is_each_image_once_and_epochs_differ() -> None:
     loader = make(48)
     first, second = (sum(numbers_of(list(loader)), []) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(48))
@@ -79,12 +83,12 @@ def test_epoch_is_each_image_once_and_epochs_differ():
 
 
 @pytest.mark.parametrize("threads", [0, 1, 5])
-def test_batches_do_not_depend_on_threads(threads: int):
+def test_batches_do_not_depend_on_threads(threads: int) -> None:
     assert numbers_of(list(make(threads=threads))) == numbers_of(list(make(threads=3, prefetch=1)))
 
 
 @pytest.mark.parametrize("stopped_at", [0, 1, 4, 5])
-def test_resume_gives_the_very_next_batch(stopped_at: int):
+def test_resume_gives_the_very_next_batch(stopped_at: int) -> None:
     whole = make()
     expected = numbers_of(list(whole)) + numbers_of(list(whole))
     loader = make(threads=4)
@@ -101,7 +105,7 @@ def test_resume_gives_the_very_next_batch(stopped_at: int):
     assert numbers_of(got + rest) == expected
 
 
-def test_resume_on_other_ranks_continues_where_all_ranks_were():
+def test_resume_on_other_ranks_continues_where_all_ranks_were() -> None:
     two = [make(48, rank=rank, world=2, batch_size=6) for rank in range(2)]
     seen = []
     for loader in two:
@@ -115,22 +119,21 @@ def test_resume_on_other_ranks_continues_where_all_ranks_were():
     assert sorted(seen) == list(range(48))
 
 
-def test_ranks_divide_the_global_batch():
+def test_ranks_divide_the_global_batch() -> None:
     alone = numbers_of(list(make(50, batch_size=12)))
     shares = [numbers_of(list(make(50, rank=rank, world=3, batch_size=4))) for rank in range(3)]
     assert [sum(parts, []) for parts in zip(*shares, strict=True)] == alone
-    assert make(50, rank=0, world=3, batch_size=4).dropped == 2
+    assert make(50, rank=0, world=3, batch_size=4).steps_per_epoch == 4
 
 
-def test_last_batch_is_kept_on_request():
+def test_last_batch_is_kept_on_request() -> None:
     loader = make(50, drop_last=False)
     sizes = [len(batch.labels) for batch in loader]
     assert sizes == [8] * 6 + [2]
     assert loader.steps_per_epoch == 7
-    assert loader.dropped == 0
 
 
-def test_undecodable_image_is_replaced_counted_and_named(caplog: pytest.LogCaptureFixture):
+def test_undecodable_image_is_replaced_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
     loader = make(faces=Numbers(16, broken=(5,)), batch_size=16)
     batch = next(iter(loader))
     assert loader.skipped == 1
@@ -139,20 +142,20 @@ def test_undecodable_image_is_replaced_counted_and_named(caplog: pytest.LogCaptu
     assert torch.equal(batch.images[:, 1, 0, 0], batch.labels.to(torch.uint8))
 
 
-def test_batch_without_a_good_image_is_an_error():
+def test_batch_without_a_good_image_is_an_error() -> None:
     with pytest.raises(ValueError, match="no image of a whole batch"):
         list(make(faces=Numbers(8, broken=tuple(range(8)))))
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_error_of_a_thread_reaches_the_consumer_and_threads_end(threads: int):
+def test_error_of_a_thread_reaches_the_consumer_and_threads_end(threads: int) -> None:
     before = threading.active_count()
     with pytest.raises(OSError, match="disk gone"):
         list(make(faces=Numbers(50, fatal=20), threads=threads))
     assert threading.active_count() == before
 
 
-def test_break_ends_the_threads():
+def test_break_ends_the_threads() -> None:
     before = threading.active_count()
     batches = iter(make())
     next(batches)
@@ -161,12 +164,12 @@ def test_break_ends_the_threads():
     assert threading.active_count() == before
 
 
-def test_state_of_another_set_is_refused():
+def test_state_of_another_set_is_refused() -> None:
     with pytest.raises(ValueError, match="length 50, this run 40"):
         make(40).load_state_dict(make(50).state_dict())
 
 
-def test_batch_larger_than_the_set_is_refused():
+def test_batch_larger_than_the_set_is_refused() -> None:
     with pytest.raises(
         ValueError, match="a batch of 8 images is larger than an epoch, which has 5"
     ):

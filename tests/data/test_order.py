@@ -1,7 +1,8 @@
-"""Orders of images: what a permutation, a block shuffle, a balanced batch and F²C's two loaders
-promise."""
+"""What the orders of images promise: shuffled, block-shuffled, balanced and F²C's."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from data.f2c_loader import dual_loader, dual_order, single_image_identities
 from data.loader import Loader
 from data.order import balanced, block_shuffled, named_order, shuffled
+from data.types import Int64
 from recognition.logs import wait_advice
 
 counts = st.integers(1, 400)
@@ -18,16 +20,15 @@ seeds = st.integers(0, 2**31)
 
 
 @given(counts, seeds, st.integers(0, 5))
-def test_shuffled_is_a_permutation_of_its_seed_and_epoch(count: int, seed: int, epoch: int):
+def test_shuffled_is_a_permutation_of_its_seed_and_epoch(count: int, seed: int, epoch: int) -> None:
     order = shuffled(count, seed=seed, epoch=epoch)
     assert order.dtype == np.int32
     assert sorted(order.tolist()) == list(range(count))
     assert np.array_equal(order, shuffled(count, seed=seed, epoch=epoch))
 
 
-def test_shuffled_places_every_image_everywhere():
-    """Uniform: over 6000 epochs each of 6 images is at each of 6 places 1000 times, ± 5 standard
-    deviations."""
+def test_shuffled_places_every_image_everywhere() -> None:
+    """In 6000 epochs each of 6 images has each of 6 places 1000 times, ± 5 standard deviations."""
     orders = np.stack([shuffled(6, seed=1, epoch=epoch) for epoch in range(6000)])
     table = np.array(
         [[(orders[:, place] == image).sum() for image in range(6)] for place in range(6)]
@@ -36,16 +37,18 @@ def test_shuffled_places_every_image_everywhere():
 
 
 @given(counts, seeds, st.integers(0, 3), st.integers(1, 50), st.integers(1, 9))
-def test_block_shuffle_is_a_permutation(count: int, seed: int, epoch: int, block: int, mixed: int):
+def test_block_shuffle_is_a_permutation(
+    count: int, seed: int, epoch: int, block: int, mixed: int
+) -> None:
     order = block_shuffled(count, seed=seed, epoch=epoch, block=block, mixed=mixed)
     assert sorted(order.tolist()) == list(range(count))
 
 
-def test_block_shuffle_stays_in_few_places_at_a_time_and_mixes_them():
+def test_block_shuffle_stays_in_few_places_at_a_time_and_mixes_them() -> None:
     order = block_shuffled(100_000, seed=0, epoch=0, block=50, mixed=8)
     windows = order[: 99_000 // 400 * 400].reshape(-1, 400)
     touched = [len(np.unique(window // 50)) for window in windows]
-    # a window overlaps two groups of 8 blocks, a block two cells of 50
+    # A window overlaps two runs of 8 blocks, and a block overlaps two cells of 50.
     assert np.median(touched) <= 2 * 2 * 8
     assert (np.abs(np.diff(order)) == 1).mean() < 0.02
     other = block_shuffled(100_000, seed=0, epoch=1, block=50, mixed=8)
@@ -54,7 +57,7 @@ def test_block_shuffle_stays_in_few_places_at_a_time_and_mixes_them():
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(0, 12), min_size=8, max_size=150), seeds, st.integers(1, 5))
-def test_balanced_groups(labels: list[int], seed: int, images: int):
+def test_balanced_groups(labels: list[int], seed: int, images: int) -> None:
     array = np.array(labels)
     order = balanced(array, seed=seed, epoch=2, images=images)
     groups = order.reshape(-1, images)
@@ -69,7 +72,7 @@ def test_balanced_groups(labels: list[int], seed: int, images: int):
         assert len(np.unique(turn)) == len(turn)
 
 
-def test_balanced_deals_all_images_before_repeating():
+def test_balanced_deals_all_images_before_repeating() -> None:
     labels = np.repeat(np.arange(3), 12)
     order = balanced(labels, seed=5, epoch=0, images=4)
     assert sorted(order.tolist()) == list(range(36))
@@ -77,7 +80,7 @@ def test_balanced_deals_all_images_before_repeating():
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(0, 9), min_size=12, max_size=120), seeds, st.sampled_from([2, 4, 6]))
-def test_dual_order(labels: list[int], seed: int, b: int):
+def test_dual_order(labels: list[int], seed: int, b: int) -> None:
     array = np.array(labels)
     if len(np.unique(array)) < b:
         return
@@ -93,8 +96,8 @@ def test_dual_order(labels: list[int], seed: int, b: int):
     assert len(set(instances.tolist())) == len(instances) == len(labels) // b * b
 
 
-def test_dual_pairs_are_uniform():
-    """Of an identity of 3 images each ordered pair comes equally often."""
+def test_dual_pairs_are_uniform() -> None:
+    """Each ordered pair of an identity with 3 images comes equally often."""
     labels = np.repeat([0, 1], 3)
     pairs = np.zeros((6, 6), int)
     for epoch in range(4000):
@@ -107,7 +110,7 @@ def test_dual_pairs_are_uniform():
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_dual_identities_are_drawn_by_the_weight_of_their_images(weight: float):
+def test_dual_identities_are_drawn_by_the_weight_of_their_images(weight: float) -> None:
     labels = np.repeat([3, 5, 6, 9], [1, 4, 16, 79])
     rows = [
         dual_order(labels, seed=0, epoch=e, identities=4, image_weight=weight).reshape(-1, 12)
@@ -126,7 +129,7 @@ def test_dual_identities_are_drawn_by_the_weight_of_their_images(weight: float):
 class Faces:
     """Image i has the color (i, label, 0)."""
 
-    def __init__(self, labels: np.ndarray) -> None:
+    def __init__(self, labels: Int64) -> None:
         self.labels = labels
         self.num_classes = int(labels.max()) + 1
 
@@ -140,9 +143,9 @@ class Faces:
         return str(index)
 
 
-def test_dual_loader_gives_x_and_y_and_resumes_on_other_ranks():
+def test_dual_loader_gives_x_and_y_and_resumes_on_other_ranks() -> None:
     faces = Faces(np.repeat(np.arange(10), 6))
-    options = {"identities": 4, "size": 2, "seed": 9, "threads": 2}
+    options: dict[str, Any] = {"identities": 4, "size": 2, "seed": 9, "threads": 2}
     batches = list(dual_loader(faces, **options))
     assert len(batches) == 15
     for batch in batches:
@@ -163,27 +166,27 @@ def test_dual_loader_gives_x_and_y_and_resumes_on_other_ranks():
 
 
 @pytest.mark.parametrize("identities", [0, 3, 12])
-def test_dual_batch_that_cannot_be(identities: int):
+def test_dual_batch_that_cannot_be(identities: int) -> None:
     with pytest.raises(ValueError, match="expected an even number"):
         dual_loader(
             Faces(np.repeat(np.arange(10), 2)), identities=identities, size=2, seed=0, threads=0
         )
 
 
-def test_single_image_identities_are_counted():
+def test_single_image_identities_are_counted() -> None:
     assert single_image_identities(np.array([5, 5, 1, 3, 3, 9])) == 2
 
 
 @pytest.mark.parametrize(("name", "length"), [("shuffled", 61), ("block", 61), ("balanced", 60)])
-def test_orders_by_name_resume_in_the_loader(name: str, length: int):
+def test_orders_by_name_resume_in_the_loader(name: str, length: int) -> None:
     faces = Faces(np.arange(61) % 7)
-    options = {"batch_size": 8, "size": 2, "seed": 4, "threads": 0}
+    options: dict[str, Any] = {"batch_size": 8, "size": 2, "seed": 4, "threads": 0}
 
     def make() -> Loader:
         return Loader(
             faces,
             **options,
-            **named_order(faces.labels, name, seed=4, batch_size=8, block=5, images=4),
+            order=named_order(faces.labels, name, seed=4, batch_size=8, block=5, images=4),
         )
 
     whole = [batch.images[:, 0, 0, 0].tolist() for batch in make()]
@@ -195,7 +198,7 @@ def test_orders_by_name_resume_in_the_loader(name: str, length: int):
     assert [batch.images[:, 0, 0, 0].tolist() for batch in second] == whole[1:]
 
 
-def test_wrong_orders_are_named():
+def test_wrong_orders_are_named() -> None:
     labels = np.arange(10)
     with pytest.raises(ValueError, match="'sorted': expected shuffled, block or balanced"):
         named_order(labels, "sorted", seed=0, batch_size=8)
@@ -203,7 +206,7 @@ def test_wrong_orders_are_named():
         named_order(labels, "balanced", seed=0, batch_size=9, images=4)
 
 
-def test_advice_only_when_data_is_the_brake():
+def test_advice_only_when_data_is_the_brake() -> None:
     assert wait_advice(0.1, threads=1, cores=8) is None
     assert "data.threads from 1 towards the 8" in str(wait_advice(0.4, threads=1, cores=8))
     assert "data.order=block" in str(wait_advice(0.4, threads=8, cores=8))

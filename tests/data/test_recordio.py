@@ -1,5 +1,4 @@
-"""Record files against golden files of genuine mxnet, against a literal reader, and broken in many
-ways."""
+"""Record files equal those of genuine mxnet and of a literal reader; broken ones are errors."""
 
 from __future__ import annotations
 
@@ -10,7 +9,9 @@ import os
 import shutil
 import struct
 import subprocess
+from multiprocessing import Queue
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from data.formats._record_bytes import (
     unpack_record,
 )
 from data.formats.recordio import open_set
+from data.types import FaceSet
 from data.writers.records import write_records
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -39,20 +41,20 @@ def quiet(_: int) -> None:
     pass
 
 
-def golden(name: str) -> list[dict]:
+def golden(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (GOLDEN / f"{name}.json").read_text().splitlines()]
 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """The golden insightface file under tmp_path, to be broken."""
+    """A copy of the golden insightface file, which a test may break."""
     for kind in ("rec", "idx"):
         shutil.copy(GOLDEN / f"insightface.{kind}", tmp_path / f"train.{kind}")
     return tmp_path / "train.rec"
 
 
 @pytest.mark.parametrize("name", ["insightface", "im2rec"])
-def test_every_golden_record_reads_as_mxnet_reads_it(name: str):
+def test_every_golden_record_reads_as_mxnet_reads_it(name: str) -> None:
     file = PreadFile(str(GOLDEN / f"{name}.rec"))
     keys, offsets = read_index(str(GOLDEN / f"{name}.idx"))
     expected = golden(name)
@@ -68,18 +70,18 @@ def test_every_golden_record_reads_as_mxnet_reads_it(name: str):
         assert hashlib.sha256(encoded).hexdigest() == entry["sha256"]
 
 
-def test_golden_files_have_records_in_parts():
+def test_golden_files_have_records_in_segments() -> None:
     words = np.fromfile(GOLDEN / "insightface.rec", "<u4")
     begins = np.flatnonzero(words[:-1] == 0xCED7230A)
     assert set((words[begins + 1] >> 29).tolist()) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("name", ["insightface", "im2rec"])
-def test_golden_set(name: str, tmp_path: Path):
+def test_golden_set(name: str, tmp_path: Path) -> None:
     for kind in ("rec", "idx"):
         shutil.copy(GOLDEN / f"{name}.{kind}", tmp_path / f"train.{kind}")
     images = [entry for entry in golden(name) if entry["bytes"]]
-    for _ in range(2):  # the second time from the cache, where the labels were scanned
+    for _ in range(2):  # the second time from the cache if the labels were scanned
         faces = open_faces(tmp_path)
         assert faces.labels.tolist() == [int(entry["labels"][0]) for entry in images]
         assert faces.labels.dtype == np.int64
@@ -94,28 +96,28 @@ def test_golden_set(name: str, tmp_path: Path):
         b"".join
     )
 )
-def test_packing_matches_the_format_by_the_letter(payload: bytes):
-    """The payload cut at 4-byte words equal to the magic, word by word."""
-    parts, current = [], b""
+def test_packing_matches_the_format_by_the_letter(payload: bytes) -> None:
+    """The payload is cut at 4-byte words that equal the magic."""
+    segments, current = [], b""
     for at in range(0, len(payload), 4):
         if payload[at : at + 4] == MAGIC:
-            parts.append(current)
+            segments.append(current)
             current = b""
         else:
             current += payload[at : at + 4]
-    parts.append(current)
-    flags = [0] if len(parts) == 1 else [1, *[2] * (len(parts) - 2), 3]
+    segments.append(current)
+    flags = [0] if len(segments) == 1 else [1, *[2] * (len(segments) - 2), 3]
     expected = b"".join(
-        MAGIC + struct.pack("<I", flag << 29 | len(part)) + part + bytes(-len(part) % 4)
-        for flag, part in zip(flags, parts, strict=True)
+        MAGIC + struct.pack("<I", flag << 29 | len(segment)) + segment + bytes(-len(segment) % 4)
+        for flag, segment in zip(flags, segments, strict=True)
     )
     assert pack_record(payload) == expected
     assert unpack_record(expected + b"next", "here") == (payload, len(expected))
     with pytest.raises(CutOff):
-        unpack_record(expected[: len(expected) - 1 - (-len(parts[-1]) % 4)], "here")
+        unpack_record(expected[: len(expected) - 1 - (-len(segments[-1]) % 4)], "here")
 
 
-def test_index_lines_in_any_order_and_line_ending(tmp_path: Path):
+def test_index_lines_in_any_order_and_line_ending(tmp_path: Path) -> None:
     (tmp_path / "a.idx").write_bytes(b"2\t80\r\n0\t0\r\n10\t12345678901\r\n")
     keys, offsets = read_index(str(tmp_path / "a.idx"))
     assert keys.tolist() == [2, 0, 10]
@@ -125,13 +127,13 @@ def test_index_lines_in_any_order_and_line_ending(tmp_path: Path):
 @pytest.mark.parametrize(
     "text", [b"", b"1 2 3\n", b"a\t2\n", b"1\t2\n3\n", b"1\t-2\n", b"1\t2\t3\n", b"\t\n"]
 )
-def test_broken_index_is_an_error(tmp_path: Path, text: bytes):
+def test_broken_index_is_an_error(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.idx").write_bytes(text)
     with pytest.raises(ValueError, match="a.idx"):
         read_index(str(tmp_path / "a.idx"))
 
 
-def test_truncated_record_file(copied: Path):
+def test_truncated_record_file(copied: Path) -> None:
     whole = copied.read_bytes()
     copied.write_bytes(whole[:3000])
     with pytest.raises(
@@ -143,14 +145,14 @@ def test_truncated_record_file(copied: Path):
         [faces.read(i) for faces in [open_faces(copied)] for i in range(len(faces))]
 
 
-def test_file_that_shrinks_while_open(copied: Path):
+def test_file_that_shrinks_while_open(copied: Path) -> None:
     faces = open_faces(copied)
     os.truncate(copied, 4000)
     with pytest.raises(ValueError, match="shorter"):
         faces.read(8)
 
 
-def test_index_of_another_file(copied: Path):
+def test_index_of_another_file(copied: Path) -> None:
     index = copied.with_suffix(".idx")
     lines = index.read_text().splitlines()
     index.write_text("\n".join(lines[:5]) + "\n")
@@ -161,8 +163,8 @@ def test_index_of_another_file(copied: Path):
         open_faces(copied)
 
 
-def test_wrong_image_never_comes_under_a_right_label(copied: Path):
-    """Offsets of two keys exchanged: the label in the image's own header gives it away."""
+def test_wrong_image_never_comes_under_a_right_label(copied: Path) -> None:
+    """The offsets of two keys are exchanged, and the label in the image's header shows it."""
     index = copied.with_suffix(".idx")
     rows = [line.split("\t") for line in index.read_text().splitlines()]
     rows[2][1], rows[8][1] = rows[8][1], rows[2][1]
@@ -173,7 +175,7 @@ def test_wrong_image_never_comes_under_a_right_label(copied: Path):
 
 
 @pytest.mark.parametrize(("number", "message"), [(2, "label 2, but the set declares 2"), (3, None)])
-def test_property_limits_labels(copied: Path, number: int, message: str | None):
+def test_property_limits_labels(copied: Path, number: int, message: str | None) -> None:
     copied.with_name("property").write_text(f"{number},112,112\n")
     if message is None:
         assert open_faces(copied).num_classes == number
@@ -183,7 +185,7 @@ def test_property_limits_labels(copied: Path, number: int, message: str | None):
 
 
 def write_plain(path: Path, records: list[bytes]) -> None:
-    """im2rec's layout: every record an image."""
+    """Writes im2rec's layout, in which every record is an image."""
     at = 0
     with open(path, "wb") as rec, open(path.with_suffix(".idx"), "w") as idx:
         for key, payload in enumerate(records):
@@ -199,27 +201,27 @@ def write_plain(path: Path, records: list[bytes]) -> None:
         (float("nan"), "label nan"),
     ],
 )
-def test_labels_that_are_none(tmp_path: Path, label: float, message: str):
+def test_labels_that_are_none(tmp_path: Path, label: float, message: str) -> None:
     write_plain(tmp_path / "a.rec", [pack_image(b"x", 0.0, 0), pack_image(b"y", label, 1)])
     with pytest.raises(ValueError, match=message):
         open_faces(tmp_path / "a.rec")
 
 
-def test_one_identity_is_refused_for_training_but_opens_for_the_tools(tmp_path: Path):
+def test_one_identity_is_refused_for_training_but_opens_for_the_tools(tmp_path: Path) -> None:
     write_plain(tmp_path / "a.rec", [pack_image(b"x", 0.0, 0), pack_image(b"y", 0.0, 1)])
     with pytest.raises(ValueError, match="all 2 images have label 0"):
         open_faces(tmp_path / "a.rec")
     assert len(open_faces(tmp_path / "a.rec", check=False)) == 2
 
 
-def test_labels_must_be_integers():
+def test_labels_must_be_integers() -> None:
     with pytest.raises(ValueError, match="labels are float64"):
         check_labels(np.array([0.0, 1.0]), 2, "here")
 
 
 def test_label_cache_follows_the_file_and_needs_no_writable_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     rec = folder / "a.rec"
@@ -263,7 +265,7 @@ def written(path: Path) -> Given:
     return source
 
 
-def test_written_set_reads_back(tmp_path: Path):
+def test_written_set_reads_back(tmp_path: Path) -> None:
     written(tmp_path / "out.rec")
     faces = open_faces(tmp_path)
     assert faces.labels.tolist() == [0, 0, 2, 2, 3]
@@ -275,7 +277,7 @@ def test_written_set_reads_back(tmp_path: Path):
         b"12" + MAGIC + b"x",
         MAGIC + b"end",
     ]
-    # and no scan was needed
+    # No scan was needed, so there is no cache.
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "out.idx",
         "out.rec",
@@ -283,7 +285,7 @@ def test_written_set_reads_back(tmp_path: Path):
     ]
 
 
-def test_genuine_mxnet_reads_what_is_written_here(tmp_path: Path):
+def test_genuine_mxnet_reads_what_is_written_here(tmp_path: Path) -> None:
     python = os.environ.get("MXNET_PYTHON")
     if not python:
         pytest.skip(
@@ -316,7 +318,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("after", [1, 2, 5, 9])
 def test_interrupted_writing_continues_to_the_same_bytes(
     tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr("data.writers.records.FLUSH_EVERY", 2)
     written(tmp_path / "whole.rec")
     count = 0
@@ -339,7 +341,9 @@ def test_interrupted_writing_continues_to_the_same_bytes(
     assert target.with_suffix(".idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
 
 
-def test_a_set_beside_another_is_refused_where_it_would_change_its_identities(tmp_path: Path):
+def test_a_set_beside_another_is_refused_where_it_would_change_its_identities(
+    tmp_path: Path,
+) -> None:
     written(tmp_path / "train.rec")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"train\.rec is in that folder.*a folder of its own"):
@@ -352,21 +356,21 @@ def test_a_set_beside_another_is_refused_where_it_would_change_its_identities(tm
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_keys_beyond_float32_are_refused(tmp_path: Path):
+def test_keys_beyond_float32_are_refused(tmp_path: Path) -> None:
     source = Given([], [], 1 << 24)
     with pytest.raises(ValueError, match="keys above 16777216"):
         write_records(source, str(tmp_path / "big.rec"), size=(1, 1), progress=quiet)
 
 
-def read_all(faces, results) -> None:
+def read_all(faces: FaceSet, results: Queue[list[str]]) -> None:
     results.put([hashlib.sha256(faces.read(i)).hexdigest() for i in range(len(faces))])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes_read_the_same(method: str, copied: Path):
+def test_other_processes_read_the_same(method: str, copied: Path) -> None:
     faces = open_set(str(copied))
     here = [hashlib.sha256(faces.read(i)).hexdigest() for i in range(len(faces))]
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     results = context.Queue()
     workers = [context.Process(target=read_all, args=(faces, results)) for _ in range(2)]
     for worker in workers:
@@ -376,7 +380,7 @@ def test_other_processes_read_the_same(method: str, copied: Path):
         worker.join()
 
 
-def test_reopening_leaks_no_descriptor(copied: Path):
+def test_reopening_leaks_no_descriptor(copied: Path) -> None:
     descriptors = Path("/proc/self/fd")
     if not descriptors.exists():
         pytest.skip("no /proc to count descriptors in")
@@ -386,7 +390,7 @@ def test_reopening_leaks_no_descriptor(copied: Path):
     assert len(list(descriptors.iterdir())) == before
 
 
-def test_real_records():
+def test_real_records() -> None:
     if not REAL.exists():
         pytest.skip("../shared/data/faces/train.rec is not here")
     faces = open_set(str(REAL))

@@ -1,4 +1,4 @@
-"""Synthetic identities: deterministic, distinct, and not told apart by raw pixels."""
+"""Synthetic identities are deterministic and distinct, and raw pixels do not tell them apart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data.faces import open_faces
 from data.formats.synthetic import draw
 
 
-def test_the_same_path_gives_the_same_bytes_and_another_seed_others():
+def test_the_same_path_gives_the_same_bytes_and_another_seed_others() -> None:
     a, b, c = (
         open_faces(f"synthetic:identities=3,images=2,seed={seed},size=48") for seed in (1, 1, 2)
     )
@@ -19,21 +19,20 @@ def test_the_same_path_gives_the_same_bytes_and_another_seed_others():
     assert a.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_first_moves_along_the_same_identities():
+def test_first_moves_along_the_same_identities() -> None:
     a = open_faces("synthetic:identities=4,images=2,size=48")
     b = open_faces("synthetic:identities=2,first=2,images=2,size=48")
     assert [a.read(i) for i in (4, 5, 6, 7)] == [b.read(i) for i in range(4)]
 
 
-def test_drawing_is_rgb_of_the_asked_size():
+def test_drawing_is_rgb_of_the_asked_size() -> None:
     image = draw(seed=0, identity=1, image=2, size=57)
     assert image.shape == (57, 57, 3)
     assert image.dtype == np.uint8
 
 
-def test_pixels_alone_verify_below_80_percent():
-    """Best-threshold accuracy of the cosine of pixels (mean removed) over balanced pairs of 100
-    people."""
+def test_pixels_alone_verify_below_80_percent() -> None:
+    """Accuracy of the pixels' cosine at its best threshold, on balanced pairs of 100 people."""
     people, each = 100, 8
     faces = open_faces(f"synthetic:identities={people},images={each},first=50000,size=32")
     pixels = (
@@ -62,6 +61,6 @@ def test_pixels_alone_verify_below_80_percent():
         ("synthetic:identities=1", "two identities or more"),
     ],
 )
-def test_wrong_options_are_named(path: str, message: str):
+def test_wrong_options_are_named(path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_faces(path)

@@ -15,12 +15,15 @@ losses = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=200)
 
 
 def fastface_definition(losses: Sequence[float], alpha: float, beta: float) -> np.ndarray:
-    """D_1 … D_n of the two-stage definition, in long double. Losses are taken relative to the first
-    one (D is unchanged by it), so that a constant loss gives exactly 0 and no rounding of its
-    level."""
+    """D_1 … D_n of the two-stage definition, in long double.
+
+    The first loss is subtracted from all losses, which leaves D unchanged. A constant loss then
+    gives exactly 0 instead of a rounding error of its level.
+    """
     a, b = LONG(alpha), LONG(beta)
     shifted = np.asarray(losses, dtype=LONG) - LONG(losses[0])
-    average, signals = LONG(0), []
+    average = LONG(0)
+    signals: list[np.longdouble] = []
     for loss in shifted[1:]:
         before, average = average, a * loss + (1 - a) * average
         fall = before - average
@@ -29,8 +32,7 @@ def fastface_definition(losses: Sequence[float], alpha: float, beta: float) -> n
 
 
 def fastface_recurrence(losses: Sequence[float], alpha: float, beta: float) -> np.ndarray:
-    """D_1 … D_n by the paper's three-term recurrence, from D_0 = D_1 = α (L_0 - L_1), in long
-    double."""
+    """D_1 … D_n by the paper's recurrence from D_0 = D_1 = α (L_0 - L_1), in long double."""
     a, b = LONG(alpha), LONG(beta)
     values = np.asarray(losses, dtype=LONG)
     signals = [a * (values[0] - values[1])] * 2
@@ -99,7 +101,7 @@ def test_three_term_recurrence_equals_the_two_stages_on_long_sequences(name: str
 
 
 def moving_haar_definition(losses: Sequence[float], window: int) -> np.ndarray:
-    """H_t from t = 2m - 1 on: a moving mean, then the step kernel, each by np.convolve."""
+    """H_t from t = 2m - 1 on: a moving mean and then the step kernel, both by np.convolve."""
     means = np.convolve(np.asarray(losses), np.full(window, 1 / window), mode="valid")
     newer = (window + 1) // 2
     kernel = np.concatenate([-np.ones(newer), np.ones(window - newer)]) / window
@@ -159,16 +161,16 @@ def test_a_window_too_small_is_refused() -> None:
 
 
 def horizon_definition(losses: Sequence[float], total_steps: int) -> list[float | None]:
-    """The equations of HorizonDetector, in long double and one array after the other."""
+    """The equations of HorizonDetector in long double, one array after another."""
     values = np.asarray(losses, dtype=LONG)
     threshold = LONG(10.11625) / total_steps
     moves, noise, alphas = np.abs(np.diff(values)), LONG(0), [LONG(202.325) / total_steps]
     for count, move in enumerate(moves, 1):
-        rate = max(LONG(50) / total_steps, LONG(1) / count)
-        noise = (1 - rate) * noise + rate * move
+        newest = np.maximum(LONG(50) / total_steps, LONG(1) / count)
+        noise = (1 - newest) * noise + newest * move
         sigma = noise * np.sqrt(LONG(np.pi)) / 2
         wanted = (2 * threshold / (5 * sigma)) ** (LONG(2) / 3) if sigma else np.inf
-        alphas.append(min(max(wanted, LONG(50) / total_steps), LONG(202.325) / total_steps))
+        alphas.append(np.clip(wanted, LONG(50) / total_steps, LONG(202.325) / total_steps))
     signals: list[float | None] = [None]
     average, smoothed = values[0], LONG(0)
     for step in range(1, len(values)):
@@ -206,7 +208,7 @@ def test_horizon_detector_is_the_published_one_where_noise_allows() -> None:
         expected, signal = published.update(loss), ours.update(loss)
     assert ours.threshold == pytest.approx(5e-5, rel=1e-12)
     assert signal == pytest.approx(expected, rel=1e-9)
-    assert ours.head_start == 0
+    assert ours.delay_steps == 0
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3, 0.8])

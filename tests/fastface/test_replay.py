@@ -21,8 +21,8 @@ from fastface.schedulers import FastFaceLR, MovingHaarLR
 FIXTURE = Path(__file__).parent / "fixtures/ms1mv3_r100_means.csv.gz"
 LOG = Path(__file__).parents[2] / "../shared/data/published_runs/ms1mv3_r100.csv.gz"
 
-# step, factor and rate of every change in the log of the real run, which has a row each 10 steps
-# and six decimals
+# Step, factor and learning rate of every change in the log of the real run. The log has one row per
+# 10 steps and six decimals.
 PUBLISHED_CHANGES = [
     (54280, 0.5, 0.010000),
     (72870, 0.5, 0.005000),
@@ -54,7 +54,7 @@ def test_moving_haar_changes_the_rate_where_the_published_run_did(path: Path) ->
     for change, (step, factor, rate) in zip(changes, PUBLISHED_CHANGES, strict=True):
         assert abs(change.step - step) <= 10
         assert change.factor == factor
-        assert f"{change.rate:.6f}" == f"{rate:.6f}"
+        assert f"{change.lr:.6f}" == f"{rate:.6f}"
 
 
 @needs_log
@@ -65,8 +65,8 @@ def test_every_rate_of_the_published_log() -> None:
     trace = replay(read_losses(LOG), MovingHaarLR(optimizer(), 4000))
     different = [
         step
-        for step, rate in zip(trace.steps, trace.rates, strict=True)
-        # halves round to even in one and up in the other: 0.0003125 is logged as 0.000313
+        for step, rate in zip(trace.steps, trace.lrs, strict=True)
+        # Halves are rounded to even here and up in the log, which has 0.0003125 as 0.000313.
         if abs(rate - float(logged[step])) > 0.51e-6
     ]
     assert len(trace.steps) == len(logged) == 20231
@@ -83,9 +83,11 @@ def test_fastface_with_the_published_constants_decays_six_times() -> None:
 
 def test_steps_between_logged_ones_are_interpolated_linearly() -> None:
     rows = [(3, 5.0), (7, 1.0), (8, -2.0), (20, 4.0)]
-    steps, losses = zip(*every_step(rows), strict=True)
-    assert list(steps) == list(range(3, 21))
-    np.testing.assert_allclose(losses, np.interp(steps, *zip(*rows, strict=True)), rtol=1e-14)
+    steps, losses = map(list, zip(*every_step(rows), strict=True))
+    assert steps == list(range(3, 21))
+    logged_steps, logged_losses = map(list, zip(*rows, strict=True))
+    expected = np.interp(steps, logged_steps, logged_losses)
+    np.testing.assert_allclose(losses, expected, rtol=1e-14)
 
 
 def test_rows_that_are_not_finite_are_interpolated_over() -> None:
@@ -117,16 +119,16 @@ def test_command_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*arguments, "--restart-after", "never", "--threshold", "0.1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "changes": [
-            {"step": 11, "factor": 0.5, "rate": 0.5},
-            {"step": 16, "factor": 0.5, "rate": 0.25},
-            {"step": 21, "factor": 0.5, "rate": 0.125},
-            {"step": 26, "factor": 0.5, "rate": 0.0625},
+            {"step": 11, "factor": 0.5, "lr": 0.5},
+            {"step": 16, "factor": 0.5, "lr": 0.25},
+            {"step": 21, "factor": 0.5, "lr": 0.125},
+            {"step": 26, "factor": 0.5, "lr": 0.0625},
         ]
     }
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3] == "step 26: rate × 4 = 0.5"
-    assert lines[-1] == "4 changes from step 0 to 30, last rate 0.5"
+    assert lines[3] == "step 26: learning rate × 4 = 0.5"
+    assert lines[-1] == "4 changes from step 0 to 30, last learning rate 0.5"
 
 
 def test_command_draws_the_published_run(
@@ -150,7 +152,7 @@ def test_python_m_fastface_is_the_command() -> None:
         command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
     )
     assert (printed.returncode, printed.stdout) == (2, "")
-    assert printed.stderr.startswith("python -m fastface: ")
+    assert printed.stderr.startswith("error: ")
 
 
 def test_command_takes_fastface_settings(
@@ -170,12 +172,12 @@ def test_command_takes_fastface_settings(
     ]
     assert main(["replay", str(flat), *settings]) == 0
     changes = json.loads(capsys.readouterr().out)["changes"]
-    # D exists from step 1; more than 200 steps
+    # D exists from step 1 on, and the patience is 200 steps.
     assert [change["step"] for change in changes] == [
         201,
         402,
     ]
-    assert [change["rate"] for change in changes] == pytest.approx([0.002, 0.0002])
+    assert [change["lr"] for change in changes] == pytest.approx([0.002, 0.0002])
     assert main(["replay", str(flat), "--horizon", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["changes"]) == 8
 

@@ -1,4 +1,4 @@
-"""The schedulers as torch LR schedulers, against literal readings of the published rules."""
+"""The schedulers behave as torch LR schedulers and follow the published rules to the letter."""
 
 import io
 import math
@@ -35,12 +35,13 @@ MAKERS: dict[str, Callable[[Optimizer], LossScheduler]] = {
 
 
 def bumpy_losses(count: int = 400) -> list[float]:
-    """Falls, rests and falls again, so that rates drop, stay and (Moving Haar) rise."""
+    """A loss that falls, rests and falls again, so that learning rates drop, stay and rise."""
     generator = np.random.default_rng(3)
     levels = (
         5 - 0.08 * np.clip(np.arange(count), 0, 60) - 0.05 * np.clip(np.arange(count) - 250, 0, 30)
     )
-    return (levels + generator.normal(0, 0.02, count)).tolist()
+    losses: list[float] = (levels + generator.normal(0, 0.02, count)).tolist()
+    return losses
 
 
 def rates_over(scheduler: LossScheduler, losses: list[float]) -> list[list[float]]:
@@ -55,7 +56,7 @@ def rates_over(scheduler: LossScheduler, losses: list[float]) -> list[list[float
 def fastface_rule(
     signals: list[float | None], *, patience: float, threshold: float, decays: int
 ) -> list[float]:
-    """The published rule on a list of D_t: the rate, in units of the base rate, after each step."""
+    """The learning rate after each step by the published rule on D_t, in units of its base."""
     scale, run, rates = 1.0, 0, []
     for signal in signals:
         run = run + 1 if signal is not None and signal < threshold else 0
@@ -67,7 +68,8 @@ def fastface_rule(
 
 def test_fastface_follows_the_published_rule() -> None:
     losses = bumpy_losses()
-    average, signal, signals = losses[0], None, [None]
+    average, signal = losses[0], None
+    signals: list[float | None] = [None]
     for loss in losses[1:]:
         average, before = 0.1 * loss + 0.9 * average, average
         fall = before - average
@@ -84,8 +86,8 @@ def test_fastface_follows_the_published_rule() -> None:
 
 
 def test_moving_haar_halves_three_times_and_then_raises_the_rate() -> None:
-    # a constant loss: H is 0 from step 2m - 1 = 7 on, so every fifth stationary step (more than P =
-    # 4) changes the rate
+    # H of a constant loss is 0 from step 2m - 1 = 7 on. With P = 4 every fifth stationary step
+    # changes the learning rate.
     scheduler = MovingHaarLR(make_optimizer(1.0), 4, patience_steps=4)
     rates = [rate for (rate,) in rates_over(scheduler, [2.0] * 37)]
     changes = [
@@ -99,7 +101,7 @@ def test_moving_haar_halves_three_times_and_then_raises_the_rate() -> None:
 def test_one_falling_step_clears_both_counts_of_moving_haar() -> None:
     scheduler = MovingHaarLR(make_optimizer(1.0), 4, patience_steps=4)
     rates_over(scheduler, [2.0] * 22)  # three halvings
-    rates_over(scheduler, [-3.0] * 5)  # a drop: one H above the threshold at least
+    rates_over(scheduler, [-3.0] * 5)  # a drop gives at least one H above the threshold
     assert scheduler.decays_in_a_row == 0
     rates_over(scheduler, [-3.0] * 20)
     assert scheduler.decays > 3
@@ -210,7 +212,7 @@ def test_a_state_round_trip_at_any_step_changes_nothing(name: str, saved_at: int
     rates = rates_over(first, losses[:saved_at])
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
-    # what is saved must not change with the scheduler that goes on
+    # The saved state must not change with the scheduler that continues.
     rates_over(first, losses[saved_at : saved_at + 5])
     file.seek(0)
     second.load_state_dict(torch.load(file, weights_only=True))
@@ -269,20 +271,18 @@ def test_impossible_settings_are_refused(arguments: dict[str, float], name: str)
 
 
 class GpuScalar(torch.Tensor):
-    """A 0-d tensor that claims to lie on a GPU, and fails the test if anyone reads it where it
-    lies."""
+    """A 0-d tensor that claims to be on a GPU and fails the test if its value is read there."""
 
-    is_cuda = True  # type: ignore[assignment]
+    is_cuda = True
 
     def item(self) -> float:
         raise AssertionError("a CUDA loss was read with a device sync")
 
-    __float__ = item  # type: ignore[assignment]
+    __float__ = item
 
 
 class LateCopy:
-    """Stands in for PinnedCopy: a value that was sent can be read once the next step is queued, or
-    by waiting."""
+    """Stands in for PinnedCopy and counts how often a value is read."""
 
     waits = 0
 
@@ -313,7 +313,7 @@ def test_cuda_losses_are_read_one_step_later(name: str) -> None:
     signals: list[float | None] = [None]
     for step, loss in enumerate(losses):
         lagging.step(gpu(loss))
-        assert LateCopy.waits == step  # nothing but the value of the step before was waited for
+        assert LateCopy.waits == step  # only the values of earlier steps were read
         assert lagging.signal == signals[-1]
         plain.step(loss)
         signals.append(plain.signal)
@@ -331,7 +331,7 @@ def test_cuda_losses_are_read_one_step_later(name: str) -> None:
 def test_the_state_holds_a_loss_that_is_on_its_way(name: str, saved_at: int) -> None:
     losses = bumpy_losses()
     whole, first, second = (MAKERS[name](make_optimizer()) for _ in range(3))
-    rates: list[list[float]] = []
+    rates: list[list[float | torch.Tensor]] = []
     for step, loss in enumerate(losses):
         whole.step(gpu(loss))
         if step == saved_at:
@@ -346,10 +346,9 @@ def test_the_state_holds_a_loss_that_is_on_its_way(name: str, saved_at: int) -> 
 @pytest.mark.usefixtures("_late_copies")
 def test_floats_after_a_cuda_loss_keep_their_order() -> None:
     mixed, plain = MAKERS["fastface"](make_optimizer()), MAKERS["fastface"](make_optimizer())
-    for loss, kind in zip(
-        bumpy_losses()[:8], (gpu, gpu, float, float, gpu, float, gpu, gpu), strict=True
-    ):
-        mixed.step(kind(loss))
+    on_gpu = (True, True, False, False, True, False, True, True)
+    for loss, sent in zip(bumpy_losses()[:8], on_gpu, strict=True):
+        mixed.step(gpu(loss) if sent else loss)
         plain.step(loss)
     mixed.flush()
     assert mixed.signal == plain.signal

@@ -1,15 +1,16 @@
-"""Golden record files, written and read by genuine mxnet 1.9.1 (requirements.txt beside this file;
-Python 3.11 works).
+"""Golden record files, written and read by genuine mxnet 1.9.1.
+
+The requirements are in requirements.txt beside this file; Python 3.11 works.
 
     python -m venv mx && mx/bin/pip install -r tests/golden/requirements.txt
-    mx/bin/python tests/golden/mxnet_records.py write tests/golden         # makes the committed
-    files again
-    mx/bin/python tests/golden/mxnet_records.py read FILE.rec              # one JSON line a record,
-    as mxnet sees it
+    mx/bin/python tests/golden/mxnet_records.py write tests/golden
+    mx/bin/python tests/golden/mxnet_records.py read FILE.rec
 
-All images are drawings of data/formats/synthetic.py. Some carry the RecordIO magic: as bytes that a
-decoder ignores behind the image's end, at, beside and twice in a row at multiples of 4, so that
-mxnet cuts the record into parts.
+`write` makes the committed files again. `read` prints one JSON line per record, as mxnet reads it.
+
+All images are drawings of data/formats/synthetic.py. Some carry the RecordIO magic after the end of
+the image, where decoders ignore it: at a multiple of 4, beside one, and twice in a row. mxnet cuts
+those records into segments.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Reading a loss off a GPU without making the CPU wait for the step that has just been queued."""
+"""Reads a loss from a GPU without a wait of the CPU for the step that has just been queued."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ from torch import Tensor
 class PinnedCopy:
     """One scalar on its way from a CUDA device to pinned memory.
 
-    `start` queues the copy and returns at once. `value` is called a step later: as a rule the GPU
-    has passed the copy by then. If it has not, `value` waits for it while the GPU still has the
-    whole following step in its queue, so the GPU does not idle; what is read never depends on
-    timing, so that all ranks and resumed runs decide alike.
+    `start` queues the copy and returns at once. `value` is called one step later, when the GPU has
+    usually finished the copy. If it has not, `value` waits, and the GPU does not idle meanwhile:
+    the whole next step is in its queue. The value never depends on timing, so all ranks and resumed
+    runs decide alike.
     """
 
     def __init__(self) -> None:
         self.buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
-        self.copied = torch.cuda.Event()
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def start(self, loss: Tensor) -> None:
         """Queues the copy of a 0-d CUDA tensor on the current stream."""
