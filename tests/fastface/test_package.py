@@ -83,15 +83,15 @@ def _declared(requirements: list[Requirement], extra: str) -> set[str]:
     return found - {"fastface"}
 
 
-# Where a module's name is not its distribution's.
+# Modules whose distribution has another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-# In no extra: tools/align.py tells how to install its detector, whose pins name an old numpy, and
-# mxnet, which made the golden files, lives in an environment of its own.
+# Modules that no extra installs: tools/align.py says how to install its detector, which asks for an
+# old numpy, and mxnet wrote the golden files in an environment of its own.
 ELSEWHERE = {"facenet_pytorch", "mxnet"}
 
 
