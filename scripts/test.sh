@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 use_environment dev
 .venv/bin/ruff check .
+.venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/python -m pytest "$@"

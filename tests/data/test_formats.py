@@ -64,7 +64,7 @@ def make_zip(
     path: Path, compression: int = zipfile.ZIP_STORED, names: tuple[str, ...] = tuple(FILES)
 ) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.mkdir("a")
+        archive.writestr("a/", b"")
         for name in names:
             archive.writestr(name, FILES[name])
         archive.writestr("README.txt", "no image")
