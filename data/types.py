@@ -36,7 +36,10 @@ class FaceSet(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 (B,3,H,W) RGB on the run's device, laid out as decoded, channels last. labels: int64 (B,)."""
+    """Images and labels on the device of the run.
+
+    images: uint8 (B,3,H,W) RGB, in channels_last layout, as they were decoded. labels: int64 (B,).
+    """
 
     images: torch.Tensor
     labels: torch.Tensor

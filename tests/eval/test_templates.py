@@ -131,9 +131,9 @@ def test_search_in_both_galleries(root: Path) -> None:
         mated = [q for q in range(8, 24) if q % 8 in gallery]
         rank1.append(
             np.mean([max(gallery, key=lambda g: vectors[q] @ vectors[g]) == q % 8 for q in mated])
-        )  # noqa: B023
+        )
     for q in range(8, 24):
-        rank1_all.append(max(range(8), key=lambda g: vectors[q] @ vectors[g]) == q % 8)  # noqa: B023
+        rank1_all.append(max(range(8), key=lambda g: vectors[q] @ vectors[g]) == q % 8)
     assert result.metrics["rank1"] == pytest.approx(100 * np.mean(rank1))
     assert result.metrics["concatenated_rank1"] == pytest.approx(100 * np.mean(rank1_all))
     assert 0 <= result.metrics["tpir@0.01"] <= result.metrics["tpir@0.1"] <= result.metrics["rank1"]

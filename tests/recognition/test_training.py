@@ -183,7 +183,7 @@ def _parts(path: Path, *overrides: str) -> tuple[object, ...]:
 def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
     path = _config_file(tmp_path, run={"precision": precision}, optim={"epochs": 8})
     config, parts, folder = _parts(path, "scheduler={name: constant}")
-    train(config, parts, folder, lambda: {})  # type: ignore[arg-type]
+    train(config, parts, folder, dict)  # type: ignore[arg-type]
     losses = [loss for _, loss, _ in _deterministic(folder)]
     assert sum(losses[-7:]) / 7 < 0.5 * sum(losses[:7]) / 7
 
@@ -216,7 +216,7 @@ def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= 0.05 * gradient
-    train(config, parts, folder, lambda: {})  # type: ignore[arg-type]
+    train(config, parts, folder, dict)  # type: ignore[arg-type]
     for name, value in parts.backbone.state_dict().items():  # type: ignore[attr-defined]
         torch.testing.assert_close(
             value, backbone.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name
@@ -227,7 +227,7 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
     path = _config_file(tmp_path, optim={"lr": 1e30, "epochs": 30, "clip_norm": None})
     config, parts, folder = _parts(path, "scheduler={name: constant}")
     with pytest.raises(TrainingError, match=r"optim\.lr"):
-        train(config, parts, folder, lambda: {})  # type: ignore[arg-type]
+        train(config, parts, folder, dict)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
