@@ -1,9 +1,12 @@
-"""Augmentation on whole batches, on the device the batch is on; normalization comes last.
+"""Augmentation of whole batches, on the device of the batch; normalization comes last.
 
-Everything geometric here (mirror, shift, zoom, blur, low resolution) acts on rows and columns
-separately, so per image it is one matrix for rows and one for columns: out = R · image · Cᵀ, two
-batched matrix products whatever is switched on. Random numbers are drawn on the CPU from one seed,
-so a seed gives the same augmentation on every device.
+All geometric augmentations (mirror, shift, zoom, blur, low resolution) act on rows and columns
+separately. Per image they are one matrix for the rows and one for the columns:
+
+    out = R · image · Cᵀ
+
+These are two batched matrix products, whatever is switched on. Random numbers are drawn on the CPU
+from one seed, so that a seed gives the same augmentation on every device.
 """
 
 from __future__ import annotations
@@ -51,11 +54,15 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
-    """uint8 (B,3,H,W) -> float32 (B,3,H,W), augmented and normalized, the same for the same seed on
-    any device."""
+    """uint8 (B,3,H,W) -> float32 (B,3,H,W), augmented and normalized.
+
+    A seed gives the same result on every device.
+    """
     rng = torch.Generator().manual_seed(seed)
     count, _, height, width = images.shape
     device = images.device
+
+    # mirror, shift and zoom: a matrix each for rows and columns; a mirror alone costs less
     mirrored = torch.rand(count, generator=rng) < options.flip
     if options.shift or options.zoom:
         scale = 1 + options.zoom * (2 * torch.rand(count, generator=rng) - 1)
@@ -68,51 +75,63 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
         pixels = torch.where(
             mirrored.to(device)[:, None, None, None], images.flip(3), images
         ).float()
+
     if options.crop:
         pixels = pixels * crop_mask(count, height, width, options.crop, rng).to(device)
+
+    # low resolution and blur: matrices again, for the images alone that drew one of them
     if options.low_resolution or options.blur:
         chosen, rows, columns = _soften(count, height, width, options, rng)
         if len(chosen):
             chosen = chosen.to(device)
-            pixels[chosen] = resample(pixels[chosen], rows.to(device), columns.to(device)).clamp_(
-                0, 255
-            )
+            softened = resample(pixels[chosen], rows.to(device), columns.to(device))
+            pixels[chosen] = softened.clamp_(0, 255)
+
     if options.photometric or options.gray:
         pixels = recolor(pixels, *_color_factors(count, options, rng).to(device))
     return normalize(pixels)
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """R · image · Cᵀ: images float (B,3,H,W), rows (B,H,H), columns (B,W,W) whose lines are the
-    output's weights."""
+    """R · image · Cᵀ of images float (B,3,H,W), with R = rows (B,H,H) and C = columns (B,W,W).
+
+    Line i of R holds the weights of the input's rows in row i of the output; C likewise.
+    """
     return rows[:, None] @ images @ columns.transpose(1, 2)[:, None]
 
 
 def place_matrix(size: int, *, shift: Tensor, scale: Tensor) -> Tensor:
-    """(B,size,size): moves by shift (B,) pixels after scaling (B,) about the middle; bilinear,
-    edges repeated."""
+    """(B,size,size): scales by `scale` (B,) about the middle, then moves by `shift` (B,) pixels.
+
+    Bilinear; edges are repeated.
+    """
     middle = (size - 1) / 2
+
+    # where in the input each output pixel lies; a place outside is moved to the edge
     source = (torch.arange(size) - middle - shift[:, None]) / scale[:, None] + middle
     source = source.clamp(0, size - 1)
+
+    # bilinear weights: 1 − distance, for the two pixels nearer than 1
     return (1 - (source[:, :, None] - torch.arange(size)).abs()).clamp_(min=0)
 
 
 def blur_matrix(size: int, sigma: Tensor) -> Tensor:
-    """(B,size,size): Gaussian of sigma (B,) pixels cut at three of the largest, edges repeated."""
+    """(B,size,size): Gaussian blur of `sigma` (B,) pixels; edges are repeated."""
+    # weights (B, 2r+1), cut off at three times the largest sigma
     radius = int(3 * sigma.max().item()) + 1
     taps = torch.arange(-radius, radius + 1)
     weights = torch.exp(-(taps**2) / (2 * sigma[:, None] ** 2))
     weights = weights / weights.sum(1, keepdim=True)
+
+    # taps beyond an edge add their weight to the edge's pixel
     source = (torch.arange(size)[:, None] + taps).clamp(0, size - 1)
     matrix = torch.zeros(len(sigma), size, size)
-    return matrix.scatter_add_(
-        2, source.expand(len(sigma), -1, -1), weights[:, None].expand(-1, size, -1)
-    )
+    places = source.expand(len(sigma), -1, -1)
+    return matrix.scatter_add_(2, places, weights[:, None].expand(-1, size, -1))
 
 
 def shrink_matrix(size: int, small: int, down: str, up: str) -> Tensor:
-    """(size,size): to `small` pixels by mode `down` and back by mode `up`, modes as F.interpolate
-    names them."""
+    """(size,size): to `small` pixels by mode `down` and back by mode `up` of F.interpolate."""
     shrunk = F.interpolate(torch.eye(size)[None, None], size=(small, size), mode=down)[0, 0]
     return F.interpolate(torch.eye(small)[None, None], size=(size, small), mode=up)[0, 0] @ shrunk
 
@@ -120,21 +139,28 @@ def shrink_matrix(size: int, small: int, down: str, up: str) -> Tensor:
 def _soften(
     count: int, height: int, width: int, options: Augment, rng: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(chosen (K,), rows (K,H,H), columns (K,W,W)): low resolution, then blur, for the images that
-    drew one of them."""
+    """chosen (K,), rows (K,H,H), columns (K,W,W): low resolution, then blur.
+
+    `chosen` are the places in the batch of the images that drew one of them.
+    """
+    # all random numbers first: how many are drawn then depends on nothing that was drawn
     low = torch.rand(count, generator=rng) < options.low_resolution
     blurred = torch.rand(count, generator=rng) < options.blur
     ratio = 0.2 + 0.8 * torch.rand(count, generator=rng)
     modes = torch.randint(3, (2, count), generator=rng).tolist()
     sigma = 0.2 + 1.8 * torch.rand(count, generator=rng)
+
     chosen = torch.nonzero(low | blurred)[:, 0]
     both = []
     for size in (height, width):
+        # identity, unless the image drew low resolution
         matrices = torch.eye(size).repeat(len(chosen), 1, 1)
         for row, image in enumerate(chosen.tolist()):
             if low[image]:
                 down, up = DOWN_MODES[modes[0][image]], UP_MODES[modes[1][image]]
                 matrices[row] = shrink_matrix(size, max(1, int(ratio[image] * size)), down, up)
+
+        # blur comes second, so its matrix stands to the left
         soft = blurred[chosen]
         if soft.any():
             matrices[soft] = blur_matrix(size, sigma[chosen][soft]) @ matrices[soft]
@@ -145,15 +171,21 @@ def _soften(
 def crop_mask(
     count: int, height: int, width: int, probability: float, rng: torch.Generator
 ) -> Tensor:
-    """float (B,1,H,W), 0 outside a random rectangle of 20–100 % of the area and aspect 3/4…4/3, 1
-    elsewhere."""
+    """float (B,1,H,W): 0 outside a random rectangle, 1 inside; 1 where none was drawn.
+
+    The rectangle has 20 to 100 % of the area, and an aspect ratio from 3/4 to 4/3.
+    """
+    # sides from area and aspect, the aspect uniform in its logarithm
     area = (0.2 + 0.8 * torch.rand(count, generator=rng)) * height * width
     aspect = torch.exp((2 * torch.rand(count, generator=rng) - 1) * math.log(4 / 3))
     tall = (area / aspect).sqrt().round().clamp(max=height)
     wide = (area * aspect).sqrt().round().clamp(max=width)
+
+    # a place at which the rectangle fits
     top = ((height + 1 - tall) * torch.rand(count, generator=rng)).floor()
     left = ((width + 1 - wide) * torch.rand(count, generator=rng)).floor()
     kept = torch.rand(count, generator=rng) >= probability
+
     y, x = torch.arange(height), torch.arange(width)
     inside_y = (y >= top[:, None]) & (y < (top + tall)[:, None])
     inside_x = (x >= left[:, None]) & (x < (left + wide)[:, None])
@@ -162,24 +194,27 @@ def crop_mask(
 
 
 def _color_factors(count: int, options: Augment, rng: torch.Generator) -> Tensor:
-    """(3,B) factors of brightness, contrast and saturation; 1 leaves an image alone, saturation 0
-    is gray."""
+    """(3,B): factors of brightness, contrast and saturation. 1 changes nothing, saturation 0 is
+    gray."""
     chosen = torch.rand(count, generator=rng) < options.photometric
     factors = torch.where(chosen, 0.5 + torch.rand(3, count, generator=rng), torch.ones(()))
-    factors[2] = torch.where(
-        torch.rand(count, generator=rng) < options.gray, torch.zeros(()), factors[2]
-    )
+    gray = torch.rand(count, generator=rng) < options.gray
+    factors[2] = torch.where(gray, torch.zeros(()), factors[2])
     return factors
 
 
 def recolor(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Brightness, contrast (about the mean gray), saturation (about each pixel's gray), factors
-    (B,), clipped to 0…255.
+    """Pixels (B,3,H,W) changed by factors (B,), clipped to 0…255 after each of the three.
+
+    Contrast spreads about the image's mean gray, saturation about each pixel's own gray.
     """
     factor = (len(pixels), 1, 1, 1)
+
     pixels = (pixels * brightness.view(factor)).clamp_(0, 255)
+
     mean = _gray(pixels).mean((2, 3), keepdim=True)
     pixels = torch.lerp(mean, pixels, contrast.view(factor)).clamp_(0, 255)
+
     return torch.lerp(_gray(pixels), pixels, saturation.view(factor)).clamp_(0, 255)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import os
+import struct
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class Images(Protocol):
-    """What a FaceSet has and extraction needs: encoded images by number."""
+    """Encoded images by number; a FaceSet is one, too."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of images."""
 
-    def read(self, index: int) -> bytes: ...
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of an image."""
 
-    def describe(self, index: int) -> str: ...
+    def describe(self, index: int) -> str:
+        """Where an image is, for messages."""
 
 
 def stem(name: str) -> str:
@@ -72,18 +76,24 @@ class ZipImages:
         return len(self.entries)
 
     def read(self, index: int) -> bytes:
+        # the local header has 30 bytes, then a name and extra fields of their own lengths
         entry = self.entries[index]
         with open(self.path, "rb") as file:
             file.seek(entry.header_offset)
-            head = file.read(30)
-            file.seek(
-                int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"),
-                io.SEEK_CUR,
-            )
+            name, extra = struct.unpack("<26x2H", file.read(30))
+            file.seek(name + extra, os.SEEK_CUR)
             return file.read(entry.file_size)
 
     def describe(self, index: int) -> str:
         return f"{self.path}/{self.entries[index].filename}"
+
+
+def image_files(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """The image files of a folder, sorted; FileNotFoundError if there is none."""
+    paths = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"{folder / pattern}: no image there")
+    return paths
 
 
 def open_images(root: str | Path, names: list[str]) -> Images:
@@ -94,11 +104,12 @@ def open_images(root: str | Path, names: list[str]) -> Images:
     if root.is_file() and zipfile.is_zipfile(root):
         return _open_zip(root, names)
     raise FileNotFoundError(
-        f"{root}: no such folder or zip; expected images, the first {names[0] if names else '-'}"
+        f"{root}: no such folder or zip; expected one with {names[0] if names else 'images'}"
     )
 
 
 def find_image(root: Path, name: str) -> Path:
+    """The file `root/name`, whose suffix may be missing in `name`."""
     for suffix in ("", *SUFFIXES):
         if (root / (name + suffix)).is_file():
             return root / (name + suffix)
@@ -112,6 +123,7 @@ def _open_zip(path: Path, names: list[str]) -> ZipImages:
         entries = [
             entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)
         ]
+    # lists name images by their whole path, by its last folder too, or by the file alone
     by_name: dict[str, list[zipfile.ZipInfo]] = {}
     for entry in entries:
         parts = stem(entry.filename).split("/")
@@ -126,10 +138,12 @@ def _open_zip(path: Path, names: list[str]) -> ZipImages:
     for name, choice in zip(names, found, strict=True):
         if len(choice) > 1:
             raise ValueError(
-                f"{path}: {name} may be {choice[0].filename} or {choice[1].filename}; pack one of them"
+                f"{path}: {name} may be {choice[0].filename} or {choice[1].filename}; "
+                "keep one of them in the zip"
             )
         if choice[0].compress_type != zipfile.ZIP_STORED:
             raise ValueError(
-                f"{path}: {name} is compressed; pack the images uncompressed (zip -0) or unpack them"
+                f"{path}: {name} is compressed; pack the images uncompressed (zip -0) or unpack "
+                "them into a folder"
             )
     return ZipImages(path, [choice[0] for choice in found])

@@ -4,13 +4,10 @@ memory."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-
-PathText = Annotated[str, "path"]
-"""A path as a config writes it: a relative one starts at `data.root`."""
 
 
 class FaceSet(Protocol):

@@ -1,5 +1,7 @@
-"""Embeddings of a whole set into a .npy file with an index of names; a stopped extraction goes on
-where it was."""
+"""Embeddings of a whole set, written to a .npy file with a file of names beside it.
+
+An extraction that was stopped continues where it was.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,15 +21,14 @@ from data.images import SUFFIXES, FileImages, Images, open_images
 from data.pairs.lists import from_bin
 from eval.embed import Embed, embed_faces
 
-BLOCK = 2048  # images between two saves of the position
+BLOCK = 2048  # images between two savings of the position
 
 
 def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]]:
     """The images of `data` and a name for each.
 
-    data: a list file of image names inside `images` (folder or uncompressed zip); a verification
-    .bin; any format of data.faces; or a folder of image files, at whatever depth, named by their
-    paths in it.
+    data: a file that lists names of images in `images` (folder or uncompressed zip); a verification
+    .bin; any set of faces; or a folder of image files at any depth, named by their paths in it.
     """
     path = Path(data)
     if images:
@@ -35,11 +36,8 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
             raise FileNotFoundError(
                 f"{data}: no such file; expected a list of image names inside {images}"
             )
-        names = [
-            line.split("\t")[0].strip()
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        ]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        names = [line.split("\t")[0].strip() for line in lines if line.strip()]
         return open_images(images, names), names
     if path.suffix == ".bin":
         packed = from_bin(path).images
@@ -50,9 +48,8 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
             return FileImages(files), [str(file.relative_to(path)) for file in files]
     faces = open_faces(data)
     root = str(path.parent if path.is_file() else path) + "/"
-    return faces, [
-        faces.describe(i).removeprefix(root).replace("\t", " ") for i in range(len(faces))
-    ]
+    places = (faces.describe(i).removeprefix(root) for i in range(len(faces)))
+    return faces, [place.replace("\t", " ") for place in places]
 
 
 def extract(
@@ -64,20 +61,21 @@ def extract(
     size: int,
     model: str,
     mirror: bool = True,
-    dtype: str = "float32",
+    dtype: Literal["float32", "float16"] = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes `out` (.npy, (N,D) of dtype) and beside it a .txt with one name a line; says what it
-    did.
+    """Write `out` (.npy, (N,D) of dtype) and a .txt beside it with one name per line.
 
-    Until it is whole it is `out`.part with a position file. An earlier start is continued if model,
-    names and options are the same, and is a ValueError otherwise. model: what tells this model from
-    another, e.g. a digest of its file.
+    Returns the number of images, how many an earlier start had done, and the seconds. Until `out`
+    is complete, it is called `out`.part and has a position file. An earlier start is continued if
+    model, names and options are the same; otherwise it is a ValueError.
+
+    model: text that differs between models, e.g. a digest of the file.
     """
     out = Path(out)
     part, position = out.with_name(out.name + ".part"), out.with_name(out.name + ".position.json")
-    if dtype not in ("float16", "float32") or out.suffix != ".npy":
-        raise ValueError(f"{out}, {dtype}: expected a .npy file of float16 or float32")
+    if out.suffix != ".npy":
+        raise ValueError(f"{out}: expected the name of a .npy file")
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
     settings = {"model": model, "names": digest, "size": size, "mirror": mirror, "dtype": dtype}
     done = 0
@@ -86,16 +84,18 @@ def extract(
         changed = [key for key in settings if saved.get(key) != settings[key]]
         if changed:
             raise ValueError(
-                f"{part}: was begun with another {', '.join(changed)}; delete it to start anew"
+                f"{part}: was begun with another {', '.join(changed)}; delete it to start again"
             )
         done = int(saved["done"])
     start, resumed = time.monotonic(), done
     while done < len(names):
+        # every block opens the file anew: what was written is on disk before the position says so
         block = np.arange(done, min(done + BLOCK, len(names)))
         vectors = embed_faces(embed, images, size, indices=block, mirror=mirror)
         if np.abs(vectors).max() > np.finfo(dtype).max:
             raise ValueError(
-                f"{out}: embeddings up to {np.abs(vectors).max():.3g} do not fit {dtype}; take float32"
+                f"{out}: an embedding holds {np.abs(vectors).max():.3g}, too much for {dtype}; "
+                "use float32"
             )
         shape = (len(names), vectors.shape[1])
         mode: Any = "r+" if done else "w+"

@@ -91,6 +91,18 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationSet:
+    """The keys that every set of `evaluate.sets` has beside the options of its protocol."""
+
+    name: str
+    """Name of the set in logs and results."""
+    protocol: Annotated[str, PartOf("eval.benchmarks")] = "pairs"
+    """Benchmark protocol."""
+    optional: bool = False
+    """Skip the set, and say so in the results, where its files are missing."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """When the model is evaluated, and on what."""
 
@@ -99,7 +111,7 @@ class EvaluateConfig:
     published: str | None = None
     """Row of `eval/report/published.yaml` whose figures the report prints beside ours."""
     sets: Annotated[tuple[Mapping[str, Any], ...], PartOf("eval.benchmarks")] = ()
-    """Benchmarks, each with a `name`, a `protocol` (`pairs` if not given) and its options."""
+    """Sets to evaluate on, each with a `name`, a `protocol` and the options of that protocol."""
 
     def __post_init__(self) -> None:
         names = [one["name"] for one in self.sets]

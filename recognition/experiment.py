@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,10 @@ from data.faces import below_root, open_faces
 from data.loader import Loader
 from data.order import named_order
 from data.parts import find_part
-from data.types import FaceSet, PathText
+from data.types import FaceSet
+from eval.benchmarks import open_benchmark
 from eval.report.published import published_row
-from eval.report.tables import write_report
+from eval.report.write import write_report
 from recognition.classifiers import ClassifierFacts
 from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
 from recognition.config import Config, ConfigError, OptimConfig
@@ -43,7 +43,10 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     with ranks_of_this_run(device) as ranks:
         with _config_errors(source, "data.train: "):
             faces = _open_training_faces(config)
-        benchmarks = _build_benchmarks(config, source)
+        benchmarks = []
+        for item in config.evaluate.sets:
+            with _config_errors(source, f"evaluate.sets: {item['name']}: "):
+                benchmarks.append(open_benchmark(item, config.data.root))
         if config.evaluate.published is not None:
             with _config_errors(source, "evaluate.published: "):
                 published_row(config.evaluate.published)
@@ -58,7 +61,7 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         embed = embedder_of(config, parts.backbone, device)
 
         def evaluate() -> dict[str, float]:
-            results = [benchmark.run(embed, embed.size) for benchmark in benchmarks]
+            results = [benchmark(embed, embed.size) for benchmark in benchmarks]
             write_report(results, folder, published=config.evaluate.published)
             return {
                 f"{result.name}/{metric}": value
@@ -204,23 +207,3 @@ def _config_errors(source: str, key: str = "") -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{source}: {key}{error}") from None
-
-
-def _build_benchmarks(config: Config, source: str) -> list[Any]:
-    benchmarks = []
-    for item in config.evaluate.sets:
-        build = find_part("eval.benchmarks", item["protocol"]).build
-        hints = typing.get_type_hints(build, include_extras=True)
-        options = {key: value for key, value in item.items() if key != "protocol"}
-        for key, value in options.items():
-            if value is not None and _is_path(hints.get(key)):
-                options[key] = below_root(str(value), config.data.root)
-        try:
-            benchmarks.append(build(**options))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{source}: evaluate.sets: {item['name']}: {error}") from None
-    return benchmarks
-
-
-def _is_path(hint: Any) -> bool:
-    return hint is PathText or PathText in typing.get_args(hint)

@@ -6,7 +6,7 @@ import inspect
 import json
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from itertools import chain
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from data.options import REQUIRED, Option, PartOf, describe, options_of
 from data.parts import find_part, hint, part_names
 from recognition.config import Config, ConfigError, Part
-from recognition.parse import to_tree
+from recognition.parse import set_options, to_tree
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,14 @@ class PartKeys:
 
 def keys_of(owner: Any, prefix: str = "", part: str = "") -> Iterator[Key]:
     """The keys of a section or a `build`; a section comes before the keys in it."""
-    for name, option in options_of(owner).items():
-        yield Key(prefix + name, part, option)
-        if is_dataclass(option.hint):
-            yield from keys_of(option.hint, f"{prefix}{name}.")
+    for key in _keys(options_of(owner), prefix, part):
+        yield key
+        if is_dataclass(key.option.hint):
+            yield from keys_of(key.option.hint, f"{key.name}.")
+
+
+def _keys(options: Mapping[str, Option], prefix: str, part: str) -> list[Key]:
+    return [Key(prefix + name, part, option) for name, option in options.items()]
 
 
 def parts_of(key: Key) -> Iterator[PartKeys]:
@@ -64,7 +68,8 @@ def parts_of(key: Key) -> Iterator[PartKeys]:
         for name in part_names(package):
             module = find_part(package, name)
             summary = (inspect.getdoc(module) or "").split("\n\n")[0]
-            yield PartKeys(name, summary, list(keys_of(module.build, prefix, name)))
+            options = options_of(module.build) if kind is Part else set_options(name)
+            yield PartKeys(name, summary, _keys(options, prefix, name))
 
 
 def listing() -> str:

@@ -14,12 +14,9 @@ from typing import Annotated, Any
 
 import yaml
 
-from data.options import REQUIRED, PartOf, fit, options_of
+from data.options import REQUIRED, Option, PartOf, fit, options_of
 from data.parts import find_part, hint
-from recognition.config import Config, ConfigError, Part
-
-DEFAULT_PROTOCOL = "pairs"
-"""The benchmark of a set in `evaluate.sets` that names no protocol."""
+from recognition.config import Config, ConfigError, EvaluationSet, Part
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -115,6 +112,9 @@ class _Typed:
         textual = isinstance(self.yaml, str) or self.text == "~"
         return (self.text, self.yaml) if textual else (self.yaml, self.text)
 
+    def __repr__(self) -> str:
+        return repr(self.readings[0])
+
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
@@ -149,7 +149,7 @@ def _parse_value(kind: Any, value: Any, key: str) -> Any:
     if Part in inside:
         return _parse_part(inside[1].package, _plain(value), key)
     if key == "evaluate.sets":
-        return _parse_benchmarks(inside[1].package, _plain(value), key)
+        return _parse_sets(_plain(value), key)
     errors = []
     for reading in value.readings if isinstance(value, _Typed) else (value,):
         try:
@@ -160,41 +160,48 @@ def _parse_value(kind: Any, value: Any, key: str) -> Any:
 
 
 def _parse_section(kind: Any, tree: Any, key: str) -> Any:
-    values = _parse_options(kind, tree, key)
+    values = _parse_options(options_of(kind), tree, key)
     try:
         return kind(**values)
     except ValueError as error:  # a rule of the section, which names the key
         raise ValueError(f"{key}.{error}") from None
 
 
-def _parse_part(
-    package: str, tree: Any, key: str, *, named_by: str = "name", default: str | None = None
-) -> Part:
-    tree = {named_by: tree} if isinstance(tree, str) else tree
-    if not isinstance(tree, Mapping) or tree.get(named_by, default) is None:
-        raise ValueError(f"{key}: found {tree!r}, expected {{{named_by}: …, its options}}")
-    kind = Annotated[str, PartOf(package)]
-    name = _parse_value(kind, tree.get(named_by, default), f"{key}.{named_by}")
-    options = {option: value for option, value in tree.items() if option != named_by}
-    build = find_part(package, name).build
-    return Part(name, _parse_options(build, options, key, f" of {name}"))
+def _parse_part(package: str, tree: Any, key: str) -> Part:
+    tree = {"name": tree} if isinstance(tree, str) else tree
+    if not isinstance(tree, Mapping) or tree.get("name") is None:
+        raise ValueError(f"{key}: found {tree!r}, expected {{name: …, its options}}")
+    name = _parse_value(Annotated[str, PartOf(package)], tree["name"], f"{key}.name")
+    written = {option: value for option, value in tree.items() if option != "name"}
+    options = options_of(find_part(package, name).build)
+    return Part(name, _parse_options(options, written, key, f" of {name}"))
 
 
-def _parse_benchmarks(package: str, tree: Any, key: str) -> tuple[Mapping[str, Any], ...]:
-    if not isinstance(tree, (list, tuple)):
+def set_options(protocol: str) -> dict[str, Option]:
+    """The keys of a set in `evaluate.sets`: those of its protocol, and those of every set."""
+    build = find_part("eval.benchmarks", protocol).build
+    return {**options_of(build), **options_of(EvaluationSet)}
+
+
+def _parse_sets(tree: Any, key: str) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(tree, (list, tuple)) or not all(isinstance(one, Mapping) for one in tree):
         raise ValueError(f"{key}: found {tree!r}, expected a list of {{name: …, its sources}}")
-    parts = [
-        _parse_part(package, item, f"{key}[{place}]", named_by="protocol", default=DEFAULT_PROTOCOL)
-        for place, item in enumerate(tree)
-    ]
-    return tuple({"protocol": part.name, **part.options} for part in parts)
+    option, sets = options_of(EvaluationSet)["protocol"], []
+    for place, written in enumerate(tree):
+        where = f"{key}[{place}]"
+        named = written.get("protocol", option.default)
+        protocol = _parse_value(option.hint, named, f"{where}.protocol")
+        sets.append(_parse_options(set_options(protocol), written, where, f" of {protocol}"))
+    return tuple(sets)
 
 
-def _parse_options(owner: Any, tree: Any, key: str, of: str = "") -> dict[str, Any]:
-    """The values of all options of a section or a `build`, defaults filled in."""
+def _parse_options(
+    options: Mapping[str, Option], tree: Any, key: str, of: str = ""
+) -> dict[str, Any]:
+    """The values of all options, defaults filled in."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{key}: found {tree!r}, expected keys and values")
-    options, values = options_of(owner), {}
+    values = {}
     dot = f"{key}." if key else ""
     for name in tree:
         if name not in options:

@@ -1,1 +1,1 @@
-"""What a person runs now and then."""
+"""Scripts that measure the code, and that reproduce published tables and our own experiments."""

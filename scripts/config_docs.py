@@ -22,7 +22,7 @@ from data.options import REQUIRED, Option, Range, choices_of, describe, options_
 from data.parts import find_part, part_names
 from recognition.config import Config, Part
 from recognition.explain import Key, keys_of, parts_of
-from recognition.parse import DEFAULT_PROTOCOL, to_tree
+from recognition.parse import set_options, to_tree
 from tools._cli import command_parser, run_command
 
 ROOT = Path(__file__).parents[1]
@@ -93,9 +93,9 @@ def _of_type(hint: Any) -> dict[str, Any]:
         return _object(options_of(hint))
     if kind is Annotated and Part in inside:
         names = {"enum": choices_of(hint)}
-        return {"anyOf": [names, *_parts(inside[1].package, "name")]}
+        return {"anyOf": [names, *_parts(inside[1].package)]}
     if kind is Annotated and inside[0] == tuple[Mapping[str, Any], ...]:
-        return {"type": "array", "items": {"anyOf": _parts(inside[1].package, "protocol")}}
+        return {"type": "array", "items": {"anyOf": _sets(inside[1].package)}}
     if choices := choices_of(hint):
         return {"enum": choices}
     if kind is Annotated:
@@ -109,16 +109,25 @@ def _of_type(hint: Any) -> dict[str, Any]:
     return {"type": TYPES[kind]} if kind in TYPES else {}
 
 
-def _parts(package: str, named_by: str) -> list[dict[str, Any]]:
+def _parts(package: str) -> list[dict[str, Any]]:
     """The schema of each part in a package: a mapping of its name and its options."""
-    parts = []
-    for name in part_names(package):
-        one = _object(options_of(find_part(package, name).build))
-        one["properties"][named_by] = {"const": name}
-        if name != DEFAULT_PROTOCOL:
-            one["required"].append(named_by)
-        parts.append(one)
-    return parts
+    parts = {
+        name: _object(options_of(find_part(package, name).build)) for name in part_names(package)
+    }
+    for name, part in parts.items():
+        part["properties"]["name"] = {"const": name}
+        part["required"].append("name")
+    return list(parts.values())
+
+
+def _sets(package: str) -> list[dict[str, Any]]:
+    """The schema of a set in `evaluate.sets` for each protocol."""
+    sets = {name: _object(set_options(name)) for name in part_names(package)}
+    for name, one in sets.items():
+        if name != one["properties"]["protocol"]["default"]:
+            one["required"].append("protocol")
+        one["properties"]["protocol"] = {"const": name}
+    return list(sets.values())
 
 
 def _object(options: Mapping[str, Option]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import torch
 
 from data.parts import find_part, part_names
 from recognition.checkpoint import save_tensors
-from recognition.parse import load_config, to_tree, to_yaml
 from recognition.embedder import build_backbone
+from recognition.parse import load_config, to_tree, to_yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))

@@ -1,1 +1,4 @@
-"""What a person runs on files."""
+"""Tools that prepare and check face sets, and that plan a run.
+
+Each file here is one tool.
+"""

@@ -1,47 +1,188 @@
 """The one manner of all command lines: `--help`, `error: …` on one line, exit codes, `--json`.
 
-Exit code 0: done. 1: what was asked for was looked at and failed. 2: a wrong argument or file.
+Exit code 0: done. 1: the command ran to its end and its answer is no. 2: a wrong argument or file.
+130: stopped with Ctrl-C.
+
+A command is a module with `main(argv)`. Modules whose names begin with an underscore are helpers.
+The arguments of a command are the parameters of a function, so that each of them exists once.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
+import inspect
 import json
+import pkgutil
 import sys
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal, NoReturn
+
+from data.options import Range
+from data.parts import hint, option_texts
+
+Record = Mapping[str, Any]
 
 
 class Failed(Exception):
-    """The command ran to its end, and its answer is no: exit code 1."""
+    """The command ran to its end, and its answer is no: exit code 1.
+
+    record: what `--json` prints all the same.
+    """
+
+    def __init__(self, message: str, record: Record | None = None) -> None:
+        super().__init__(message)
+        self.record = record
 
 
-def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser for `python -m MODULE`, with `--json`."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Names the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        none = default is None or default is False or default in ("", (), argparse.SUPPRESS)
+        if none or "default" in text:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with an argument on one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def command(function: Callable[..., Record | None]) -> Callable[[list[str] | None], int]:
+    """Make `main(argv)` of a function, and run it where the function's module is the program.
+
+    Parameters before the `*` are positional arguments, those behind it are options. Help is made of
+    the docstring of the module and of the lines `name: text` in that of the function. Write it last
+    in a module.
+    """
+
+    def main(argv: list[str] | None = None) -> int:
+        module = sys.modules[function.__module__]
+        assert module.__spec__ is not None
+        parser = command_parser(module.__spec__.name, module.__doc__)
+        values_for = add_options(parser, function, positionals=True)
+        options = parser.parse_args(argv)
+        return run_command(lambda _: function(**values_for(options)), options)
+
+    if function.__module__ == "__main__":
+        sys.exit(main())
+    return main
+
+
+def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m MODULE` with `--json`. `doc` is the description in `--help`."""
+    parser = _Parser(prog=f"python -m {module}", description=doc, formatter_class=_Help)
     parser.add_argument("--json", action="store_true", help="print one JSON line last")
     return parser
 
 
+def add_options(
+    parser: argparse.ArgumentParser, function: Callable[..., Any], *, positionals: bool = False
+) -> Callable[[argparse.Namespace], dict[str, Any]]:
+    """Add an option for each parameter behind the `*` of a function.
+
+    positionals: add an argument for each parameter before the `*` too. Returns what takes the
+    values of all these parameters from the parsed options.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    texts, names = option_texts(function), []
+    for name, one in inspect.signature(function).parameters.items():
+        text = texts.get(name, "").rstrip(".").replace("%", "%%")
+        settings = {**_settings(hints[name], one.default), "help": text}
+        if one.kind is one.KEYWORD_ONLY:
+            required = one.default is one.empty
+            settings |= {"required": required, "default": None if required else one.default}
+            parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+        elif positionals:
+            parser.add_argument(name, metavar=name.upper(), **settings)
+        else:
+            continue
+        names.append(name)
+    return lambda options: {name: getattr(options, name) for name in names}
+
+
+def _settings(hint: Any, default: Any) -> dict[str, Any]:
+    """argparse's settings for a type: bool, Literal, a tuple, or what is made from one text."""
+    inside = [one for one in typing.get_args(hint) if one is not type(None)]
+    if type(None) in typing.get_args(hint):
+        return _settings(inside[0], default)
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction if default else "store_true"}
+    if typing.get_origin(hint) is Literal:
+        return {"choices": inside}
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "+", **_settings(inside[0], default)}
+    kind, *marks = inside or [hint]
+
+    def convert(text: str) -> Any:
+        value = kind(text)
+        for mark in marks:
+            if isinstance(mark, Range) and not mark.holds(value):
+                raise argparse.ArgumentTypeError(f"found {text!r}, expected {mark}")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse shows it
+    return {"type": convert}
+
+
 def run_command(
-    action: Callable[[argparse.Namespace], Mapping[str, Any] | None], options: argparse.Namespace
+    action: Callable[[argparse.Namespace], Record | None], options: argparse.Namespace
 ) -> int:
-    """Call `action`, print its record as the last line where `--json` asks for it, give the exit code."""
+    """Call `action`, print the record that it returns where `--json` asks for it, give the code.
+
+    An action raises ValueError or OSError for a wrong argument or file, and Failed for a no.
+    """
     try:
-        record = action(options)
+        record, code = action(options), 0
     except Failed as failure:
-        return _complain(failure, 1)
+        record, code = failure.record, _complain(str(failure), 1)
     except (ValueError, OSError) as error:
-        return _complain(error, 2)
-    if options.json:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("stopped", 130)
+    if options.json and record is not None:
         print(json.dumps(record))
-    return 0
+    return code
 
 
-def _complain(error: Exception, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+def run_package(package: str, argv: list[str] | None = None) -> int:
+    """`python -m PACKAGE`: list the commands, or run the one that is named with what follows."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    commands = {module.removeprefix(f"{package}."): module for module in command_names(package)}
+    if name in ("-h", "--help"):
+        print(f"{importlib.import_module(package).__doc__}\nHelp: python -m NAME --help\n")
+        widest = max(map(len, commands.values()))
+        for module in commands.values():
+            print(f"  {module:<{widest}}  {first_line(module)}")
+        return 0
+    if name not in commands:
+        return _complain(f"python -m {package}: no command {name!r}; {hint(name, commands)}", 2)
+    code: int = importlib.import_module(commands[name]).main(rest)
+    return code
+
+
+def command_names(package: str) -> list[str]:
+    """The modules of a package and of the packages in it that are commands, by their full names."""
+    paths = importlib.import_module(package).__path__
+    modules = pkgutil.walk_packages(paths, f"{package}.")
+    return [module.name for module in modules if not module.ispkg and "._" not in module.name]
+
+
+def first_line(module: str) -> str:
+    """The first line of a module's docstring, found without importing the module."""
+    source = find_spec(module).loader.get_source(module)  # type: ignore[union-attr]
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

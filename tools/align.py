@@ -1,20 +1,19 @@
-"""Ordinary photos to aligned crops: python -m tools.align PHOTOS OUT [--size 112] [--largest]
-[--json]
+"""Aligns ordinary photos: each becomes a crop on the five-point template of ArcFace.
 
-PHOTOS holds a folder an identity (or images directly); OUT gets the same tree, one JPEG a photo, on
-the five-point template of ArcFace. Photos without a face, or with several (unless --largest), are
-listed in OUT/align_report.tsv and left out. Photos whose crop is there already are not done again.
+    python -m tools.align PHOTOS OUT
 
-The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel carries its weights (2 MB). Its pins
-are older than the releases this project runs on, so install it without them: pip install --no-deps
-facenet-pytorch==2.6.0 requests tqdm
+OUT gets the tree of PHOTOS with one JPEG per photo. OUT/align_report.tsv lists the photos that were
+left out: those without a face, and those with several (unless --largest is given). A photo whose
+crop exists already is not aligned again.
+
+The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel carries the weights (2 MB). The
+package pins older releases than this project runs on, so install it without its dependencies:
+
+    pip install --no-deps facenet-pytorch==2.6.0 requests tqdm
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,9 @@ from data.align import align
 from data.decode import decode_any
 from data.files import atomic_write
 from data.images import SUFFIXES
-from tools.progress import bar
+from data.options import Count
+from tools._cli import command
+from tools._progress import progress_bar
 
 JPEG_QUALITY = 95
 REPORT = "align_report.tsv"
@@ -35,7 +36,7 @@ Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def mtcnn() -> Detector:
-    """The detector, on CPU."""
+    """The detector, on the CPU."""
     try:
         from facenet_pytorch import MTCNN
     except ImportError:
@@ -55,18 +56,20 @@ def mtcnn() -> Detector:
 
 def align_folder(
     photos: Path, out: Path, detect: Detector, *, size: int = 112, largest: bool = False
-) -> Counter:
-    """Writes OUT and its report; counts of aligned, kept (done before), no_face, several,
-    unreadable."""
+) -> Counter[str]:
+    """Write the crops and the report into `out`.
+
+    Returns how many photos were aligned, kept (aligned before), no_face, several and unreadable.
+    """
     found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         raise ValueError(f"{photos}: holds no photo ({', '.join(SUFFIXES)})")
-    counts: Counter = Counter()
+    counts: Counter[str] = Counter()
     report = []
-    with bar(len(found), "aligning") as advance:
+    with progress_bar(len(found), "aligning") as advance:
         for photo in found:
             name = photo.relative_to(photos)
-            target = out / f"{name}.jpg" if name.suffix.lower() != ".jpg" else out / name
+            target = out / name if name.suffix.lower() == ".jpg" else out / f"{name}.jpg"
             outcome, detail = "kept", ""
             if not target.exists():
                 outcome, detail = _align_one(photo, target, detect, size, largest)
@@ -83,6 +86,7 @@ def align_folder(
 def _align_one(
     photo: Path, target: Path, detect: Detector, size: int, largest: bool
 ) -> tuple[str, str]:
+    """Write one crop. Returns the outcome in one word, and details for the report."""
     try:
         image = decode_any(photo.read_bytes())
     except ValueError as error:
@@ -91,7 +95,7 @@ def _align_one(
     if len(boxes) == 0:
         return "no_face", ""
     if len(boxes) > 1 and not largest:
-        return "several", f"{len(boxes)} faces; --largest takes the largest"
+        return "several", f"{len(boxes)} faces; --largest uses the largest"
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     crop = align(image, landmarks[int(areas.argmax())], size)
     _, encoded = cv2.imencode(".jpg", crop[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
@@ -101,32 +105,20 @@ def _align_one(
     return "aligned", ""
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("photos")
-    parser.add_argument("out")
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--largest", action="store_true", help="of several faces take the largest")
-    parser.add_argument("--json", action="store_true", help="print counts as one JSON line last")
-    options = parser.parse_args(argv)
-    photos, out = Path(options.photos), Path(options.out)
-    try:
-        if not photos.is_dir():
-            raise FileNotFoundError(f"{photos}: no such folder")
-        counts = align_folder(photos, out, mtcnn(), size=options.size, largest=options.largest)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(
-        ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-        + f"; details in {out / REPORT}"
-    )
-    if options.json:
-        print(json.dumps(counts))
-    return 0
+def run(photos: Path, out: Path, *, size: Count = 112, largest: bool = False) -> Counter[str]:
+    """Align all photos of a folder.
+
+    photos: folder of photos, with one folder per person.
+    out: folder for the crops.
+    size: side of a crop in pixels.
+    largest: use the largest face of a photo that shows several.
+    """
+    if not photos.is_dir():
+        raise FileNotFoundError(f"{photos}: no such folder")
+    counts = align_folder(photos, out, mtcnn(), size=size, largest=largest)
+    shown = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    print(f"{shown}; details in {out / REPORT}")
+    return counts
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -17,7 +17,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from recognition.classifiers import ClassifierFacts, Overrides, Sizes
 from recognition.config import Config, ConfigError, Part
 from recognition.parse import build_part, load_config
 from tools._cli import command_parser, run_command
+from tools._memory import resident_bytes
 
 CLASSIFIERS = "recognition.classifiers"
 CUDA_CONTEXT = 600_000_000  # bytes that a process needs on a GPU before its first tensor
@@ -183,12 +183,11 @@ def classes_of(config: Config, path: str) -> int:
 def process_bytes(config: Config) -> int:
     """Bytes of a run's process without the run: this one's resident size on a CPU, the context's on
     a GPU."""
-    status = Path("/proc/self/status")
-    if on_gpu(config) or not status.exists():
+    if on_gpu(config):
         return CUDA_CONTEXT
     import recognition.experiment  # noqa: F401 - what a run imports counts
 
-    return int(re.findall(r"VmRSS:\s+(\d+)", status.read_text())[0]) * 1024 + CPU_RUNTIME
+    return resident_bytes() + CPU_RUNTIME
 
 
 def on_gpu(config: Config) -> bool:
@@ -237,7 +236,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("tools.plan", __doc__)
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="changes of the config"
+    )
     parser.add_argument(
         "--classes", type=int, help="identities; counted in data.train if not given"
     )

@@ -1,13 +1,13 @@
-"""What is in a face set: python -m tools.stats PATH [--png FILE.png] [--json].
+"""Counts what is in a face set: images, identities, images per identity, image sizes.
 
-Images, identities, images an identity as a histogram (printed, and as PNG), sizes in pixels and
-bytes of a sample.
+    python -m tools.stats FACES
+
+Prints a histogram of the images per identity, and draws it where --png is given. Sizes in pixels
+and bytes are those of an even sample of 500 images.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 
 import numpy as np
@@ -15,14 +15,14 @@ import numpy as np
 from data.decode import DecodeError, decode_any
 from data.faces import detect_format, open_faces
 from data.types import FaceSet
+from tools._cli import command
 
 EDGES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 SAMPLE = 500
 
 
 def describe_set(faces: FaceSet) -> dict[str, float]:
-    """Counts of images and identities, images an identity, and mean sizes of an even sample of
-    SAMPLE images."""
+    """Numbers of images and identities, images per identity, mean sizes of a sample."""
     per_identity = np.bincount(faces.labels, minlength=faces.num_classes)
     sample = np.unique(np.linspace(0, len(faces) - 1, min(SAMPLE, len(faces))).astype(np.int64))
     lengths, shapes = [], []
@@ -50,11 +50,10 @@ def describe_set(faces: FaceSet) -> dict[str, float]:
 
 
 def histogram(faces: FaceSet) -> list[tuple[str, int]]:
-    """(range of images, identities with so many), in ranges that grow."""
+    """(range of images, number of identities that have so many), in ranges that widen."""
     per_identity = np.bincount(faces.labels, minlength=faces.num_classes)
-    bounds = [0, *EDGES]
     rows = []
-    for low, high in zip(bounds, [*EDGES, None], strict=True):
+    for low, high in zip([0, *EDGES], [*EDGES, None], strict=True):
         inside = (per_identity >= low) & (per_identity < high if high else True)
         label = f"{low}+" if high is None else str(low) if high == low + 1 else f"{low}–{high - 1}"
         rows.append((label, int(inside.sum())))
@@ -62,52 +61,37 @@ def histogram(faces: FaceSet) -> list[tuple[str, int]]:
 
 
 def plot(rows: list[tuple[str, int]], title: str, path: str) -> None:
-    import matplotlib
+    """Draw the histogram into a PNG file."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5))
+    figure = Figure(figsize=(8, 4.5), layout="tight")
+    axes = figure.subplots()
     axes.bar([label for label, _ in rows], [count for _, count in rows], color="tab:blue")
-    axes.set_xlabel("images an identity")
-    axes.set_ylabel("identities")
-    axes.set_title(title)
-    figure.tight_layout()
+    axes.set(xlabel="images per identity", ylabel="identities", title=title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("path")
-    parser.add_argument("--format", default="auto")
-    parser.add_argument("--png", help="write the histogram there")
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
-    options = parser.parse_args(argv)
-    try:
-        form = detect_format(options.path) if options.format == "auto" else options.format
-        faces = open_faces(options.path, form, check=False)
-        if len(faces) == 0:
-            raise ValueError(f"{options.path}: holds no image")
-        figures = describe_set(faces)
-        rows = histogram(faces)
-        if options.png:
-            plot(rows, f"{len(faces):,} images of {faces.num_classes:,} identities", options.png)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{options.path}: {form}")
+def run(faces: str, *, format: str = "auto", png: str | None = None) -> dict[str, float]:
+    """Describe one face set.
+
+    faces: any face set.
+    format: format of FACES, needed only where several could be meant.
+    png: file to draw the histogram into.
+    """
+    form = detect_format(faces) if format == "auto" else format
+    opened = open_faces(faces, form, check=False)
+    if len(opened) == 0:
+        raise ValueError(f"{faces}: holds no image")
+    figures, rows = describe_set(opened), histogram(opened)
+    if png:
+        plot(rows, f"{len(opened):,} images of {opened.num_classes:,} identities", png)
+    print(f"{faces}: {form}")
     for name, value in figures.items():
         print(f"{name.replace('_', ' '):28}{value:{',' if isinstance(value, int) else ',.1f'}}")
     widest = max(count for _, count in rows)
     for label, count in rows:
         print(f"{label:>9} {count:>9,} {'█' * round(40 * count / widest)}")
-    if options.json:
-        print(json.dumps(figures))
-    return 0
+    return figures
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

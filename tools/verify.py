@@ -1,37 +1,39 @@
-"""Reads every image of a face set and says what is wrong with it: python -m tools.verify PATH
-[--size 112] [--json].
+"""Reads every image of a face set, and names each fault on one line.
 
-Finds: a set that cannot be opened (truncated, bad index), broken records, records without an index
-line, undecodable images, images of another size than most (or than --size), labels without an
-image, exact duplicates within an identity and across identities. Exit code 0 clean, 1 something
-found, 2 no such set.
+    python -m tools.verify FACES
+
+Faults are: a set that cannot be opened, broken records, records without a line in the index, images
+that cannot be decoded, images of another size than most (or than --size), labels without an image,
+and exact duplicates, within an identity or across two. Exit code 1: there are faults.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from data.decode import decode_any
-from data.faces import detect_format, open_faces
+from data.faces import FORMATS, detect_format, open_faces
 from data.formats._record_bytes import FRAME, MAGIC, MAX_PART
 from data.formats.recordio import RecordSet
+from data.options import Count
+from data.parts import find_part
 from data.types import FaceSet
-from tools.progress import bar
+from tools._cli import Failed, command
+from tools._progress import progress_bar
 
-AT_ONCE = 4096
+AT_ONCE = 4096  # images between two moves of the progress bar
 
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: one word; where: file and key; what: one sentence."""
+    """A fault. kind: one word. where: file and key. what: one sentence."""
 
     kind: str
     where: str
@@ -41,14 +43,18 @@ class Finding:
 def verify(
     path: str, *, form: str = "auto", size: int | None = None, threads: int = 8
 ) -> list[Finding]:
-    """All findings of the set, in the order of its images. FileNotFoundError without one."""
+    """All faults of the set, in the order of its images. FileNotFoundError where there is no set.
+
+    size: side in pixels that every image should have, None for the most frequent one.
+    """
     form = detect_format(path) if form == "auto" else form
+    find_part(FORMATS, form)  # a wrong name is a wrong argument, not a fault of the set
     try:
         faces = open_faces(path, form, check=False)
     except ValueError as error:
         return [Finding("unopenable", path, str(error))]
     print(f"{path}: {form}, {len(faces)} images, {faces.num_classes} identities", file=sys.stderr)
-    findings = _labels(faces, path)
+    findings = list(_labels(faces, path))
     if isinstance(faces, RecordSet):
         findings += _unindexed(faces)
     hashes = np.zeros((len(faces), 16), np.uint8)
@@ -66,124 +72,93 @@ def verify(
             return Finding("undecodable", faces.describe(index), str(error))
         return None
 
-    with ThreadPoolExecutor(threads) as pool, bar(len(faces), "reading") as advance:
+    with ThreadPoolExecutor(threads) as pool, progress_bar(len(faces), "reading") as advance:
         for start in range(0, len(faces), AT_ONCE):
             chunk = range(start, min(start + AT_ONCE, len(faces)))
-            findings += [found for found in pool.map(look, chunk) if found is not None]
+            findings += filter(None, pool.map(look, chunk))
             advance(len(chunk))
-    return findings + _sizes(faces, sizes, size) + _duplicates(faces, hashes)
+    return [*findings, *_sizes(faces, sizes, size), *_duplicates(faces, hashes)]
 
 
-def _labels(faces: FaceSet, path: str) -> list[Finding]:
-    findings = []
+def _labels(faces: FaceSet, path: str) -> Iterator[Finding]:
+    """Labels outside 0…num_classes - 1, and labels that no image has."""
     counts = np.bincount(faces.labels[faces.labels >= 0], minlength=faces.num_classes)
     for label in np.flatnonzero(counts[faces.num_classes :]).tolist():
         what = f"label {faces.num_classes + label} in a set of {faces.num_classes} identities"
-        findings.append(Finding("label", path, what))
+        yield Finding("label", path, what)
     for index in np.flatnonzero(faces.labels < 0).tolist():
-        findings.append(
-            Finding("label", faces.describe(index), f"negative label {faces.labels[index]}")
-        )
+        yield Finding("label", faces.describe(index), f"negative label {faces.labels[index]}")
     for label in np.flatnonzero(counts[: faces.num_classes] == 0).tolist():
-        findings.append(Finding("gap", path, f"identity {label} has no image"))
-    return findings
+        yield Finding("gap", path, f"identity {label} has no image")
 
 
-def _unindexed(faces: RecordSet) -> list[Finding]:
-    """Records in the file that no index line points to, by walking it from frame to frame."""
-    findings: list[Finding] = []
-    file = faces.file
-    starts = set(faces.offsets.tolist())
+def _unindexed(faces: RecordSet) -> Iterator[Finding]:
+    """Records that no line of the index points to, found by walking from frame to frame."""
+    file, indexed = faces.file, set(faces.offsets.tolist())
     unknown, at = 0, 0
     while at < file.size:
         raw = file.read(at, min(FRAME.size, file.size - at))
         magic, word = FRAME.unpack(raw) if len(raw) == FRAME.size else (0, 0)
         if magic != MAGIC:
-            findings.append(
-                Finding(
-                    "magic", f"{file.path} at byte {at}", "no record begins here; the walk stops"
-                )
-            )
+            where = f"{file.path} at byte {at}"
+            yield Finding("magic", where, "no record begins here; the walk stops")
             break
+
+        # The upper three bits tell the parts of a split record: 0 is a whole one, 1 a first part.
+        unknown += word >> 29 in (0, 1) and at not in indexed
         length = word & MAX_PART
-        if word >> 29 in (0, 1) and at not in starts:
-            unknown += 1
         at += FRAME.size + length + -length % 4
         if at > file.size + 3:
-            findings.append(
-                Finding("truncated", f"{file.path} at byte {at}", "the last record is cut off")
-            )
-    headers = faces.headers
-    if unknown != headers:
-        what = f"{unknown} records are not images of the index, expected {headers} (record 0 and identities)"
-        findings.append(Finding("index", file.path, what))
-    return findings
+            yield Finding("truncated", f"{file.path} at byte {at}", "the last record is cut off")
+    if unknown != faces.headers:
+        what = f"{unknown} records are not images of the index"
+        expected = f"expected {faces.headers} (record 0 and identities)"
+        yield Finding("index", file.path, f"{what}, {expected}")
 
 
-def _sizes(faces: FaceSet, sizes: np.ndarray, size: int | None) -> list[Finding]:
+def _sizes(faces: FaceSet, sizes: np.ndarray, size: int | None) -> Iterator[Finding]:
+    """Decoded images whose height and width (N,2) are not the expected ones."""
     known = Counter(map(tuple, sizes[sizes[:, 0] > 0].tolist()))
     if not known:
-        return []
+        return
     usual = (size, size) if size else known.most_common(1)[0][0]
-    odd = np.flatnonzero((sizes[:, 0] > 0) & (sizes != usual).any(1)).tolist()
-    expected = f"{usual[0]}×{usual[1]}"
-    return [
-        Finding(
-            "size",
-            faces.describe(index),
-            f"{sizes[index][0]}×{sizes[index][1]} pixels, expected {expected}",
-        )
-        for index in odd
-    ]
+    for index in np.flatnonzero((sizes[:, 0] > 0) & (sizes != usual).any(1)).tolist():
+        height, width = sizes[index]
+        what = f"{height}×{width} pixels, expected {usual[0]}×{usual[1]}"
+        yield Finding("size", faces.describe(index), what)
 
 
-def _duplicates(faces: FaceSet, hashes: np.ndarray) -> list[Finding]:
+def _duplicates(faces: FaceSet, hashes: np.ndarray) -> Iterator[Finding]:
+    """Images with equal hashes, uint8 (N,16). The hash of an unreadable image is zero."""
     keys = hashes.view("V16")[:, 0]
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
-    findings = []
     for place in np.flatnonzero(same).tolist():
         first, second = sorted((int(order[place]), int(order[place + 1])))
-        if not hashes[first].any():
-            continue  # could not be read
-        across = faces.labels[first] != faces.labels[second]
-        whose = (
-            f"identities {faces.labels[first]} and {faces.labels[second]}"
-            if across
-            else "one identity"
-        )
-        what = f"the same bytes as {faces.describe(first)} ({whose})"
-        findings.append(Finding("duplicate", faces.describe(second), what))
-    return findings
+        if hashes[first].any():
+            one, other = faces.labels[first], faces.labels[second]
+            whose = "one identity" if one == other else f"identities {one} and {other}"
+            what = f"the same bytes as {faces.describe(first)} ({whose})"
+            yield Finding("duplicate", faces.describe(second), what)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("path")
-    parser.add_argument("--format", default="auto")
-    parser.add_argument(
-        "--size", type=int, help="side that every image should have (default: the commonest)"
-    )
-    parser.add_argument("--json", action="store_true", help="print counts as one JSON line last")
-    options = parser.parse_args(argv)
-    try:
-        findings = verify(options.path, form=options.format, size=options.size)
-    except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
+def run(faces: str, *, format: str = "auto", size: Count | None = None) -> dict[str, int]:
+    """Look for faults in one face set.
+
+    faces: any face set.
+    format: format of FACES, needed only where several could be meant.
+    size: side that every image should have, in pixels (default: the most frequent one).
+    """
+    findings = verify(faces, form=format, size=size)
     for found in findings:
         print(f"{found.kind}: {found.where}: {found.what}")
     counts = Counter(found.kind for found in findings)
-    print(
-        ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        or "nothing wrong found"
-    )
-    if options.json:
-        print(json.dumps({"findings": len(findings), **counts}))
-    return 1 if findings else 0
+    shown = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    print(shown or "no faults")
+    record = {"findings": len(findings), **counts}
+    if findings:
+        raise Failed(f"{faces}: {len(findings)} fault(s)", record)
+    return record
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -1,1 +1,1 @@
-"""Pairs of face images for verification: lists, folders, verification .bin files, and drawn ones."""
+"""Pairs of face images for verification: from lists, folders and .bin files, or drawn."""

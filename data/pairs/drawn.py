@@ -12,9 +12,10 @@ from data.types import FaceSet
 
 
 def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int = 10) -> Pairs:
-    """`count` balanced pairs drawn from any set of faces, the same for the same seed; a fold shares
-    no identity with another as long as each can get two (else all folds draw from all identities,
-    and a note says so).
+    """`count` balanced pairs drawn from any set of faces, the same for the same seed.
+
+    No identity is in two folds, if there are two identities or more per fold. Otherwise all folds
+    draw from all identities, and a note says so.
     """
     faces: FaceSet = open_faces(path)
     rng = np.random.default_rng(seed)
@@ -23,7 +24,8 @@ def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int
     notes: tuple[str, ...] = ()
     if count % (2 * folds) or count <= 0:
         raise ValueError(
-            f"count: {count} pairs cannot be balanced over {folds} folds; give a multiple of {2 * folds}"
+            f"count: {count} pairs cannot be balanced over {folds} folds; "
+            f"give a multiple of {2 * folds}"
         )
     if len(members) < 2 * folds:
         groups = [members] * folds
@@ -34,20 +36,20 @@ def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int
         shuffled = [members[i] for i in rng.permutation(len(members))]
         groups = [shuffled[k::folds] for k in range(folds)]
     each = count // (2 * folds)
-    first, second, same = [], [], []
-    taken: set[tuple[int, int]] = set()
+    pairs: list[tuple[int, int]] = []
+    known: set[tuple[int, int]] = set()
     for k, group in enumerate(groups):
         for genuine in (True, False):
-            drawn = _draw(group, each, genuine, rng, taken)
+            drawn = _draw(group, each, genuine, rng, known)
             if len(drawn) < each:
                 kind = "genuine" if genuine else "impostor"
                 raise ValueError(
                     f"{path}: fold {k} has {len(drawn)} of {each} {kind} pairs; lower count={count}"
                 )
-            first += [a for a, _ in drawn]
-            second += [b for _, b in drawn]
-            same += [genuine] * each
-    return Pairs(faces, np.array(first), np.array(second), np.array(same), notes)
+            pairs += drawn
+    first, second = np.array(pairs).T
+    same = np.tile(np.repeat([True, False], each), folds)
+    return Pairs(faces, first, second, same, notes)
 
 
 def _draw(
@@ -55,10 +57,12 @@ def _draw(
     count: int,
     genuine: bool,
     rng: np.random.Generator,
-    taken: set[tuple[int, int]],
+    known: set[tuple[int, int]],
 ) -> list[tuple[int, int]]:
-    """Up to `count` new pairs of a group's images: identities uniformly, then images; each pair at
-    most once."""
+    """Up to `count` new pairs of a group's images, which are added to `known`.
+
+    First identities are drawn uniformly, then images of them. A small group may have fewer pairs.
+    """
     able = [ids for ids in group if len(ids) > 1] if genuine else group
     drawn: list[tuple[int, int]] = []
     if len(able) < (1 if genuine else 2):
@@ -72,7 +76,7 @@ def _draw(
             i, j = rng.choice(len(able), 2, replace=False)
             a, b = rng.choice(able[i]), rng.choice(able[j])
         pair = (min(int(a), int(b)), max(int(a), int(b)))
-        if pair not in taken:
-            taken.add(pair)
+        if pair not in known:
+            known.add(pair)
             drawn.append(pair)
     return drawn

@@ -1,5 +1,4 @@
-"""Where pairs come from: a list file beside an image folder or zip, FastFace's folder, a .bin, or
-any set of faces."""
+"""Listed pairs: a list file with an image folder or zip, FastFace's folder, or a .bin."""
 
 from __future__ import annotations
 
@@ -11,11 +10,14 @@ import numpy as np
 from data.images import BytesImages, FileImages, Images, find_image, open_images
 from data.pairs.verification_bin import read_bin
 
+Line = tuple[int, list[str]]
+"""The number of a line in a file, and its fields."""
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images (N), and for each pair two rows of them int64 (P,) and whether they are one person,
-    bool (P,)."""
+    """Images (N); for each pair the numbers of two of them, int64 (P,), and whether they show one
+    person, bool (P,)."""
 
     images: Images
     first: np.ndarray
@@ -27,57 +29,51 @@ class Pairs:
 def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]:
     """Names of both images of each pair, and bool (P,), from a text file in one of four forms.
 
-    LFW: an optional first line of counts, `NAME 1 4` (one person), `NAME 1 OTHER 4` (two); an image
-    is named NAME/NAME_0001 there. Plain: `path path 0|1`. CALFW and CPLFW: `NAME_0001.jpg K` on two
-    lines a pair, K 0 on both for two people. SLLFW: `NAME/NAME_0001.jpg` on two lines a pair, of
-    one person where the folder is the same.
+    LFW: perhaps a first line of counts, then `NAME 1 4` (one person) or `NAME 1 OTHER 4` (two
+    people); image 1 of NAME is called NAME/NAME_0001. Plain: `path path 0|1`. CALFW and CPLFW: two
+    lines `NAME_0001.jpg K` per pair, with K = 0 on both for two people. SLLFW: two lines
+    `NAME/NAME_0001.jpg` per pair, of one person if the folder is the same.
     """
     path = _existing(path, "a pair list")
-    lines: list[tuple[int, list[str]]] = []
+    lines: list[Line] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
-        if any(parts) and not (
-            number == 1 and len(parts) <= 2 and all(part.isdigit() for part in parts)
-        ):
+        counts = number == 1 and len(parts) <= 2 and all(part.isdigit() for part in parts)
+        if any(parts) and not counts:
             lines.append((number, parts))
     if not lines:
         raise ValueError(f"{path}: no pair in it")
-    return _read_two_lines(path, lines) if len(lines[0][1]) <= 2 else _read_one_line(path, lines)
+    read = _read_two_lines if len(lines[0][1]) <= 2 else _read_one_line
+    pairs = read(path, lines)
+    return [(a, b) for a, b, _ in pairs], np.array([same for *_, same in pairs])
 
 
-def _read_one_line(
-    path: Path, lines: list[tuple[int, list[str]]]
-) -> tuple[list[tuple[str, str]], np.ndarray]:
-    names: list[tuple[str, str]] = []
-    same: list[bool] = []
+def _read_one_line(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]]:
+    pairs = []
     for number, parts in lines:
-        if len(parts) == 3 and parts[1].isdigit():
-            names.append((_lfw_name(parts[0], parts[1]), _lfw_name(parts[0], parts[2])))
-            same.append(True)
+        if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
+            pairs.append((_lfw_name(*parts[:2]), _lfw_name(*parts[::2]), True))
         elif len(parts) == 4 and parts[1].isdigit() and parts[3].isdigit():
-            names.append((_lfw_name(parts[0], parts[1]), _lfw_name(parts[2], parts[3])))
-            same.append(False)
+            pairs.append((_lfw_name(*parts[:2]), _lfw_name(*parts[2:]), False))
         elif len(parts) == 3 and parts[2] in ("0", "1"):
-            names.append((parts[0], parts[1]))
-            same.append(parts[2] == "1")
+            pairs.append((parts[0], parts[1], parts[2] == "1"))
         else:
             raise ValueError(
-                f"{path}, line {number}: {' '.join(parts)[:80]!r}; expected `NAME i j`, `NAME i OTHER j` or "
-                "`path path 0|1`"
+                f"{path}, line {number}: {' '.join(parts)[:80]!r}; "
+                "expected `NAME i j`, `NAME i OTHER j` or `path path 0|1`"
             )
-    return names, np.array(same)
+    return pairs
 
 
-def _read_two_lines(
-    path: Path, lines: list[tuple[int, list[str]]]
-) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """CALFW, CPLFW and SLLFW. The first two list all genuine pairs before all others: they are put
-    into ten folds, each a tenth of both in the list's order, as FaceX-Zoo reads these files
+def _read_two_lines(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]]:
+    """CALFW, CPLFW and SLLFW.
+
+    The first two list all genuine pairs before all others. So each of the ten folds gets a tenth of
+    both kinds, in the order of the list, as FaceX-Zoo reads these files
     (test_protocol/lfw/pairs_parser.py).
     """
     marked = len(lines[0][1]) == 2
-    names: list[tuple[str, str]] = []
-    same: list[bool] = []
+    pairs = []
     for (number, a), (_, b) in zip(lines[0::2], lines[1::2], strict=False):
         if marked:
             good = len(a) == len(b) == 2 and a[1] == b[1] and a[1].isdigit()
@@ -88,27 +84,27 @@ def _read_two_lines(
             raise ValueError(
                 f"{path}, line {number}: {a} and {b}; expected {expected} on both lines of a pair"
             )
-        names.append((a[0], b[0]))
-        same.append(a[1] != "0" if marked else a[0].split("/")[0] == b[0].split("/")[0])
+        same = a[1] != "0" if marked else a[0].split("/")[0] == b[0].split("/")[0]
+        pairs.append((a[0], b[0], same))
     if len(lines) % 2:
         raise ValueError(f"{path}, line {lines[-1][0]}: a pair without its second line")
     if not marked:
-        return names, np.array(same)
-    kinds = np.flatnonzero(same), np.flatnonzero(~np.array(same))
+        return pairs
+
+    # a tenth of the genuine pairs, a tenth of the others, and so on
+    genuine = np.array([same for *_, same in pairs])
+    kinds = np.flatnonzero(genuine), np.flatnonzero(~genuine)
     tenths = zip(*(np.array_split(kind, 10) for kind in kinds), strict=True)
-    order = np.concatenate([part for both in tenths for part in both])
-    return [names[i] for i in order], np.array(same)[order]
+    return [pairs[i] for both in tenths for tenth in both for i in tenth]
 
 
 def _lfw_name(person: str, number: str) -> str:
-    if not number.isdigit():
-        raise ValueError(f"image number {number!r} of {person} is not a number")
     return f"{person}/{person}_{int(number):04d}"
 
 
 def index_names(pairs: list[tuple[str, str]]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The distinct names in order of appearance, and the rows of both sides of each pair, int64
-    (P,)."""
+    """The distinct names in order of appearance, and the numbers of both sides of each pair,
+    int64 (P,)."""
     rows: dict[str, int] = {}
     first = np.array([rows.setdefault(a, len(rows)) for a, _ in pairs])
     second = np.array([rows.setdefault(b, len(rows)) for _, b in pairs])
@@ -130,30 +126,27 @@ def from_bin(path: str | Path) -> Pairs:
 
 
 def from_numbered(folder: str | Path) -> Pairs:
-    """FastFace's folder: `imgs/0.jpg`, `imgs/1.jpg`, ... two a pair, and `pair_label.npy` bool
+    """FastFace's folder: `imgs/0.jpg`, `imgs/1.jpg`, … (two per pair) and `pair_label.npy`, bool
     (P,)."""
     folder = Path(folder)
-    same = (
-        np.load(_existing(folder / "pair_label.npy", "the pairs' labels"), allow_pickle=False)
-        .astype(bool)
-        .ravel()
-    )
+    labels = _existing(folder / "pair_label.npy", "the pairs' labels")
+    same = np.load(labels, allow_pickle=False).astype(bool).ravel()
     paths = [find_image(folder / "imgs", str(i)) for i in range(2 * len(same))]
     rows = np.arange(len(paths))
     return Pairs(FileImages(paths), rows[0::2], rows[1::2], same, fold_notes(same))
 
 
 def fold_notes(same: np.ndarray, folds: int = 10) -> tuple[str, ...]:
-    """A warning where consecutive folds do not hold about as many genuine pairs each as the whole
-    list."""
+    """A warning if the share of genuine pairs differs much between consecutive folds."""
     if len(same) < folds:
         return ()
-    shares = np.array([part.mean() for part in np.array_split(same, folds)])
+    shares = np.array([fold.mean() for fold in np.array_split(same, folds)])
     if np.abs(shares - same.mean()).max() <= 0.1:
         return ()
     return (
-        f"the list's order makes the {folds} consecutive folds unfair: genuine share {shares.min():.0%} to "
-        f"{shares.max():.0%} (whole list {same.mean():.0%}); each tenth needs both kinds, as in LFW",
+        f"the list's order makes the {folds} consecutive folds unfair: their genuine share is "
+        f"{shares.min():.0%} to {shares.max():.0%} ({same.mean():.0%} in the whole list); "
+        "each tenth needs both kinds, as in LFW",
     )
 
 

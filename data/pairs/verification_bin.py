@@ -1,9 +1,10 @@
-"""Verification `.bin` files: a pickle of (list of encoded images, list of bool), two images a pair.
+"""Verification `.bin` files: a pickle of (list of encoded images, list of bool), two images per
+pair.
 
-They come from strangers, and unpickling runs whatever a pickle names. So nothing is unpickled here:
+The files are untrusted, and unpickling runs whatever a pickle names. So nothing is unpickled here:
 opcodes are read with the table in `pickletools`, which executes nothing, and the few that such a
 file needs act on plain values. No name in the file is ever looked up. Known names (`numpy.dtype`,
-...) only select a branch below; others are refused.
+…) only select a branch below; others are refused.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ _NAMES = {
 }
 _DTYPE = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248]|\?|[bBhHiIlLqQefd])")
 _LITERALS = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
-    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-}  # fmt: skip
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+}
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
@@ -57,50 +59,45 @@ class _Dtype:
         self.value = np.dtype(code)
 
     def build(self, state: Any) -> None:
-        if not (
-            isinstance(state, tuple) and len(state) >= 2 and all(x is None for x in state[2:5])
-        ):
-            raise ValueError("numpy dtype with fields or a strange state")
+        known = isinstance(state, tuple) and len(state) >= 2
+        if not known or any(field is not None for field in state[2:5]):
+            raise ValueError("numpy dtype with fields or an unexpected state")
         order = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
         if order not in ("|", "<", ">", "="):
-            raise ValueError("numpy dtype with a strange byte order")
+            raise ValueError("numpy dtype with an unexpected byte order")
         self.value = self.value.newbyteorder(order)  # type: ignore[arg-type]
 
 
 class _Array:
-    """An array whose numbers come with BUILD, or at once. Its bytes stand in the file, which bounds
+    """An array whose numbers come with BUILD, or at once. Its bytes are in the file, which bounds
     its size."""
 
     value: np.ndarray | None = None
 
     def build(self, state: Any) -> None:
         if not (isinstance(state, tuple) and len(state) == 5):
-            raise ValueError("numpy array with a strange state")
+            raise ValueError("numpy array with an unexpected state")
         _, shape, dtype, fortran, data = state
         self.fill(data, dtype, shape, "F" if fortran else "C")
 
-    def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> None:
+    def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> _Array:
         if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
             raise ValueError("numpy array that does not hold plain numbers")
-        if not (
-            isinstance(shape, tuple)
-            and len(shape) <= 4
-            and all(type(n) is int and n >= 0 for n in shape)
-        ):
-            raise ValueError("numpy array with a strange shape")
+        known = isinstance(shape, tuple) and len(shape) <= 4
+        if not known or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError("numpy array with an unexpected shape")
         if math.prod(shape) * dtype.value.itemsize != len(data):
             raise ValueError(f"numpy array of shape {shape} with {len(data)} bytes")
-        self.value = np.frombuffer(data, dtype.value).reshape(
-            shape, order="F" if order == "F" else "C"
-        )
+        numbers = np.frombuffer(data, dtype.value)
+        self.value = numbers.reshape(shape, order="F" if order == "F" else "C")
+        return self
 
 
 def read_bin(path: str | Path) -> tuple[list[bytes], np.ndarray]:
-    """Encoded images (2P,) and bool (P,) of a verification `.bin`, Python 2's and numpy 1's
-    included.
+    """Encoded images (2P,) and bool (P,) of a verification `.bin`.
 
-    ValueError, naming what was refused, for anything but lists, tuples, bytes, bool, int, str and
-    numpy numbers.
+    Files that Python 2 or numpy 1 wrote are read, too. Anything but lists, tuples, bytes, bool,
+    int, str and numpy numbers is a ValueError that names what was refused.
     """
     path = Path(path)
     if not path.is_file():
@@ -119,16 +116,19 @@ def read_bin(path: str | Path) -> tuple[list[bytes], np.ndarray]:
 
 
 def write_bin(path: str | Path, images: list[bytes], same: np.ndarray) -> None:
-    """Writes images (2P) and bool (P,) as other tools expect them, whole or not at all."""
+    """Write images (2P,) and bool (P,) as other tools expect them; the file appears complete or not
+    at all."""
     if len(images) != 2 * len(same):
-        raise ValueError(f"{path}: {len(images)} images for {len(same)} pairs; expected two a pair")
+        raise ValueError(
+            f"{path}: {len(images)} images for {len(same)} pairs; expected two per pair"
+        )
     with atomic_write(path) as file:
         pickle.dump(([bytes(x) for x in images], [bool(x) for x in same]), file, protocol=4)
 
 
 def _interpret(source: Any, *, max_steps: int) -> Any:
-    """The value that the opcodes describe. A flat machine: no recursion, no copy, no call of
-    anything named."""
+    """The value that the opcodes describe. Nothing recurses, is copied, or is called by its
+    name."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
@@ -152,20 +152,16 @@ def _interpret(source: Any, *, max_steps: int) -> Any:
             stack.append(arg.encode("latin-1"))
         elif name == "BYTEARRAY8":
             stack.append(bytes(arg))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[arg] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else arg] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[arg])
         elif name == "MARK":
             stack.append(_Mark)
         elif name == "EMPTY_LIST":
             stack.append([])
-        elif name == "LIST":
-            stack.append(to_mark())
-        elif name == "TUPLE":
-            stack.append(tuple(to_mark()))
+        elif name in ("LIST", "TUPLE"):
+            stack.append(to_mark() if name == "LIST" else tuple(to_mark()))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             count = int(name[-1])
             stack[-count:] = [tuple(stack[-count:])]
@@ -191,7 +187,8 @@ def _interpret(source: Any, *, max_steps: int) -> Any:
             return stack[-1]
         elif name not in ("PROTO", "FRAME", "READONLY_BUFFER"):
             raise ValueError(
-                f"opcode {name}; only lists, tuples, bytes, bool, int, str and numpy numbers are admitted"
+                f"opcode {name}; only lists, tuples, bytes, bool, int, str and numpy numbers "
+                "are admitted"
             )
     raise ValueError(f"more than {max_steps} steps; no image list needs so many")
 
@@ -203,10 +200,11 @@ def _next_opcode(source: Any) -> tuple[str, Any]:
     opcode = _OPCODES.get(code.decode("latin-1"))
     if opcode is None:
         raise ValueError(f"not a pickle: byte {code!r} at {source.tell() - 1}")
-    if opcode.name == "STRING":  # the table's reader admits ASCII alone, Python 2 wrote JPEGs so
-        return opcode.name, codecs.escape_decode(source.readline().strip()[1:-1])[0].decode(
-            "latin-1"
-        )  # type: ignore
+    # Python 2 wrote the bytes of images as STRING, and the table's reader admits ASCII alone
+    if opcode.name == "STRING":
+        escaped = source.readline().strip()[1:-1]
+        content = codecs.escape_decode(escaped)[0]
+        return opcode.name, content.decode("latin-1")  # type: ignore[attr-defined]
     return opcode.name, opcode.arg.reader(source) if opcode.arg else None
 
 
@@ -226,21 +224,13 @@ def _reduce(function: Any, args: Any) -> Any:
     if function == "_reconstruct" and args and args[0] == "ndarray" and isinstance(args[0], _Name):
         return _Array()
     if function == "scalar" and len(args) == 2:
-        array = _Array()
-        array.fill(args[1], args[0], (1,), "C")
-        return array
+        return _Array().fill(args[1], args[0], (1,), "C")
     if function == "_frombuffer" and len(args) == 4:
-        array = _Array()
-        array.fill(*args)
-        return array
-    if (
-        function == "encode"
-        and len(args) == 2
-        and isinstance(args[0], str)
-        and args[1] in ("latin1", "latin-1")
-    ):
+        return _Array().fill(*args)
+    latin1 = args[1:] in (("latin1",), ("latin-1",))
+    if function == "encode" and latin1 and isinstance(args[0], str):
         return args[0].encode("latin-1")
-    raise ValueError(f"call of {function} with strange arguments")
+    raise ValueError(f"call of {function} with unexpected arguments")
 
 
 def _pairs(value: Any) -> tuple[list[bytes], np.ndarray]:
@@ -251,7 +241,7 @@ def _pairs(value: Any) -> tuple[list[bytes], np.ndarray]:
         raise ValueError("expected two lists: images and labels")
     same = np.array([_label(x) for x in labels], bool)
     if len(images) != 2 * len(same) or len(same) == 0:
-        raise ValueError(f"{len(images)} images for {len(same)} pairs; expected two a pair")
+        raise ValueError(f"{len(images)} images for {len(same)} pairs; expected two per pair")
     return [_image(x, i) for i, x in enumerate(images)], same
 
 
@@ -266,12 +256,8 @@ def _image(value: Any, index: int) -> bytes:
 
 
 def _label(value: Any) -> bool:
-    if isinstance(value, _Array):
-        value = value.value
-    if (
-        isinstance(value, (bool, int, np.ndarray, np.generic))
-        and np.size(value) == 1
-        and np.ravel(value)[0] in (0, 1)
-    ):
+    value = value.value if isinstance(value, _Array) else value
+    known = isinstance(value, (bool, int, np.ndarray, np.generic)) and np.size(value) == 1
+    if known and np.ravel(value)[0] in (0, 1):
         return bool(np.ravel(value)[0])
     raise ValueError(f"a pair's label is {type(value).__name__}; expected true or false")

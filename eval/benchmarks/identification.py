@@ -1,60 +1,72 @@
-"""1:N identification from a gallery and a probe folder, each with one folder a person:
+"""1:N identification from a gallery and a probe folder, each with one folder per person:
 `gallery/NAME/*.jpg`.
 
-A probe's name that the gallery lacks makes it an unmated probe, for the open-set figures.
+A probe of a person whom the gallery lacks is unmated; such probes give the open-set figures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data.images import SUFFIXES, FileImages
+from data.images import FileImages, image_files
+from data.options import PathText
+from eval.benchmarks import Benchmark, existing_folder
 from eval.embed import Embed, embed_faces, mirror_setting
 from eval.metrics.identification import rank_rate, search, tpir
 from eval.metrics.templates import pool_templates
-from eval.report.result import Result
+from eval.report.result import Protocol, Result
 
 RANKS = (1, 5, 10, 20)
 FPIRS = (1e-2, 1e-1)
+PROTOCOL = Protocol(
+    name="identification",
+    title="identification, 1:N",
+    columns={
+        **{f"rank{rank}": f"rank-{rank}" for rank in RANKS},
+        "tpir@0.01": "TPIR@FPIR 1e-2",
+        "tpir@0.1": "TPIR@FPIR 1e-1",
+    },
+)
 
 
-@dataclass(frozen=True)
-class Identification:
-    """pool: one gallery entry a person, the normalized mean; otherwise every gallery image is an
-    entry."""
+def build(
+    *,
+    name: str = "",
+    gallery: PathText,
+    probe: PathText,
+    mirror: bool = True,
+    pool: bool = True,
+) -> Benchmark:
+    """1:N identification with two folders that have one folder per person.
 
-    name: str
-    gallery: Path
-    probe: Path
-    mirror: bool = True
-    pool: bool = True
-    missing: str | None = None
+    name: in the results; without it, the name of the probe folder.
+    gallery: folder of the people who are known.
+    probe: folder of the images to identify; the same person has the same folder name in both.
+    mirror: add the embedding of the mirror image to that of the image.
+    pool: one gallery entry per person, the normalized mean; otherwise one per image.
+    """
+    folders = existing_folder(gallery), existing_folder(probe)
+    return partial(run, name or folders[1].name, *folders, mirror, pool)
 
-    def run(self, embed: Embed, size: int) -> Result:
-        """Embeds both folders and searches every probe image."""
-        if self.missing:
-            return Result(self.name, {}, skipped=self.missing)
-        (entries, people), (probes, probe_people) = (
-            list_people(self.gallery),
-            list_people(self.probe),
-        )
-        numbers = {person: k for k, person in enumerate(sorted({*people, *probe_people}))}
-        ids, probe_ids = (np.array([numbers[p] for p in names]) for names in (people, probe_people))
-        vectors = unit(embed_faces(embed, FileImages(entries), size, mirror=self.mirror))
-        probe_vectors = unit(embed_faces(embed, FileImages(probes), size, mirror=self.mirror))
-        if self.pool:
-            ids, vectors = pool_templates(vectors, ids, np.arange(len(ids)))
-        return identify(
-            self.name,
-            probe_vectors,
-            probe_ids,
-            vectors,
-            ids,
-            mirror=mirror_setting(embed, self.mirror),
-        )
+
+def run(
+    name: str, gallery: Path, probe: Path, mirror: bool, pool: bool, embed: Embed, size: int
+) -> Result:
+    """Embed both folders and search the gallery for every probe image."""
+    files = image_files(gallery, "*/*"), image_files(probe, "*/*")
+    people = [[path.parent.name for path in paths] for paths in files]
+    numbers = {person: number for number, person in enumerate(sorted({*people[0], *people[1]}))}
+    ids, probe_ids = (np.array([numbers[person] for person in names]) for names in people)
+    vectors, probe_vectors = (
+        normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror)) for paths in files
+    )
+    if pool:
+        ids, vectors = pool_templates(vectors, ids, media=np.arange(len(ids)))
+    found = mirror_setting(embed, mirror)
+    return identify(name, probe_vectors, probe_ids, vectors, ids, mirror=found)
 
 
 def identify(
@@ -66,8 +78,10 @@ def identify(
     *,
     mirror: object,
 ) -> Result:
-    """Rank-1/5/10/20 and, where probes without a mate exist, TPIR at FPIR 0.01 and 0.1, from unit
-    vectors."""
+    """Rank-1/5/10/20 from unit vectors float32 (Q,D), (G,D) and identities int64 (Q,), (G,).
+
+    With unmated probes also TPIR at FPIR 0.01 and 0.1.
+    """
     found = search(probes, probe_ids, gallery, gallery_ids)
     if not found.mated.any():
         raise ValueError(
@@ -77,43 +91,15 @@ def identify(
     if not found.mated.all():
         figures |= {f"tpir@{fpir:g}": 100 * tpir(found, fpir) for fpir in FPIRS}
     settings = {
-        "protocol": "identification, 1:N",
         "gallery": len(gallery),
         "probes": len(probes),
         "mated": int(found.mated.sum()),
         "mirror": mirror,
     }
-    return Result(name, figures, settings=settings)
+    return Result(name, PROTOCOL, figures, settings=settings)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def normalized(vectors: np.ndarray) -> np.ndarray:
     """Rows (N,D) divided by their norms; a zero row stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms == 0, 1, norms)
-
-
-def list_people(root: Path) -> tuple[list[Path], list[str]]:
-    """All images `root/NAME/*`, sorted, and the name of each."""
-    paths = sorted(p for p in root.glob("*/*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ValueError(f"{root}: no image in it; expected one folder a person")
-    return paths, [path.parent.name for path in paths]
-
-
-def build(
-    *,
-    name: str,
-    gallery: str,
-    probe: str,
-    mirror: bool = True,
-    pool: bool = True,
-    optional: bool = False,
-) -> Identification:
-    """Missing folders are a FileNotFoundError now; with `optional` they are said in the result."""
-    absent = [path for path in (gallery, probe) if not Path(path).is_dir()]
-    missing = f"{absent[0]}: no such folder" if absent else None
-    if missing and not optional:
-        raise FileNotFoundError(
-            f"benchmark {name}: {missing}; correct the path or mark it optional: true"
-        )
-    return Identification(name, Path(gallery), Path(probe), mirror, pool, missing)

@@ -1,59 +1,143 @@
 """Verification on pairs by the standard ten-fold protocol: LFW, CFP, AgeDB, CALFW, CPLFW, VGG2,
-XQLFW, SLLFW, RFW, ...
+XQLFW, SLLFW, …
 
-Embedding of the image plus that of its mirror image, normalized; squared distance; the threshold is
-chosen on nine consecutive, unshuffled folds and applied to the tenth (LFW's protocol as
-insightface's code has it).
+The embeddings of an image and of its mirror image are added and normalized. The threshold on the
+squared distance is chosen on nine consecutive, unshuffled folds and applied to the tenth (LFW's
+protocol as insightface's code has it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from data.faces import missing_path
+from data.options import Count, CountOrZero, PathText
 from data.pairs.drawn import from_faces
-from data.pairs.lists import Pairs, from_bin, from_list, from_numbered
-from data.types import PathText
+from data.pairs.lists import (
+    Pairs,
+    fold_notes,
+    from_bin,
+    from_list,
+    from_numbered,
+    index_names,
+    read_pair_list,
+)
+from eval.benchmarks import Benchmark
 from eval.embed import Embed, embed_views, mirror_setting
 from eval.metrics import verification as metrics
-from eval.report.result import Curve, Result, WorstPair, histogram
+from eval.report.result import Curve, Protocol, Result, WorstPair, histogram
+from eval.stored import Stored
 
-WORST = 12  # false accepts and false rejects kept for the picture sheet, each
+WORST = 12  # false accepts for the picture sheet, and as many false rejects
 FARS = (1e-2, 1e-3, 1e-4)
+PROTOCOL = Protocol(
+    name="pairs",
+    title="pairs, ten folds",
+    columns={
+        "accuracy": "accuracy %",
+        "exact_accuracy": "exact threshold %",
+        "accuracy_without_mirror": "without mirror %",
+        "tar@0.01": "TAR@FAR 1e-2",
+        "tar@0.001": "TAR@FAR 1e-3",
+        "tar@0.0001": "TAR@FAR 1e-4",
+        "auc": "AUC %",
+        "eer": "EER %",
+    },
+    unlisted=("threshold", "fold_tar@0.001", "fold_far@0.001"),
+)
 
 
-@dataclass(frozen=True)
-class PairBenchmark:
-    """`open_pairs` reads the lists when the benchmark runs, so that a benchmark in waiting holds no
-    images."""
+def build(
+    stored: bool = False,
+    *,
+    name: str = "",
+    pairs: PathText | None = None,
+    images: PathText | None = None,
+    bin: PathText | None = None,
+    folder: PathText | None = None,
+    faces: PathText | None = None,
+    count: Count = 6000,
+    seed: CountOrZero = 0,
+    mirror: bool = True,
+) -> Benchmark:
+    """Ten-fold verification on pairs from one source: pairs with images, bin, folder, or faces.
 
-    name: str
-    open_pairs: Callable[[], Pairs]
-    mirror: bool = True
-    missing: str | None = None
+    stored: whether the embeddings come from a file; then `pairs` needs no images.
+    name: in the results; without it, the name of the source without its suffix.
+    pairs: pair list of LFW, CALFW, CPLFW or SLLFW, or lines `path path 0|1`.
+    images: folder or uncompressed zip with the images of the pair list.
+    bin: verification .bin of insightface.
+    folder: folder with imgs/0.jpg, imgs/1.jpg, … (two per pair) and pair_label.npy.
+    faces: any set of faces, to draw pairs from.
+    count: pairs to draw from `faces`, a multiple of 20.
+    seed: another seed draws other pairs.
+    mirror: add the embedding of the mirror image to that of the image.
+    """
+    sources: dict[str, tuple[str | None, Callable[[str], Pairs]]] = {
+        "pairs": (pairs, lambda path: from_list(path, images or "")),
+        "bin": (bin, from_bin),
+        "folder": (folder, from_numbered),
+        "faces": (faces, partial(from_faces, count=count, seed=seed)),
+    }
+    given = {key: (path, opened) for key, (path, opened) in sources.items() if path}
+    goes_with_images = images or stored if pairs else not images
+    if len(given) != 1 or not goes_with_images:
+        raise ValueError(
+            "give one source: pairs with images, bin, folder, or faces; "
+            f"found {', '.join(given) or 'none'}{' with images' if images else ''}"
+        )
+    ((source, opened),) = given.values()
+    for path in (source, images):
+        if path and (missing := missing_path(path)):
+            raise FileNotFoundError(f"{missing}: no such file or folder")
+    name = name or Path(source).stem
+    if pairs and not images:
+        return partial(run_listed, name, pairs)
+    return partial(run, name, partial(opened, source), mirror)
 
-    def run(self, embed: Embed, size: int) -> Result:
-        """Embeds each image of the pairs once (S×S pixels) and scores them."""
-        if self.missing:
-            return Result(self.name, {}, skipped=self.missing)
-        pairs = self.open_pairs()
-        used, rows = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
-        first, second = np.split(rows, 2)
-        plain, mirrored = embed_views(embed, pairs.images, size, indices=used, mirror=self.mirror)
-        embeddings = plain if mirrored is None else plain + mirrored
-        result = score_pairs(
-            self.name, embeddings, first, second, pairs.same,
-            notes=pairs.notes, worst_of=pairs, mirror=mirror_setting(embed, self.mirror),
-        )  # fmt: skip
-        if mirrored is not None:
-            distances = metrics.pair_distances(plain, first, second)
-            unmirrored = metrics.grid_accuracy(distances, pairs.same)
-            result.metrics["accuracy_without_mirror"] = 100 * unmirrored.mean
-            result.metrics["accuracy_without_mirror_std"] = 100 * unmirrored.std
-        return result
+
+def run(
+    name: str, open_pairs: Callable[[], Pairs], mirror: bool, embed: Embed, size: int
+) -> Result:
+    """Embed each image of the pairs once and score the pairs.
+
+    The pairs are opened here, not in `build`: a benchmark that waits for the end of an epoch holds
+    no images in memory.
+    """
+    pairs = open_pairs()
+    used, rows = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
+    first, second = np.split(rows, 2)
+    plain, mirrored = embed_views(embed, pairs.images, size, indices=used, mirror=mirror)
+    result = score_pairs(
+        name,
+        plain if mirrored is None else plain + mirrored,
+        first,
+        second,
+        pairs.same,
+        notes=pairs.notes,
+        worst_of=pairs,
+        mirror=mirror_setting(embed, mirror),
+    )
+    if mirrored is not None:
+        distances = metrics.pair_distances(plain, first, second)
+        unmirrored = metrics.grid_accuracy(distances, pairs.same)
+        result.metrics["accuracy_without_mirror"] = 100 * unmirrored.mean
+        result.metrics["accuracy_without_mirror_std"] = 100 * unmirrored.std
+    return result
+
+
+def run_listed(name: str, path: str, embed: Embed, size: int) -> Result:
+    """Score the pairs of a list by stored embeddings, without images."""
+    assert isinstance(embed, Stored)
+    listed, same = read_pair_list(path)
+    names, first, second = index_names(listed)
+    rows = np.array([embed.row(image) for image in names])
+    notes = fold_notes(same)
+    return score_pairs(name, embed.embeddings, rows[first], rows[second], same, notes=notes)
 
 
 def score_pairs(
@@ -67,39 +151,38 @@ def score_pairs(
     worst_of: Pairs | None = None,
     mirror: object = "as stored",
 ) -> Result:
-    """The protocol from embeddings (N,D): rows first, second int64 (P,) and same bool (P,) ->
-    accuracy, TAR, AUC, EER.
+    """Accuracy, TAR, AUC and EER of embeddings (N,D), for pairs of rows first, second int64 (P,)
+    with same bool (P,).
 
-    worst_of: where to read the pictures of the worst mistakes, if they are wanted.
+    worst_of: the pairs with their images, to show the worst mistakes.
     """
     distances = metrics.pair_distances(embeddings, first, second)
     grid = metrics.grid_accuracy(distances, same)
     exact = metrics.exact_accuracy(distances, same)
+    threshold = np.median(grid.thresholds)
     figures = {
         "accuracy": 100 * grid.mean,
         "accuracy_std": 100 * grid.std,
         "exact_accuracy": 100 * exact.mean,
         "exact_accuracy_std": 100 * exact.std,
-        "threshold": float(np.median(grid.thresholds)),
+        "threshold": float(threshold),
     }
     curves = {}
     if same.all() or not same.any():
         kind = "genuine" if same.all() else "impostors"
-        notes = (
-            *notes,
-            f"all {len(same)} pairs are {kind}: no ROC, and no accuracy that means anything",
-        )
+        note = f"all {len(same)} pairs are {kind}: no ROC, and the accuracy means nothing"
+        notes = (*notes, note)
     else:
         curve = metrics.roc(-distances, same)
         curves[name] = Curve.thinned(curve)
         figures |= rates(curve, *metrics.fold_tar(distances, same, 1e-3))
-    scores = 1 - distances / 2
-    chosen = np.median(grid.thresholds)
+    # |a - b|² = 2 - 2 cos for unit vectors
+    cosines = 1 - distances / 2
     return Result(
         name,
+        PROTOCOL,
         figures,
         settings={
-            "protocol": "pairs, ten folds",
             "pairs": len(same),
             "genuine": int(same.sum()),
             "mirror": mirror,
@@ -107,17 +190,17 @@ def score_pairs(
             "fold_threshold": [round(float(x), 6) for x in grid.thresholds],
         },
         curves=curves,
-        histogram=histogram(scores, same),
-        worst=() if worst_of is None else _worst(worst_of, scores, distances < chosen),
+        histogram=histogram(cosines, same),
+        worst=worst_pairs(worst_of, cosines, distances < threshold) if worst_of else (),
         notes=notes,
     )
 
 
 def rates(curve: metrics.Roc, fold_tar: np.ndarray, fold_far: np.ndarray) -> dict[str, float]:
-    """Figures of the whole ROC, and of a threshold for FAR 1e-3 chosen on nine folds and applied to
-    the tenth, in %."""
+    """Figures in percent: of the whole ROC, and `fold_*` of thresholds for FAR 1e-3 that were
+    chosen on nine folds and applied to the tenth."""
     return {
-        **{f"tar@{rate:g}": 100 * metrics.tar_at_far(curve, rate) for rate in FARS},
+        **{f"tar@{far:g}": 100 * metrics.tar_at_far(curve, far) for far in FARS},
         "fold_tar@0.001": 100 * float(np.nanmean(fold_tar)),
         "fold_tar@0.001_std": 100 * float(np.nanstd(fold_tar)),
         "fold_far@0.001": 100 * float(np.nanmean(fold_far)),
@@ -126,70 +209,19 @@ def rates(curve: metrics.Roc, fold_tar: np.ndarray, fold_far: np.ndarray) -> dic
     }
 
 
-def _worst(pairs: Pairs, scores: np.ndarray, accepted: np.ndarray) -> tuple[WorstPair, ...]:
-    """The impostors most alike and the genuine pairs least alike among the wrong decisions at the
-    chosen threshold."""
+def worst_pairs(pairs: Pairs, cosines: np.ndarray, accepted: np.ndarray) -> tuple[WorstPair, ...]:
+    """Of the wrong decisions, the impostors that are most alike and the genuine pairs that are
+    least alike."""
     accepts = np.flatnonzero(accepted & ~pairs.same)
     rejects = np.flatnonzero(~accepted & pairs.same)
     chosen = [
-        *accepts[np.argsort(-scores[accepts])][:WORST],
-        *rejects[np.argsort(scores[rejects])][:WORST],
+        *accepts[np.argsort(-cosines[accepts])][:WORST],
+        *rejects[np.argsort(cosines[rejects])][:WORST],
     ]
     found = []
     for i in chosen:
         a, b = int(pairs.first[i]), int(pairs.second[i])
         names = pairs.images.describe(a), pairs.images.describe(b)
         images = pairs.images.read(a), pairs.images.read(b)
-        found.append(WorstPair(images, names, float(scores[i]), bool(pairs.same[i])))
+        found.append(WorstPair(images, names, float(cosines[i]), bool(pairs.same[i])))
     return tuple(found)
-
-
-def build(
-    *,
-    name: str,
-    pairs: PathText | None = None,
-    images: PathText | None = None,
-    bin: PathText | None = None,
-    folder: PathText | None = None,
-    faces: PathText | None = None,
-    count: int = 6000,
-    seed: int = 0,
-    mirror: bool = True,
-    optional: bool = False,
-) -> PairBenchmark:
-    """A pair benchmark from one source: `pairs` with `images` (folder or zip), `bin`, `folder`
-    (imgs/N.jpg and pair_label.npy) or `faces` (`count` pairs drawn from any set of faces).
-
-    Missing files are a FileNotFoundError now, not after the training; with `optional` they are said
-    in the result.
-    """
-    given = [
-        key
-        for key, value in (("pairs", pairs), ("bin", bin), ("folder", folder), ("faces", faces))
-        if value
-    ]
-    if len(given) != 1 or bool(pairs) != bool(images):
-        raise ValueError(
-            f"benchmark {name}: give one source, of pairs with images, bin, folder, or faces; found {given or 'none'}"
-        )
-    missing = _missing([path for path in (pairs, images, bin, folder, faces) if path])
-    if missing and not optional:
-        raise FileNotFoundError(
-            f"benchmark {name}: {missing}; correct the path or mark the benchmark optional: true"
-        )
-    if bin:
-        return PairBenchmark(name, lambda: from_bin(bin), mirror, missing)
-    if folder:
-        return PairBenchmark(name, lambda: from_numbered(folder), mirror, missing)
-    if faces:
-        return PairBenchmark(
-            name, lambda: from_faces(faces, count=count, seed=seed), mirror, missing
-        )
-    assert pairs is not None
-    assert images is not None
-    return PairBenchmark(name, lambda: from_list(pairs, images), mirror, missing)
-
-
-def _missing(paths: list[str]) -> str | None:
-    absent = next((missing for path in paths if (missing := missing_path(path))), None)
-    return f"{absent}: no such file or folder" if absent else None

@@ -1,87 +1,85 @@
-"""Racial Faces in the Wild: the pair protocol in each of four groups, and how far apart the groups
-are.
+"""Racial Faces in the Wild: the pair protocol in each of four groups, and how much they differ.
 
-Folder as RFW ships: `txts/African/African_pairs.txt` and the images
-`data/African/NAME/NAME_0001.jpg`; or one `.bin` a group, `African_test.bin`.
+A folder as RFW is distributed (`txts/African/African_pairs.txt` and the images
+`data/African/NAME/NAME_0001.jpg`), or one `.bin` per group, `African_test.bin`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from eval.benchmarks import pairs
+from data.options import PathText
+from eval.benchmarks import Benchmark, pairs
 from eval.embed import Embed
-from eval.report.result import Result, WorstPair
+from eval.report.result import Curve, Protocol, Result
 
 GROUPS = ("African", "Asian", "Caucasian", "Indian")
+WORST = 6  # pairs of each group for the picture sheet
+PROTOCOL = Protocol(
+    name="groups",
+    title="groups, ten folds each",
+    columns={
+        **{f"accuracy_{group}": f"{group} %" for group in GROUPS},
+        "accuracy": "mean ± std over groups %",
+        "spread": "best − worst",
+        "error_ratio": "worst / best error",
+    },
+)
 
 
-@dataclass(frozen=True)
-class Rfw:
-    name: str
-    groups: dict[str, pairs.PairBenchmark]
-    missing: str | None = None
+def build(*, name: str = "rfw", root: PathText, mirror: bool = True) -> Benchmark:
+    """Racial Faces in the Wild, all four groups.
 
-    def run(self, embed: Embed, size: int) -> Result:
-        """accuracy_GROUP each; `accuracy` and `accuracy_std` over groups; `spread` best minus
-        worst; `error_ratio` worst error over best error (infinite where the best is perfect).
-        """
-        if self.missing:
-            return Result(self.name, {}, skipped=self.missing)
-        results = {group: benchmark.run(embed, size) for group, benchmark in self.groups.items()}
-        accuracy = np.array([result.metrics["accuracy"] for result in results.values()])
-        figures = {
-            f"accuracy_{group}": float(a) for group, a in zip(results, accuracy, strict=True)
-        }
-        figures |= {
-            f"accuracy_{group}_std": result.metrics["accuracy_std"]
-            for group, result in results.items()
-        }
-        figures |= {"accuracy": float(accuracy.mean()), "accuracy_std": float(accuracy.std())}
-        errors = 100 - accuracy
-        figures["spread"] = float(np.ptp(accuracy))
-        figures["error_ratio"] = (
-            float(errors.max() / errors.min()) if errors.min() > 0 else float("inf")
-        )
-        worst: list[WorstPair] = [pair for result in results.values() for pair in result.worst[:6]]
-        return Result(
-            self.name,
-            figures,
-            settings={"protocol": "groups, ten folds each", "groups": ", ".join(results)},
-            curves={
-                f"{self.name} {group}": curve
-                for group, r in results.items()
-                for curve in r.curves.values()
-            },
-            worst=tuple(worst),
-            notes=tuple(
-                f"{group}: {note}" for group, result in results.items() for note in result.notes
-            ),
-        )
+    name: in the results.
+    root: folder with txts/ and data/, or with a GROUP_test.bin per group.
+    mirror: add the embedding of the mirror image to that of the image.
+    """
+    groups: dict[str, Benchmark] = {}
+    for group in GROUPS:
+        packed = Path(root, f"{group}_test.bin")
+        if packed.is_file():
+            groups[group] = pairs.build(name=group, bin=str(packed), mirror=mirror)
+        else:
+            listed = Path(root, "txts", group, f"{group}_pairs.txt")
+            images = Path(root, "data", group)
+            groups[group] = pairs.build(
+                name=group, pairs=str(listed), images=str(images), mirror=mirror
+            )
+    return partial(run, name, groups)
 
 
-def build(*, name: str, root: str, mirror: bool = True, optional: bool = False) -> Rfw:
-    """All four groups from one folder. A missing one is a FileNotFoundError, or with `optional`
-    said in the result."""
-    folder, groups = Path(root), {}
-    try:
-        for group in GROUPS:
-            packed = folder / f"{group}_test.bin"
-            if packed.is_file():
-                groups[group] = pairs.build(name=group, bin=str(packed), mirror=mirror)
-            else:
-                listed, images = (
-                    folder / "txts" / group / f"{group}_pairs.txt",
-                    folder / "data" / group,
-                )
-                groups[group] = pairs.build(
-                    name=group, pairs=str(listed), images=str(images), mirror=mirror
-                )
-    except FileNotFoundError as error:
-        if not optional:
-            raise FileNotFoundError(f"{name}: {error}") from None
-        return Rfw(name, {}, str(error))
-    return Rfw(name, groups)
+def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Result:
+    """`accuracy_GROUP` of each group; `accuracy` and `accuracy_std` over the groups.
+
+    `spread` is the best accuracy minus the worst. `error_ratio` is the largest error divided by
+    the smallest, infinite where the smallest is 0.
+    """
+    results = {group: benchmark(embed, size) for group, benchmark in groups.items()}
+    figures: dict[str, float] = {}
+    curves: dict[str, Curve] = {}
+    for group, result in results.items():
+        figures[f"accuracy_{group}"] = result.metrics["accuracy"]
+        figures[f"accuracy_{group}_std"] = result.metrics["accuracy_std"]
+        curves |= {f"{name} {group}": curve for curve in result.curves.values()}
+    accuracy = np.array([result.metrics["accuracy"] for result in results.values()])
+    errors = 100 - accuracy
+    figures["accuracy"] = float(accuracy.mean())
+    figures["accuracy_std"] = float(accuracy.std())
+    figures["spread"] = float(np.ptp(accuracy))
+    figures["error_ratio"] = (
+        float(errors.max() / errors.min()) if errors.min() > 0 else float("inf")
+    )
+    return Result(
+        name,
+        PROTOCOL,
+        figures,
+        settings={"groups": ", ".join(results)},
+        curves=curves,
+        worst=tuple(pair for result in results.values() for pair in result.worst[:WORST]),
+        notes=tuple(
+            f"{group}: {note}" for group, result in results.items() for note in result.notes
+        ),
+    )

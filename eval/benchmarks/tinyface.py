@@ -1,75 +1,64 @@
-"""TinyFace identification: `Probe/ID_n.jpg` in `Gallery_Match/ID_n.jpg` and `Gallery_Distractor/*`,
-rank-1/5/20.
+"""TinyFace identification: rank-1/5/10/20 of `Probe/ID_n.jpg` in `Gallery_Match/ID_n.jpg` together
+with `Gallery_Distractor/*`.
 
-Works on the original `Testing_Set` folder and on an aligned copy with the same three folders. A hit
-is any image of the probe's identity among the first entries, as AdaFace and the set's authors count
-it.
+Works on the original `Testing_Set` folder and on an aligned copy with the same three folders. Any
+image of the probe's identity among the first entries is a hit, as AdaFace and the authors of the
+set count.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data.images import SUFFIXES, FileImages
-from eval.benchmarks.identification import identify, unit
+from data.images import FileImages, image_files
+from data.options import PathText
+from eval.benchmarks import Benchmark, existing_folder, identification
+from eval.benchmarks.identification import identify, normalized
 from eval.embed import Embed, embed_faces, mirror_setting
 from eval.report.result import Result
 
 FOLDERS = ("Probe", "Gallery_Match", "Gallery_Distractor")
+PROTOCOL = identification.PROTOCOL
 
 
-@dataclass(frozen=True)
-class TinyFace:
-    name: str
-    root: Path
-    mirror: bool = True
-    missing: str | None = None
+def build(*, name: str = "tinyface", root: PathText, mirror: bool = True) -> Benchmark:
+    """TinyFace identification.
 
-    def run(self, embed: Embed, size: int) -> Result:
-        """Embeds all three folders and searches every probe in the gallery with distractors."""
-        if self.missing:
-            return Result(self.name, {}, skipped=self.missing)
-        paths = [list_images(self.root / folder) for folder in FOLDERS]
-        vectors = [
-            unit(embed_faces(embed, FileImages(part), size, mirror=self.mirror)) for part in paths
-        ]
-        ids = [identities(paths[0]), identities(paths[1]), np.full(len(paths[2]), -1)]
-        gallery, gallery_ids = np.concatenate(vectors[1:]), np.concatenate(ids[1:])
-        return identify(
-            self.name,
-            vectors[0],
-            ids[0],
-            gallery,
-            gallery_ids,
-            mirror=mirror_setting(embed, self.mirror),
-        )
+    name: in the results.
+    root: folder with Probe, Gallery_Match and Gallery_Distractor.
+    mirror: add the embedding of the mirror image to that of the image.
+    """
+    for folder in FOLDERS:
+        existing_folder(Path(root) / folder)
+    return partial(run, name, Path(root), mirror)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All images below a folder, sorted; FileNotFoundError if there is none."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no image in it")
-    return paths
+def run(name: str, root: Path, mirror: bool, embed: Embed, size: int) -> Result:
+    """Embed all three folders and search matches and distractors for every probe."""
+    probes, matches, distractors = (image_files(root / folder) for folder in FOLDERS)
+    vectors, *entries = (
+        normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror))
+        for paths in (probes, matches, distractors)
+    )
+    # -1 is nobody's number
+    entry_ids = identities(matches), np.full(len(distractors), -1)
+    return identify(
+        name,
+        vectors,
+        identities(probes),
+        np.concatenate(entries),
+        np.concatenate(entry_ids),
+        mirror=mirror_setting(embed, mirror),
+    )
 
 
 def identities(paths: list[Path]) -> np.ndarray:
     """int64 (N,), the number before the first underscore of each file name."""
-    for path in paths:
-        if not path.name.split("_")[0].isdigit():
+    numbers = [path.name.split("_")[0] for path in paths]
+    for path, number in zip(paths, numbers, strict=True):
+        if not number.isdigit():
             raise ValueError(f"{path}: expected a name ID_n.jpg")
-    return np.array([int(path.name.split("_")[0]) for path in paths])
-
-
-def build(*, name: str, root: str, mirror: bool = True, optional: bool = False) -> TinyFace:
-    """root: the folder that holds Probe, Gallery_Match and Gallery_Distractor."""
-    absent = [str(Path(root) / folder) for folder in FOLDERS if not (Path(root) / folder).is_dir()]
-    missing = f"{absent[0]}: no such folder" if absent else None
-    if missing and not optional:
-        raise FileNotFoundError(
-            f"benchmark {name}: {missing}; correct the path or mark it optional: true"
-        )
-    return TinyFace(name, Path(root), mirror, missing)
+    return np.array([int(number) for number in numbers])

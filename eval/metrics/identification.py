@@ -1,5 +1,7 @@
-"""1:N identification: rank of the mate, closed set and open set, by counting over blocks of
-cosines."""
+"""1:N identification, closed set and open set, by counting over blocks of cosines.
+
+The mate of a probe is an entry of the gallery with the probe's identity.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,17 @@ import numpy as np
 
 from eval.metrics.verification import strict_threshold
 
-CELLS = 16_000_000  # cosines at once: 64 MB
+CELLS = 16_000_000  # cosines that are held at once: 64 MB
 
 
 @dataclass(frozen=True)
 class Search:
-    """Each of Q probes searched in one gallery.
+    """The result of searching one gallery for Q probes; float32 and int64 (Q,).
 
-    mate: best cosine with its own identity, -inf where the gallery does not hold it. rank: 1 +
-    number of entries of others at or above that (a tie is not a hit); 0 without a mate. impostor:
-    best cosine with another identity. hardest: the largest cosines of all probes with entries of
-    others, descending, as many as were asked for.
+    mate: best cosine with a mate, -inf without a mate. rank: 1 + the number of other identities'
+    entries whose cosine is at least that (so an equal one is not a hit); 0 without a mate.
+    impostor: best cosine with another identity. hardest: the largest of all cosines between
+    different identities, descending, as many as were asked for.
     """
 
     mate: np.ndarray
@@ -47,24 +49,25 @@ def search(
             f"{len(probes)} probes against a gallery of {len(gallery)}: both must hold something"
         )
     count = len(probes)
-    mate, impostor = np.full(count, -np.inf, np.float32), np.full(count, -np.inf, np.float32)
-    rank, top = np.zeros(count, np.int64), np.empty(0, np.float32)
+    mate, impostor = np.empty((2, count), np.float32)
+    rank = np.empty(count, np.int64)
+    top = np.empty(0, np.float32)
     step = max(1, CELLS // len(gallery))
     for start in range(0, count, step):
         here = slice(start, start + step)
         cosines = probes[here] @ gallery.T
         own = probe_ids[here, None] == gallery_ids
         mate[here] = np.where(own, cosines, -np.inf).max(1)
+
+        # what remains are impostors
         cosines[own] = -np.inf
         impostor[here] = cosines.max(1)
-        rank[here] = np.where(
-            own.any(1), 1 + np.count_nonzero(cosines >= mate[here, None], axis=1), 0
-        )
+        before = np.count_nonzero(cosines >= mate[here, None], axis=1)
+        rank[here] = np.where(own.any(1), 1 + before, 0)
         if hardest:
-            pool = np.concatenate([top, cosines[~own]])
-            top = (
-                np.partition(pool, len(pool) - hardest)[-hardest:] if len(pool) > hardest else pool
-            )
+            top = np.concatenate([top, cosines[~own]])
+            if len(top) > hardest:
+                top = np.partition(top, len(top) - hardest)[-hardest:]
     return Search(mate, rank, impostor, np.sort(top)[::-1])
 
 
@@ -74,9 +77,10 @@ def rank_rate(found: Search, rank: int) -> float:
 
 
 def tpir(found: Search, fpir: float) -> float:
-    """Open set: share of mated probes whose mate comes first and scores above the threshold at
-    which at most a share `fpir` of the unmated probes finds anybody. NaN without mated or unmated
-    probes.
+    """Open set: share of mated probes whose mate comes first and scores above the threshold.
+
+    At that threshold, at most a share `fpir` of the unmated probes finds anybody. NaN without mated
+    or without unmated probes.
     """
     if found.mated.all() or not found.mated.any():
         return math.nan
@@ -85,13 +89,15 @@ def tpir(found: Search, fpir: float) -> float:
 
 
 def concatenated_tpir(found: Search, fpir: float) -> float:
-    """As insightface counts in one gallery that holds everybody: mates above the ceil(fpir·Q)-th
-    largest cosine of any probe with any other identity. Needs search(hardest=...) of at least as
-    many.
+    """TPIR as insightface computes it, in one gallery that has a mate of every probe.
+
+    It is the share of mates above the ceil(fpir·Q)-th largest cosine between different identities.
+    Needs search(hardest=...) of at least that many.
     """
     wanted = math.ceil(len(found.mate) * fpir)
     if wanted < 1 or wanted > len(found.hardest):
         raise ValueError(
-            f"FPIR {fpir} of {len(found.mate)} probes needs {wanted} impostors, {len(found.hardest)} kept"
+            f"FPIR {fpir} of {len(found.mate)} probes needs the {wanted} hardest impostors, "
+            f"{len(found.hardest)} kept; raise `hardest` of the search"
         )
     return float(np.mean(found.mate > found.hardest[wanted - 1]))

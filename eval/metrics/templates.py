@@ -1,5 +1,5 @@
-"""Templates: many images of one person under test pooled into one vector, and the scores of listed
-template pairs."""
+"""Templates: the embeddings of several images of one person pooled into one vector, and the scores
+of listed pairs of templates."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from scipy.sparse import csr_matrix
 
 IMAGES_AT_ONCE = 65_536  # 134 MB of float32 at 512 dimensions
 SIDE = 2048  # templates on each side of a block of cosines: 16 MB
-# pairs in a block from which computing all of its cosines is cheaper than gathering both sides of
-# each
+# With so many listed pairs in a block, all its cosines cost less than gathering both sides of each.
 DENSE = 2000
 
 
@@ -21,20 +20,21 @@ def pool_templates(
     detector: np.ndarray | None = None,
     keep_norm: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(template ids (T,) ascending, unit vectors float32 (T,D)) from embeddings (N,D) and ids int64
-    (N,).
+    """(template ids (T,) ascending, unit vectors float32 (T,D)) from embeddings (N,D) and the
+    template and media ids int64 (N,) of each.
 
-    Mean within each media id of a template, sum over its media, then normalized, as IJB-B and IJB-C
-    are published. detector: scores (N,) to weigh the images by. keep_norm: let embeddings weigh by
-    their norms, else normalize first.
+        vector of template t = normalized( Σ_media mean_{images of t in media} weight · embedding )
 
-    Mean and sum are one weighted sum, so a sparse matrix of weights (T,N) times the embeddings does
-    it all.
+    as IJB-B and IJB-C are published. detector: weights (N,); 1 without. keep_norm: false normalizes
+    the embeddings first. Sum and mean are one weighted sum, so a sparse matrix of weights (T,N)
+    times the embeddings computes all.
     """
     count = len(embeddings)
     for name, array in (("templates", templates), ("media", media), ("detector scores", detector)):
         if array is not None and len(array) != count:
             raise ValueError(f"{len(array)} {name} for {count} embeddings; expected one each")
+
+    # the weight of an image: 1 / (images of its template with its media id)
     ids, rows = np.unique(templates, return_inverse=True)
     media_rows = np.unique(media, return_inverse=True)[1]
     _, group, size = np.unique(
@@ -43,6 +43,8 @@ def pool_templates(
     weights = 1 / size[group]
     if detector is not None:
         weights *= detector
+
+    # block by block, because `embeddings` may be a file of several GB
     pooled = np.zeros((len(ids), embeddings.shape[1]), np.float32)
     for start in range(0, count, IMAGES_AT_ONCE):
         block = np.asarray(embeddings[start : start + IMAGES_AT_ONCE], np.float32)
@@ -50,11 +52,13 @@ def pool_templates(
         share = weights[here]
         if not keep_norm:
             share = share / np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), 1e-12)
+        # rows for the templates of this block alone
         present, local = np.unique(rows[here], return_inverse=True)
         matrix = csr_matrix(
             (share.astype(np.float32), (local, np.arange(len(block)))), (len(present), len(block))
         )
         pooled[present] += matrix @ block
+
     norms = np.linalg.norm(pooled, axis=1, keepdims=True)
     if not np.isfinite(norms).all():
         raise ValueError("an embedding is not finite")
@@ -62,7 +66,7 @@ def pool_templates(
 
 
 def rows_of(ids: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
-    """Positions of `wanted` ids in the ascending `ids`; ValueError for one that is not there."""
+    """Positions of `wanted` ids in the ascending `ids`; ValueError for a missing one."""
     at = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     absent = np.flatnonzero(ids[at] != wanted)
     if len(absent):
@@ -75,20 +79,21 @@ def rows_of(ids: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
 def pair_scores(vectors: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cosines float32 (P,) of the listed pairs of rows of unit vectors float32 (T,D).
 
-    Gathering both sides of 15.7 M pairs moves 64 GB. All 535 M cosines by blocked matrix products
-    are 0.55 TFLOP, half of that by symmetry: pairs are ordered by block, and each block of cosines
-    is read where the list asks for it.
+    Gathering both sides of the 15.7 M pairs of IJB-C moves 64 GB. All 535 M cosines by matrix
+    products are 0.55 TFLOP, or half of that by symmetry. So pairs are ordered by block of SIDE×SIDE
+    cosines; each block is computed once, and the listed ones are picked from it.
     """
-    low, high = (
-        np.minimum(first, second).astype(np.int32),
-        np.maximum(first, second).astype(np.int32),
-    )
+    # a cosine is symmetric: only blocks on and above the diagonal are computed
+    low = np.minimum(first, second).astype(np.int32)
+    high = np.maximum(first, second).astype(np.int32)
     blocks = -(-len(vectors) // SIDE)
     key = low // SIDE * blocks + high // SIDE
-    # a stable sort of 16-bit keys is a radix sort
+
+    # a stable sort of 16-bit keys is a radix sort, which is faster
     key = key.astype(np.uint16) if blocks <= 256 else key
     order = np.argsort(key, kind="stable")
     edges = np.searchsorted(key[order], np.arange(blocks * blocks + 1))
+
     scores = np.empty(len(first), np.float32)
     for block in np.flatnonzero(np.diff(edges)):
         listed = order[edges[block] : edges[block + 1]]

@@ -1,8 +1,7 @@
-"""Verification and identification figures from plain arrays: sorting and counting, no
-interpolation, no grids to miss.
+"""Verification figures from plain arrays, by sorting and counting: nothing is interpolated.
 
 A score is a similarity: higher means more alike. A pair is accepted where its score is at or above
-a threshold, and for squared distances (the ten-fold protocol) where the distance is below it, as
+the threshold; with squared distances (the ten-fold protocol) where the distance is below it, as
 published. Rates are fractions in [0, 1].
 """
 
@@ -21,12 +20,12 @@ PAIRS_AT_ONCE = 48  # both sides in float64 at 512 dimensions: 0.4 MB
 
 @dataclass(frozen=True)
 class Roc:
-    """Every operating point, strictest first, as counts: the 15.7 M pairs of IJB-C would be 375 MB
-    as rates.
+    """Every operating point, strictest first.
+
+    Points are counts, because the 15.7 M pairs of IJB-C would be 375 MB as rates.
 
     false_accepts, true_accepts: integers (K,), non-decreasing, from 0 to the number of impostor and
-    genuine pairs. thresholds: (K,), decreasing, the first one inf: scores at or above it are
-    accepted.
+    genuine pairs. thresholds: (K,), decreasing from infinity; scores at or above are accepted.
     """
 
     false_accepts: np.ndarray
@@ -71,21 +70,22 @@ class Folds:
 
 
 def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Squared distances float64 (P,) of the normalized embeddings (N,D) of each pair of rows, 2 - 2
-    cos.
+    """Squared distances float64 (P,) of the embeddings (N,D) of each pair of rows, normalized:
+    |a/|a| - b/|b||² = 2 - 2 cos(a, b).
 
-    Never below 0; a zero row counts as it is, unnormalized. Both sides of 6,000 pairs are 49 MB in
-    float64, and moving them is the cost: they are widened a block at a time into the same memory,
-    which stays in the cache.
+    Never below 0. A zero row is not normalized, so its distance to a unit vector is 1. Both sides
+    of 6,000 pairs are 49 MB in float64, and moving them is the cost: one block of pairs after the
+    other is converted into the same memory, which stays in the cache.
     """
     rows = np.stack([first, second], 1)
     if rows.size and not 0 <= rows.min() <= rows.max() < len(embeddings):
         raise IndexError(
-            f"pairs name rows {rows.min()} to {rows.max()}, but there are {len(embeddings)} embeddings"
+            f"pairs name rows {rows.min()} to {rows.max()}, "
+            f"but there are {len(embeddings)} embeddings"
         )
-    # take would copy all of another array at each call
+    # `take` copies all of an array that is not contiguous, at each call
     embeddings = np.ascontiguousarray(embeddings)
-    # as .bin files have them: nothing to gather
+    # the pairs of .bin files are neighbors: nothing to gather
     neighbors = np.array_equal(rows.ravel(), np.arange(rows.size))
     gathered = np.empty((PAIRS_AT_ONCE, 2, embeddings.shape[1]), embeddings.dtype)
     sides = np.empty(gathered.shape)
@@ -96,24 +96,29 @@ def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
         if neighbors:
             block[:] = embeddings[2 * start : 2 * (start + len(block))].reshape(block.shape)
         else:
-            # "raise" copies twice
+            # mode "raise" would copy twice
             block[:] = embeddings.take(rows[part], 0, out=gathered[: len(block)], mode="clip")
         np.vecdot(block, block, out=squares[part])
         np.vecdot(block[:, 0], block[:, 1], out=products[part])
+
+    # |a|² + |b|² is 2 for unit vectors, and one less for each zero row
     aa, bb = squares.T
     norms = np.sqrt(aa * bb)
     cosines = np.divide(products, norms, out=products, where=norms != 0)
     distances = np.maximum(np.add(aa != 0, bb != 0, dtype=np.float64) - 2 * cosines, 0)
-    if np.isnan(distances).any():
+    if broken := int(np.isnan(distances).sum()):
         raise ValueError(
-            f"{int(np.isnan(distances).sum())} of {len(first)} pairs hold an embedding that is not finite"
+            f"{broken} of {len(first)} pairs have an embedding that is not finite; "
+            "has the model diverged?"
         )
     return distances
 
 
 def fold_of(pairs: int, folds: int = 10) -> np.ndarray:
-    """Fold number int64 (P,) of each pair: consecutive and unshuffled, the first P mod K folds one
-    pair longer."""
+    """Fold number int64 (P,) of each pair.
+
+    Folds are consecutive and unshuffled; the first P mod K have one pair more than the others.
+    """
     if pairs < folds:
         raise ValueError(
             f"{pairs} pairs cannot be split into {folds} folds; give at least {folds} pairs"
@@ -126,43 +131,44 @@ def fold_of(pairs: int, folds: int = 10) -> np.ndarray:
 def grid_accuracy(
     distances: np.ndarray, same: np.ndarray, *, folds: int = 10, grid: np.ndarray = GRID
 ) -> Folds:
-    """The published protocol: the threshold of `grid` that is best on the other folds, the smallest
-    of several.
+    """The published protocol: each fold is judged at the threshold that is best on the others.
 
-    distances (P,) squared, same bool (P,), grid ascending. Accepted is distance < threshold. A
-    fold's counts at all thresholds are one cumulative histogram: a pair is accepted from its own
-    bin on.
+    distances (P,) squared, same bool (P,), grid: thresholds, ascending; of several that are best,
+    the smallest is used. A pair is accepted where distance < threshold.
     """
     fold = fold_of(len(distances), folds)
+
+    # Right decisions of each fold at each threshold, less its impostors: a pair is accepted from
+    # the threshold of its own bin on. That makes one more right if it is genuine, else one less.
     bins = np.searchsorted(grid, distances, side="right")
-    # accepting a genuine pair makes one more right, accepting an impostor one less
-    gain = np.where(same, 1, -1)
     table = np.zeros((folds, len(grid) + 1), np.int64)
-    np.add.at(table, (fold, bins), gain)
+    np.add.at(table, (fold, bins), np.where(same, 1, -1))
     right = np.cumsum(table[:, :-1], axis=1)
-    impostors = np.bincount(fold[~same], minlength=folds)
+
+    # the best threshold on all folds but the own one
     best = np.argmax(right.sum(0) - right, axis=1)
+    impostors = np.bincount(fold[~same], minlength=folds)
     accuracy = (right[np.arange(folds), best] + impostors) / np.bincount(fold)
     return Folds(accuracy, grid[best])
 
 
 def exact_accuracy(distances: np.ndarray, same: np.ndarray, *, folds: int = 10) -> Folds:
-    """As `grid_accuracy`, with every distance of the other folds as a threshold (accepted is
-    distance <= threshold).
+    """As `grid_accuracy`, but every distance of the other folds is a threshold.
 
-    The threshold is the largest that is best on the other folds; -inf (accept none) where all are
-    worse than that.
+    A pair is accepted where distance <= threshold. Of several thresholds that are best on the other
+    folds, the largest is used; -inf (accept none) where each of them is worse than that.
     """
     fold = fold_of(len(distances), folds)
     order = np.argsort(distances, kind="stable")
     values, gain, fold_sorted = distances[order], np.where(same, 1, -1)[order], fold[order]
     accuracy, thresholds = np.empty(folds), np.full(folds, -np.inf)
     for k in range(folds):
+        # right decisions on the other folds, less their impostors, at each distance that occurs
         train = fold_sorted != k
         seen = values[train]
-        # equal distances are accepted together
         ends = np.flatnonzero(np.append(seen[1:] != seen[:-1], True))
         right = np.cumsum(gain[train])[ends]
+
         best = len(right) - 1 - int(np.argmax(right[::-1]))
         if right[best] >= 0:
             thresholds[k] = seen[ends[best]]
@@ -174,8 +180,8 @@ def exact_accuracy(distances: np.ndarray, same: np.ndarray, *, folds: int = 10) 
 def fold_tar(
     distances: np.ndarray, same: np.ndarray, far: float, *, folds: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Validation rate: (TAR, FAR) of each test fold at the largest threshold whose FAR on the other
-    folds is <= `far`.
+    """Validation rate: (TAR, FAR) of each fold, at the loosest threshold whose FAR on the other
+    folds is at most `far`.
 
     The published form interpolates a threshold on a grid, which fails where two grid points have
     equal FAR; this one counts. float64 (K,) each, NaN for a fold without such pairs.
@@ -193,29 +199,26 @@ def fold_tar(
 
 def strict_threshold(impostors: np.ndarray, far: float) -> float:
     """Score that must be exceeded so that at most a share `far` of the impostors is accepted."""
-    allowed = _allowed(far, len(impostors))
-    if allowed >= len(impostors):
+    first_refused = len(impostors) - 1 - _allowed(far, len(impostors))
+    if first_refused < 0:
         return -np.inf
-    return float(
-        np.partition(impostors, len(impostors) - 1 - allowed)[len(impostors) - 1 - allowed]
-    )
+    return float(np.partition(impostors, first_refused)[first_refused])
 
 
 def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
-    """All operating points of scores (P,) with same bool (P,); equal scores make one point. Needs
-    both kinds of pair.
+    """All operating points of scores (P,) with same bool (P,); equal scores make one point.
 
-    Same points as scikit-learn's `roc_curve(drop_intermediate=False)`. Sorts once; 15.6 M float32
-    scores take 2 s.
+    Both kinds of pairs are needed. The points are those of scikit-learn's
+    `roc_curve(drop_intermediate=False)`. 15.6 M float32 scores need 2 s.
     """
     genuine = int(np.count_nonzero(same))
     if genuine in (0, len(same)):
         kind = "genuine" if genuine == 0 else "impostor"
         raise ValueError(f"no {kind} pair among {len(same)}: a ROC needs both kinds")
-    if np.isnan(scores).any():
-        raise ValueError(
-            f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN: an embedding is not finite"
-        )
+    if broken := int(np.isnan(scores).sum()):
+        raise ValueError(f"{broken} of {len(scores)} scores are NaN: an embedding is not finite")
+
+    # one point after each run of equal scores; int32 and `del` keep the memory small
     order = np.argsort(scores)[::-1]
     values, accepted = scores[order], np.cumsum(same[order], dtype=np.int32)
     del order
@@ -227,8 +230,8 @@ def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
 
 
 def auc(curve: Roc) -> float:
-    """Area under the ROC: the chance that a genuine pair scores above an impostor, ties counting
-    half."""
+    """Area under the ROC: the probability that a genuine pair scores above an impostor pair, where
+    equal scores count half."""
     true_accepts = curve.true_accepts.astype(np.int64)
     twice = np.sum(np.diff(curve.false_accepts) * (true_accepts[1:] + true_accepts[:-1]))
     return float(twice / 2 / curve.genuine / curve.impostors)
@@ -236,7 +239,8 @@ def auc(curve: Roc) -> float:
 
 def eer(curve: Roc) -> float:
     """Equal error rate: where the ROC's straight segments cross FAR = 1 - TAR."""
-    gap = curve.far + curve.tar - 1  # rises from -1 to 1
+    # the gap between FAR and 1 - TAR rises from -1 to 1
+    gap = curve.far + curve.tar - 1
     k = int(np.argmax(gap >= 0))
     before, after = curve.false_accepts[k - 1], curve.false_accepts[k]
     return float((before - gap[k - 1] / (gap[k] - gap[k - 1]) * (after - before)) / curve.impostors)
@@ -249,17 +253,15 @@ def tar_at_far(curve: Roc, far: float) -> float:
 
 
 def _allowed(rate: float, count: int) -> int:
-    """How many of `count` a rate allows; 1e-3 of 3000 is 3, whatever the rounding of their
-    product."""
+    """How many of `count` a rate allows: 1e-3 of 3000 is 3, also where the product rounds below."""
     return int(np.floor(rate * count + 1e-9))
 
 
 def corners(curve: Roc) -> tuple[np.ndarray, np.ndarray]:
-    """(far, tar) without the points inside straight runs: scikit-learn's `drop_intermediate`, for
-    the published rule.
+    """(far, tar) without the points inside straight runs, as scikit-learn's `drop_intermediate`.
 
-    Dropped is a point where the counts grow alike before and after it; never the first above the
-    origin.
+    A point is dropped where the counts grow alike before and after it, but never the first above
+    the origin.
     """
     keep = np.ones(len(curve.true_accepts), bool)
     keep[2:-1] = np.diff(curve.false_accepts[1:], 2) != 0
@@ -268,11 +270,11 @@ def corners(curve: Roc) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_tar(curve: Roc, fars: Sequence[float]) -> list[float]:
-    """As IJB figures are published: for each FAR, TAR of the ROC corner nearest to it, which may
-    lie above it.
+    """TAR at the ROC corner nearest to each FAR, as IJB figures are published; the FAR of that
+    corner may be higher.
 
-    Of corners equally near the one with the higher FAR counts, of those at one FAR the one with the
-    highest TAR.
+    Of two corners that are equally near, the one with the higher FAR is used; of corners at one
+    FAR, the one with the highest TAR.
     """
     corner_fars, corner_tars = corners(curve)
     found = []

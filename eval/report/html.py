@@ -1,102 +1,92 @@
-"""report.html: tables, curves, histograms and the worst mistakes in one file that needs nothing
-beside it."""
+"""report.html: tables, curves, histograms and the worst mistakes, all in one file."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import PurePath
 from typing import Any
 
 from data.images import stem
-from eval.report.plots import roc_png, scores_png
 from eval.report.result import Result, WorstPair
+from eval.report.tables import settings_lines, tables, warning_lines
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+body {
+  font: 16px/1.5 system-ui, sans-serif; color: #222;
+  max-width: 70rem; margin: 0 auto; padding: 1rem;
+}
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; font-size: .86rem; }
-th, td { border-bottom: 1px solid #ddd; padding: .3rem .5rem; text-align: right; white-space: nowrap; }
+table {
+  border-collapse: collapse; font-variant-numeric: tabular-nums;
+  margin: .8rem 0; font-size: .86rem;
+}
+th, td {
+  border-bottom: 1px solid #ddd; padding: .3rem .5rem;
+  text-align: right; white-space: nowrap;
+}
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid #888; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+.plots, .sheet { display: grid; gap: 1rem; }
+.plots { grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 .plots img { width: 100%; height: auto; }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: 1rem .8rem; }
-figure { margin: 0; } .faces { display: flex; gap: 2px; } .faces img { width: 50%; aspect-ratio: 1; object-fit: cover; }
+.sheet { grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); }
+figure { margin: 0; }
+.faces { display: flex; gap: 2px; }
+.faces img { width: 50%; aspect-ratio: 1; object-fit: cover; }
 figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; color: #555; }
 .warning { border-left: 4px solid #c60; padding-left: .7rem; }
 """
 
 
-def page(
-    results: Sequence[Result], tables: list[list[list[str]]], row: dict[str, Any] | None = None
+def html_report(
+    results: Sequence[Result], plots: Mapping[str, bytes], row: dict[str, Any] | None = None
 ) -> str:
-    """The whole HTML document. tables: heading cells and rows of each; row: the published figures'
-    source."""
-    parts = ["<h1>Evaluation</h1>", *(_table(heads, body) for heads, *body in tables)]
+    """The whole HTML document.
+
+    plots: name -> PNG. row: the published figures that the tables show beside ours.
+    """
+    body = ["<h1>Evaluation</h1>", *(_table(heads, rows) for heads, *rows in tables(results, row))]
     if row:
-        parts.append(f"<p>Published: {escape(row['source'])}.</p>")
+        body.append(f"<p>Published: {escape(row['source'])}.</p>")
     for result in results:
-        warnings = {*result.notes, *([result.skipped] if result.skipped else [])}
-        for line in remarks(result):
-            warned = any(text in line for text in warnings)
-            parts.append(f"<p{' class=warning' if warned else ''}>{escape(line)}</p>")
-    curves = {label: curve for result in results for label, curve in result.curves.items()}
-    plots = [_image(roc_png(curves), "ROC")] if curves else []
-    plots += [
-        _image(scores_png({r.name: r.histogram}), f"scores of {r.name}")
-        for r in results
-        if r.histogram
-    ]
+        body += [f"<p>{escape(line)}</p>" for line in settings_lines(result)]
+        body += [f"<p class=warning>{escape(line)}</p>" for line in warning_lines(result)]
     if plots:
-        parts.append(f"<h2>Curves</h2><div class=plots>{''.join(plots)}</div>")
+        images = "".join(_image(content, name) for name, content in plots.items())
+        body.append(f"<h2>Curves</h2><div class=plots>{images}</div>")
     for result in results:
         if result.worst:
-            parts.append(f"<h2>Worst mistakes: {escape(result.name)}</h2>")
-            parts.append(
-                _sheet(
-                    "False accepts: two people taken for one",
-                    [p for p in result.worst if not p.same],
-                )
-            )
-            parts.append(
-                _sheet(
-                    "False rejects: one person taken for two", [p for p in result.worst if p.same]
-                )
-            )
+            body.append(_worst_mistakes(result))
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>Evaluation</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>Evaluation</title><style>{STYLE}</style></head>"
+        f"<body>{''.join(body)}</body></html>\n"
     )
-
-
-def remarks(result: Result) -> list[str]:
-    """Plain lines: the settings, then the warnings; or why the benchmark was skipped."""
-    if result.skipped:
-        return [f"{result.name}, skipped: {result.skipped}"]
-    told = ", ".join(
-        f"{key} {_plain(value)}"
-        for key, value in result.settings.items()
-        if not isinstance(value, list)
-    )
-    return [f"{result.name}: {told}", *(f"{result.name}, warning: {note}" for note in result.notes)]
-
-
-def _plain(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _table(heads: list[str], body: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in body
-    )
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in body)
+    rows = "".join(f"<tr>{cells}</tr>" for cells in lines)
     return (
         f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _worst_mistakes(result: Result) -> str:
+    accepts = [pair for pair in result.worst if not pair.same]
+    rejects = [pair for pair in result.worst if pair.same]
+    return (
+        f"<h2>Worst mistakes: {escape(result.name)}</h2>"
+        + _sheet("False accepts: two people taken for one", accepts)
+        + _sheet("False rejects: one person taken for two", rejects)
     )
 
 

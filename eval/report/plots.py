@@ -11,8 +11,10 @@ from eval.report.result import Curve, Histogram
 
 
 def roc_png(curves: dict[str, Curve]) -> bytes:
-    """All curves over a logarithmic FAR axis. A curve begins at one false accept: left of it lies
-    no data."""
+    """All curves over a logarithmic FAR axis.
+
+    A curve begins at its first false accept; the TAR without any is drawn just left of that.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -20,7 +22,6 @@ def roc_png(curves: dict[str, Curve]) -> bytes:
     lowest = 0.1
     for label, curve in curves.items():
         first = curve.far[curve.far > 0].min(initial=1.0)
-        # TAR without any false accept, drawn just left of the first one
         far = np.maximum(curve.far, first / 2)
         axes.plot(far, 100 * curve.tar, drawstyle="steps-post", label=label, linewidth=1.5)
         lowest = min(lowest, first / 2)
@@ -34,17 +35,16 @@ def roc_png(curves: dict[str, Curve]) -> bytes:
 
 
 def scores_png(histograms: dict[str, Histogram]) -> bytes:
-    """Cosines of genuine and impostor pairs, each as a share of its own kind: one plot below the
-    other."""
+    """One plot per benchmark, below each other: shares of the genuine pairs, and of the impostors,
+    over their cosine similarity."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4 * len(histograms)), layout="constrained")
     plots = figure.subplots(len(histograms), squeeze=False)[:, 0]
     for axes, (name, counts) in zip(plots, histograms.items(), strict=True):
-        for part, label in ((counts.impostors, "impostors"), (counts.genuine, "genuine")):
-            axes.stairs(
-                100 * part / max(part.sum(), 1), counts.edges, fill=True, alpha=0.5, label=label
-            )
+        for kind, label in ((counts.impostors, "impostors"), (counts.genuine, "genuine")):
+            percent = 100 * kind / max(kind.sum(), 1)
+            axes.stairs(percent, counts.edges, fill=True, alpha=0.5, label=label)
         seen = np.flatnonzero(counts.genuine + counts.impostors)
         axes.set_xlim(counts.edges[seen[0]], counts.edges[seen[-1] + 1])
         axes.set_xlabel(f"cosine similarity, {name}")

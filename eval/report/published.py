@@ -1,4 +1,4 @@
-"""The published figures of a named row, for printing beside ours."""
+"""Published figures, to print beside ours."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ TABLE = Path(__file__).with_name("published.yaml")
 
 
 def published_rows() -> dict[str, dict[str, Any]]:
-    """All rows of published.yaml by name: `table`, `source`, `identities` of the training set,
-    perhaps `hours` and `gpus`, and for each benchmark its figures in percent."""
+    """All rows of published.yaml by name.
+
+    A row has `table`, `source`, `identities` of the training set, perhaps `hours` and `gpus`, and
+    for each benchmark its figures in percent.
+    """
     rows: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return rows
 
@@ -29,12 +32,11 @@ def published_row(name: str) -> dict[str, Any]:
 
 
 def published_figure(row: dict[str, Any], benchmark: str, metric: str) -> float | None:
-    """One figure, None if not published."""
+    """One figure in percent; None if it was not published."""
     figures = row.get(benchmark_key(benchmark))
     return figures.get(metric) if isinstance(figures, dict) else None
 
 
 def benchmark_key(name: str) -> str:
-    """A benchmark's name as published.yaml writes it; `CFP-FP`, `cfp_fp` and `cfp fp` are one
-    benchmark."""
+    """A benchmark's name as published.yaml writes it: `cfp_fp` for `CFP-FP` and `cfp fp`."""
     return name.lower().replace("-", "_").replace(" ", "_")

@@ -1,8 +1,8 @@
-"""What a benchmark hands back: figures, the curves they came from, and what a person should know
-about them."""
+"""What a benchmark returns: figures, the curves they came from, and warnings to show with them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,23 +10,37 @@ import numpy as np
 from eval.metrics.verification import Roc
 
 
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """How figures were made; results of one protocol share a table.
+
+    name: in results.json. title: in words, as reports print it. columns: metric -> heading, in the
+    order of the table; `METRIC_std` is shown behind `METRIC`. unlisted: metrics that only
+    results.json holds. A metric that neither names gets a column headed by its own name.
+    """
+
+    name: str
+    title: str
+    columns: Mapping[str, str]
+    unlisted: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Curve:
-    """One ROC (or DET of an open-set search): far, tar float64 (K,) in [0, 1]."""
+    """One ROC: far, tar float64 (K,) in [0, 1]."""
 
     far: np.ndarray
     tar: np.ndarray
 
     @classmethod
     def thinned(cls, curve: Roc, points: int = 2000) -> Curve:
-        """At most that many points, evenly spread over the logarithm of the FAR: all that a plot
-        shows."""
-        fars = np.append(
-            0, np.geomspace(1 / curve.impostors, 1, points - 1) * curve.impostors + 0.5
-        )
-        at = np.unique(np.searchsorted(curve.false_accepts, fars, side="right") - 1)
+        """At most `points` points, spread evenly over the logarithm of the FAR, for plots."""
+        rates = np.geomspace(1 / curve.impostors, 1, points - 1)
+        counts = np.append(0, rates * curve.impostors + 0.5)
+        at = np.unique(np.searchsorted(curve.false_accepts, counts, side="right") - 1)
         return cls(
-            curve.false_accepts[at] / curve.impostors, curve.true_accepts[at] / curve.genuine
+            curve.false_accepts[at] / curve.impostors,
+            curve.true_accepts[at] / curve.genuine,
         )
 
 
@@ -41,8 +55,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class WorstPair:
-    """A wrong decision: encoded images and names of both sides, cosine similarity, and whether they
-    are one person."""
+    """A wrong decision: the encoded image and the name of both sides, their cosine similarity, and
+    whether they show one person."""
 
     images: tuple[bytes, bytes]
     names: tuple[str, str]
@@ -52,15 +66,15 @@ class WorstPair:
 
 @dataclass(frozen=True)
 class Result:
-    """One benchmark's outcome.
+    """The outcome of one benchmark.
 
-    metrics: rates in percent (accuracy, accuracy_std, tar@0.001, auc, eer, rank1, ...); threshold:
-    squared distance. settings: what the figures depend on (mirror, pairs, folds, ...). notes:
-    warnings to print beside the figures. skipped: why there are no figures, for a benchmark marked
-    optional whose files are missing; None otherwise.
+    metrics: rates in percent (accuracy, accuracy_std, tar@0.001, auc, eer, rank1, …) and what else
+    the protocol defines. settings: what the figures depend on (mirror, pairs, …). notes: warnings.
+    skipped: why there are no figures; None where there are.
     """
 
     name: str
+    protocol: Protocol
     metrics: dict[str, float]
     settings: dict[str, object] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -71,10 +85,12 @@ class Result:
 
 
 def histogram(scores: np.ndarray, same: np.ndarray, *, bins: int = 80) -> Histogram:
-    """Counts of cosine scores (P,) in equal bins over [-1, 1] for genuine and impostor pairs."""
+    """Counts of the cosine similarities (P,) of genuine and impostor pairs, in equal bins over
+    [-1, 1]."""
     edges = np.linspace(-1, 1, bins + 1)
-    counts = [
-        np.histogram(np.clip(part, -1, 1), bins, (-1, 1))[0]
-        for part in (scores[same], scores[~same])
-    ]
-    return Histogram(edges, *counts)
+    # rounding may leave a cosine just outside of [-1, 1]
+    genuine, impostors = (
+        np.histogram(np.clip(kind, -1, 1), bins, (-1, 1))[0]
+        for kind in (scores[same], scores[~same])
+    )
+    return Histogram(edges, genuine, impostors)

@@ -1,158 +1,95 @@
-"""Results as files: results.json for programs, results.md, report.html, roc.png and scores.png for
-people."""
+"""Results as tables, and as the Markdown text around them."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from data.files import atomic_write
-from eval.benchmarks.rfw import GROUPS
-from eval.benchmarks.templates import FARS
-from eval.report.html import page, remarks
-from eval.report.plots import roc_png, scores_png
-from eval.report.published import published_figure, published_row
-from eval.report.result import Result
+from eval.report.published import published_figure
+from eval.report.result import Protocol, Result
 
-COLUMNS = {  # protocol -> metric -> heading; those that a result has are shown
-    "pairs": {
-        "accuracy": "accuracy %",
-        "exact_accuracy": "exact threshold %",
-        "accuracy_without_mirror": "without mirror %",
-        "tar@0.01": "TAR@FAR 1e-2",
-        "tar@0.001": "TAR@FAR 1e-3",
-        "tar@0.0001": "TAR@FAR 1e-4",
-        "auc": "AUC %",
-        "eer": "EER %",
-    },
-    "groups": {
-        **{f"accuracy_{group}": f"{group} %" for group in GROUPS},
-        "accuracy": "mean ± std over groups %",
-        "spread": "best − worst",
-        "error_ratio": "worst / best error",
-    },
-    "templates": {
-        **{f"nearest_tar@{far:g}": f"TAR@{far:.0e}".replace("e-0", "e-") for far in FARS},
-        **{f"tar@{far:g}": f"strict TAR@{far:.0e}".replace("e-0", "e-") for far in FARS},
-        "rank1": "rank-1",
-        "rank5": "rank-5",
-        "rank10": "rank-10",
-        "tpir@0.01": "TPIR@FPIR 1e-2",
-        "tpir@0.1": "TPIR@FPIR 1e-1",
-        "concatenated_rank1": "rank-1, one gallery",
-        "concatenated_rank5": "rank-5, one gallery",
-        "concatenated_rank10": "rank-10, one gallery",
-        "concatenated_tpir@0.01": "TPIR@1e-2, one gallery",
-        "concatenated_tpir@0.1": "TPIR@1e-1, one gallery",
-    },
-    "identification": {
-        **{f"rank{rank}": f"rank-{rank}" for rank in (1, 5, 10, 20)},
-        "tpir@0.01": "TPIR@FPIR 1e-2",
-        "tpir@0.1": "TPIR@FPIR 1e-1",
-    },
-}
-
-
-def write_report(
-    results: Sequence[Result], folder: str | Path, *, published: str | None = None
-) -> None:
-    """Writes results.json, results.md, report.html, roc.png and scores.png into the folder (made if
-    need be), each whole or not at all. report.html shows faces (the worst mistakes): it goes where
-    the pictures may go.
-
-    published: a row of eval/report/published.yaml to print beside ours.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    row = published_row(published) if published else None
-    record = {"published": row, "results": [as_json(result) for result in results]}
-    files = {
-        "results.json": json.dumps(record, indent=1).encode(),
-        "results.md": markdown(results, row).encode(),
-    }
-    curves = {label: curve for result in results for label, curve in result.curves.items()}
-    if curves:
-        files["roc.png"] = roc_png(curves)
-    histograms = {result.name: result.histogram for result in results if result.histogram}
-    if histograms:
-        files["scores.png"] = scores_png(histograms)
-    files["report.html"] = page(results, tables(results, row), row).encode()
-    for name, content in files.items():
-        with atomic_write(folder / name) as file:
-            file.write(content)
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """Name, metrics, settings, notes and skip reason of a result as JSON values; what is not finite
-    becomes null."""
-    metrics = {
-        key: round(value, 6) if math.isfinite(value) else None
-        for key, value in result.metrics.items()
-    }
-    return {
-        "name": result.name,
-        "metrics": metrics,
-        "settings": result.settings,
-        "notes": list(result.notes),
-        "skipped": result.skipped,
-    }
+Table = list[list[str]]
+"""Rows of cells; the first row holds the headings."""
+MOST_COLUMNS = 10  # a wider table is turned, so that each metric has a row
+MOST_RESULTS = 6  # with more results the turned table would be as wide
 
 
 def markdown(results: Sequence[Result], row: dict[str, Any] | None = None) -> str:
-    """One table for each protocol, then the settings, the warnings and what was skipped."""
+    """One table per protocol, then settings, warnings and the reasons of skipped benchmarks.
+
+    row: published figures to print beside ours.
+    """
     lines = ["# Results", ""]
     for heads, *body in tables(results, row):
         lines += [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *body)]
         lines.append("")
     for result in results:
-        lines += [f"- {line}" for line in remarks(result)]
+        lines += [f"- {line}" for line in (*settings_lines(result), *warning_lines(result))]
     if row:
         lines += ["", f"Published: {row['source']}."]
     return "\n".join(lines) + "\n"
 
 
-def tables(results: Sequence[Result], row: dict[str, Any] | None) -> list[list[list[str]]]:
-    """For each protocol that occurs: heading cells, then a line for each result; many figures stand
-    one a line."""
-    grouped = {
-        protocol: [r for r in results if r.metrics and protocol_of(r) == protocol]
-        for protocol in COLUMNS
-    }
+def tables(results: Sequence[Result], row: dict[str, Any] | None = None) -> list[Table]:
+    """One table per protocol, in the order in which the protocols occur; skipped results have no
+    figures and stand in none."""
+    measured = [result for result in results if result.metrics]
+    protocols = dict.fromkeys(result.protocol for result in measured)
     return [
-        _table(chosen, COLUMNS[protocol], row) for protocol, chosen in grouped.items() if chosen
+        _table(protocol, [result for result in measured if result.protocol is protocol], row)
+        for protocol in protocols
     ]
 
 
-def protocol_of(result: Result) -> str:
-    """`pairs`, `templates` or `identification`."""
-    return str(result.settings.get("protocol", "")).split(",")[0]
+def settings_lines(result: Result) -> list[str]:
+    """One line with the protocol and the settings; none for a skipped benchmark."""
+    if result.skipped:
+        return []
+    settings = [
+        f"{key} {_yes_or_no(value)}"
+        for key, value in result.settings.items()
+        if not isinstance(value, list)
+    ]
+    return [f"{result.name}: {', '.join([result.protocol.title, *settings])}"]
 
 
-def _table(
-    results: Sequence[Result], columns: dict[str, str], row: dict[str, Any] | None
-) -> list[list[str]]:
-    cells = [["benchmark"], *([result.name] for result in results)]
-    for key, heading in columns.items():
-        if not any(key in result.metrics for result in results):
-            continue
-        cells[0].append(heading)
-        figures = [published_figure(row, result.name, key) if row else None for result in results]
+def warning_lines(result: Result) -> list[str]:
+    """The warnings of a result, and why it was skipped."""
+    skipped = [f"{result.name}, skipped: {result.skipped}"] if result.skipped else []
+    return skipped + [f"{result.name}, warning: {note}" for note in result.notes]
+
+
+def _yes_or_no(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _table(protocol: Protocol, results: Sequence[Result], row: dict[str, Any] | None) -> Table:
+    columns = [["benchmark", *(result.name for result in results)]]
+    for metric, heading in _headings(protocol, results).items():
+        columns.append([heading, *(format_metric(result.metrics, metric) for result in results)])
+        figures = [published_figure(row, result.name, metric) for result in results] if row else []
         if any(figure is not None for figure in figures):
-            cells[0].append("published")
-        for line, result, figure in zip(cells[1:], results, figures, strict=True):
-            line.append(format_metric(result.metrics, key))
-            if len(line) < len(cells[0]):
-                line.append("" if figure is None else f"{figure:.2f}")
-    upright = len(cells[0]) <= 10 or len(results) > 6
-    return cells if upright else [list(column) for column in zip(*cells, strict=True)]
+            texts = ("" if figure is None else f"{figure:.2f}" for figure in figures)
+            columns.append(["published", *texts])
+    if len(columns) > MOST_COLUMNS and len(results) <= MOST_RESULTS:
+        return columns
+    return [list(line) for line in zip(*columns, strict=True)]
+
+
+def _headings(protocol: Protocol, results: Sequence[Result]) -> dict[str, str]:
+    """Metric -> heading: the declared columns that occur, then what the protocol does not name."""
+    found = dict.fromkeys(metric for result in results for metric in result.metrics)
+    headings = {key: text for key, text in protocol.columns.items() if key in found}
+    named = {*protocol.columns, *protocol.unlisted}
+    for metric in found:
+        deviation = metric.endswith("_std") and metric.removesuffix("_std") in found
+        if not deviation and metric not in named:
+            headings[metric] = metric
+    return headings
 
 
 def format_metric(metrics: dict[str, float], key: str) -> str:
-    """`99.283 ± 0.435` where there is a deviation, else `99.914`; empty where the figure is
-    missing."""
+    """`99.283 ± 0.435` where there is a deviation, else `99.914`; empty without a figure."""
     if key not in metrics:
         return ""
     deviation = metrics.get(f"{key}_std")

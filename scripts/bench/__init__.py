@@ -1,1 +1,1 @@
-"""Benchmarks: each prints ratios measured within one run."""
+"""Benchmarks of speed and memory, which print ratios measured within one run."""

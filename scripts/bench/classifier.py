@@ -1,28 +1,43 @@
-"""Full classifier step (loss, gradients, SGD update) against the plain PyTorch one: time and peak
-memory, side by side.
+"""Measures a classifier step (loss, gradients, SGD update) beside the plain one: time and memory.
 
     python -m scripts.bench.classifier --classes 617970 --batch 128
-    python -m scripts.bench.classifier --classes 2059906 --variants fused,fused_bf16_momentum --json
-    python -m scripts.bench.classifier --classes 617970 --variants
-    chunked,fused,class_pool,class_pool_bf16
+    python -m scripts.bench.classifier --classes 617970 --variants fused class_pool class_pool_bf16
 
-Every variant runs in processes of its own; rounds alternate between variants; time is the median
-step, memory the largest resident size of the process. `plain` is normalize, linear, margin,
-cross_entropy and torch.optim.SGD in float32.
+Each variant runs in processes of its own. Rounds alternate between the variants. Time is the median
+step, memory the peak of the process. Ratios are to the first variant. The variant `plain` is
+normalize, linear, margin, cross_entropy and torch.optim.SGD in float32.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
+import torch
+from torch.nn import functional as F
+
+from data.options import Count, CountOrZero
+from recognition.classifiers import class_pool, full
+from recognition.classifiers._pool import ClassPool
+from recognition.distributed import Ranks
+from recognition.heads import cosface
+from scripts._tables import show_table
+from scripts.bench._measure import in_own_process, in_turn
+from tools._cli import command
+from tools._memory import peak_bytes
+
+Variant = Literal[
+    "plain",
+    "chunked",
+    "fused",
+    "fused_bf16",
+    "fused_bf16_momentum",
+    "fused_bf16_both",
+    "class_pool",
+    "class_pool_bf16",
+]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "chunked": {"fused": False},
@@ -33,33 +48,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "class_pool": {"size": 0.1},
     "class_pool_bf16": {"size": 0.1, "matmul_dtype": "bfloat16"},
 }
+SGD: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
+Step = Callable[[torch.Tensor, torch.Tensor], float]
 
 
-def peak_bytes() -> int:
-    """Largest resident size that this process has had, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return (
-            int(
-                next(
-                    line for line in status.read_text().splitlines() if line.startswith("VmHWM")
-                ).split()[1]
-            )
-            * 1024
-        )
-    import resource
+class Identity(torch.nn.Linear):
+    """A backbone without work: it returns the embeddings that it is given."""
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    def __init__(self, embedding: int) -> None:
+        super().__init__(1, 1)
+        self.embedding = embedding
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
 
 
-def plain_step(classes: int, embedding: int) -> Callable[..., float]:
-    """One step of the textbook classifier (CosFace 0.4, s 64)."""
-    import torch
-    from torch.nn import functional as F
-
+def plain_step(classes: int, embedding: int) -> Step:
+    """A step of the textbook classifier (CosFace 0.4, s 64)."""
     weight = torch.nn.Parameter(torch.empty(classes, embedding).normal_(0, 0.01))
-    optimizer = torch.optim.SGD([weight], lr=0.02, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD([weight], **SGD)
 
     def step(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -73,59 +80,30 @@ def plain_step(classes: int, embedding: int) -> Callable[..., float]:
     return step
 
 
-def fill(pool: Any) -> None:
-    """Put identities into every column of a class pool."""
-    import torch
-
-    for labels in torch.randperm(len(pool.columns))[: pool.size].split(512):
-        plan = pool.plan(labels)
-        features = torch.nn.functional.normalize(torch.randn(len(labels), pool.features.shape[2]))
-        pool.commit(plan, features)
-
-
-def our_step(
-    classes: int, embedding: int, chunk: int, batch: int, options: dict[str, Any]
-) -> Callable[..., float]:
-    """One step of recognition/classifiers/full.py; where options say a size, of class_pool.py, its
-    pool full."""
-    import torch
-
-    from recognition.classifiers import class_pool, full
-    from recognition.distributed import Ranks
-    from recognition.heads import cosface
-
-    class Identity(torch.nn.Linear):
-        """A backbone without work: returns what it is given."""
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images
-
-    backbone = Identity(1, 1)
-    backbone.embedding = embedding  # type: ignore[assignment]
-    head = cosface.build()
+def our_step(variant: dict[str, Any], classes: int, embedding: int, batch: int, chunk: int) -> Step:
+    """A step of the full classifier, or of a class pool that is full where `variant` has a size."""
+    backbone = Identity(embedding)
     shared: dict[str, Any] = {
         "backbone": backbone,
         "classes": classes,
-        "head": head,
+        "head": cosface.build(),
         "ranks": Ranks(),
+        "chunk": chunk or "auto",
+        **variant,
     }
-    shared["chunk"] = chunk or "auto"
     classifier: class_pool.ClassPoolClassifier | full.FullClassifier
-    if "size" in options:
-        classifier = class_pool.build(**shared, **options, batch_size=batch)
+    if "size" in variant:
+        classifier = class_pool.build(batch_size=batch, **shared)
         fill(classifier.pool)
     else:
-        classifier = full.build(**shared, **options, seed=0)
-    optimizer = None
-    if options.get("fused") is False:
-        optimizer = torch.optim.SGD(
-            classifier.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4
-        )
+        classifier = full.build(seed=0, **shared)
+    chunked = variant.get("fused") is False
+    optimizer = torch.optim.SGD(classifier.parameters(), **SGD) if chunked else None
 
     def step(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
-        classifier.before_step(0.02)
+        classifier.before_step(SGD["lr"])
         loss = classifier(backbone, embeddings, labels)
         loss.backward()
         if optimizer is not None:
@@ -136,84 +114,75 @@ def our_step(
     return step
 
 
-def measure(variant: str, args: argparse.Namespace) -> dict[str, object]:
-    """Seconds of each timed step, first losses and peak memory, in this process."""
-    import torch
+def fill(pool: ClassPool) -> None:
+    """Put identities into every column of a class pool."""
+    for labels in torch.randperm(len(pool.columns))[: pool.size].split(512):
+        plan = pool.plan(labels)
+        pool.commit(plan, F.normalize(torch.randn(len(labels), pool.features.shape[2])))
 
+
+def measure(
+    variant: str, classes: int, embedding: int, batch: int, chunk: int, steps: int
+) -> tuple[list[float], int]:
+    """Seconds of each timed step, and the peak memory of this process in bytes."""
     torch.manual_seed(0)
     if variant == "plain":
-        step = plain_step(args.classes, args.embedding)
+        step = plain_step(classes, embedding)
     else:
-        step = our_step(args.classes, args.embedding, args.chunk, args.batch, VARIANTS[variant])
-    seconds, losses = [], []
-    for index in range(args.steps + 1):
-        embeddings = torch.randn(args.batch, args.embedding).requires_grad_()
-        labels = torch.randint(args.classes, (args.batch,))
-        half, pairs = args.batch // 2, args.batch // 3
-        # as in a class pool's batches; nothing to the others
+        step = our_step(VARIANTS[variant], classes, embedding, batch, chunk)
+    times = []
+    for _ in range(steps + 1):
+        embeddings = torch.randn(batch, embedding).requires_grad_()
+        labels = torch.randint(classes, (batch,))
+
+        # A class pool's batches hold identities in pairs. The other classifiers do not care.
+        half, pairs = batch // 2, batch // 3
         labels[half : half + pairs] = labels[:pairs]
+
         start = time.perf_counter()
-        losses.append(step(embeddings, labels))
-        if index > 0:  # the first step allocates
-            seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "losses": losses, "peak": peak_bytes()}
+        step(embeddings, labels)
+        times.append(time.perf_counter() - start)
+    return times[1:], peak_bytes()  # the first step allocates
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--classes", type=int, default=93431)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--embedding", type=int, default=512)
-    parser.add_argument("--chunk", type=int, default=0, help="classes a chunk; 0: auto")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps a round")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--variants", default="plain,fused,fused_bf16,fused_bf16_momentum")
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        print(json.dumps(measure(args.measure, args)))
-        return
-    variants = args.variants.split(",")
-    unknown = sorted(set(variants) - set(VARIANTS))
-    if unknown:
-        parser.error(f"--variants {','.join(unknown)}: expected some of {','.join(VARIANTS)}")
-    runs: dict[str, list[dict]] = {variant: [] for variant in variants}
-    for _ in range(args.rounds):
-        for variant in variants:
-            command = [sys.executable, "-m", "scripts.bench.classifier", "--measure", variant]
-            for name in ("classes", "batch", "embedding", "chunk", "steps"):
-                command += [f"--{name}", str(getattr(args, name))]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            runs[variant].append(json.loads(done.stdout.splitlines()[-1]))
-    table = {
-        variant: {
-            "seconds": statistics.median(second for run in rounds for second in run["seconds"]),
-            "peak_gb": max(run["peak"] for run in rounds) / 1e9,
+def compare(runs: Mapping[str, Sequence[tuple[list[float], int]]]) -> Iterator[dict[str, Any]]:
+    """One row per variant, compared with the first."""
+    first: dict[str, float] = {}
+    for variant, rounds in runs.items():
+        figures = {
+            "s/step": statistics.median(second for times, _ in rounds for second in times),
+            "peak GB": max(peak for _, peak in rounds) / 1e9,
         }
-        for variant, rounds in runs.items()
-    }
-    print(
-        f"C {args.classes}, D {args.embedding}, B {args.batch}; {args.rounds} rounds of {args.steps} steps"
-    )
-    print(f"{'variant':<22}{'s/step':>9}{'peak GB':>9}{'time':>8}{'memory':>8}")
-    for figures in table.values():
-        figures["time_ratio"] = figures["seconds"] / table[variants[0]]["seconds"]
-        figures["memory_ratio"] = figures["peak_gb"] / table[variants[0]]["peak_gb"]
-    for variant, f in table.items():
-        line = (
-            f"{f['seconds']:9.3f}{f['peak_gb']:9.2f}{f['time_ratio']:8.2f}{f['memory_ratio']:8.2f}"
-        )
-        print(f"{variant:<22}{line}")
-    if args.json:
-        settings = {
-            name: getattr(args, name)
-            for name in ("classes", "batch", "embedding", "chunk", "steps", "rounds")
-        }
-        print(json.dumps({**settings, "variants": table}))
+        first = first or figures
+        ratios = {f"{name} ratio": figures[name] / first[name] for name in figures}
+        yield {"variant": variant, **figures, **ratios}
 
 
-if __name__ == "__main__":
-    main()
+def run(
+    *,
+    classes: Count = 93431,
+    embedding: Count = 512,
+    batch: Count = 128,
+    chunk: CountOrZero = 0,
+    steps: Count = 5,
+    rounds: Count = 2,
+    variants: tuple[Variant, ...] = ("plain", "fused", "fused_bf16", "fused_bf16_momentum"),
+) -> dict[str, Any]:
+    """Compare the variants.
+
+    classes: identities.
+    embedding: numbers per embedding.
+    batch: embeddings per step.
+    chunk: classes per chunk; 0 chooses by the width of an embedding.
+    steps: timed steps per round.
+    rounds: rounds over all variants.
+    variants: what is compared; ratios are to the first.
+    """
+
+    def once(variant: str) -> tuple[list[float], int]:
+        return in_own_process(measure, variant, classes, embedding, batch, chunk, steps)
+
+    return {"rows": show_table(compare(in_turn(variants, rounds, once)))}
+
+
+main = command(run)

@@ -1,56 +1,58 @@
-"""Time of one class pool update (plan, features, commit), on two cores.
+"""Measures the update of a class pool (plan, features of the other slots, commit).
 
 python -m scripts.bench.pool --identities 617970 --size 61797 --samples 384
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 
 import torch
 
+from data.options import Count
 from recognition.classifiers._pool import ClassPool
+from scripts._tables import show_figures
+from tools._cli import command
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--identities", type=int, default=617970)
-    parser.add_argument("--size", type=int, default=61797)
-    parser.add_argument("--samples", type=int, default=384)
-    parser.add_argument("--embedding", type=int, default=512)
-    parser.add_argument("--updates", type=int, default=600)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def run(
+    *,
+    identities: Count = 617970,
+    size: Count = 61797,
+    samples: Count = 384,
+    embedding: Count = 512,
+    updates: Count = 600,
+    threads: Count = 2,
+) -> dict[str, float]:
+    """Time the updates of one pool.
+
+    identities: identities of the training set.
+    size: columns of the pool.
+    samples: identities that one update brings, at most as many as the pool has columns.
+    embedding: numbers per embedding.
+    updates: number of updates; the first third is not counted.
+    threads: threads of torch.
+    """
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    pool = ClassPool(args.size, args.identities, args.embedding)
-    features = torch.nn.functional.normalize(torch.randn(args.samples, args.embedding))
-    seconds: list[float] = []
-    for _ in range(args.updates):
-        labels = torch.randint(args.identities, (args.samples,))
-        began = time.perf_counter()
+    pool = ClassPool(size, identities, embedding)
+    features = torch.nn.functional.normalize(torch.randn(samples, embedding))
+    times = []
+    for _ in range(updates):
+        labels = torch.randint(identities, (samples,))
+        start = time.perf_counter()
         plan = pool.plan(labels)
         pool.other_features(plan, features)
         pool.commit(plan, features)
-        seconds.append(time.perf_counter() - began)
-    steady = sorted(seconds[args.updates // 3 :])  # the pool is filling, or full, and turned over
+        times.append(time.perf_counter() - start)
+    steady = sorted(times[updates // 3 :])  # before, the pool fills for the first time
     figures = {
         "median_ms": statistics.median(steady) * 1e3,
         "tenth_ms": steady[len(steady) // 10] * 1e3,
     }
-    print(
-        f"{args.samples} samples into {args.size} columns: median {figures['median_ms']:.3f} ms, fastest tenth below"
-        f" {figures['tenth_ms']:.3f} ms, {args.threads} threads"
-    )
-    if args.json:
-        print(json.dumps({**vars(args), **figures}))
+    show_figures(figures)
+    return figures
 
 
-if __name__ == "__main__":
-    main()
+main = command(run)

@@ -1,23 +1,29 @@
-"""Cost of one step(float) of our schedulers beside torch's StepLR.step(), from step 10^2 to 10^7.
+"""Measures step(float) of our schedulers beside torch's StepLR.step(), from step 10² to 10⁷.
 
-Blocks of steps alternate between the two in one process; the figures are medians of CPU time. Also
-the size of the state (as JSON), which must not grow with the steps.
+    python -m scripts.bench.scheduler --longest 7
 
-    python -m scripts.bench.scheduler [--longest 7] [--json]
+Blocks of steps alternate between the two in one process. Figures are medians of CPU time. The size
+of the state as JSON is shown too, because it must not grow with the steps.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
+from data.options import Count
 from fastface.schedulers import FastFaceLR, LossScheduler, MovingHaarLR
+from scripts._tables import show_table
+from scripts.bench._measure import median_ratio
+from tools._cli import command
 
 BLOCK, ROUNDS = 2000, 15
 STEPS = 10**7
@@ -33,59 +39,60 @@ def make_optimizer() -> Optimizer:
 
 
 def time_ours(scheduler: LossScheduler, losses: list[float]) -> float:
+    """CPU seconds of one step with each of the losses."""
     step = scheduler.step
     start = time.process_time()
     for loss in losses:
         step(loss)
-    return (time.process_time() - start) / len(losses)
+    return time.process_time() - start
 
 
 def time_torch(scheduler: StepLR) -> float:
+    """CPU seconds of BLOCK steps."""
     step = scheduler.step
     start = time.process_time()
     for _ in range(BLOCK):
         step()
-    return (time.process_time() - start) / BLOCK
+    return time.process_time() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--longest", type=int, default=7, help="measure up to step 10^this")
-    parser.add_argument("--json", action="store_true", help="one JSON line last")
-    options = parser.parse_args()
+def advance(scheduler: LossScheduler, step: int, losses: list[float]) -> None:
+    """Step until `step` is reached, whole blocks of losses first."""
+    while scheduler.last_epoch + BLOCK <= step:
+        time_ours(scheduler, losses)
+    while scheduler.last_epoch < step:
+        scheduler.step(10.0)
+
+
+def compare(longest: int) -> Iterator[dict[str, Any]]:
+    """One row per scheduler and power of ten."""
     generator = random.Random(0)
     losses = [10.0 + generator.gauss(0.0, 0.8) for _ in range(BLOCK)]
     optimizer = make_optimizer()
     baseline = StepLR(optimizer, step_size=10**5)
-    optimizer.step()  # or StepLR warns of the wrong order
-    figures: dict[str, dict[str, dict[str, float]]] = {}
+    optimizer.step()  # without it StepLR warns of a wrong order
     for name, make in SCHEDULERS.items():
         scheduler = make(make_optimizer())
-        figures[name] = {}
-        for power in range(2, options.longest + 1):
-            while scheduler.last_epoch + BLOCK <= 10**power - BLOCK * ROUNDS:
-                time_ours(scheduler, losses)
-            while scheduler.last_epoch < 10**power - BLOCK * ROUNDS:
-                scheduler.step(10.0)
-            while scheduler.last_epoch < min(
-                10**power, 1000
-            ):  # too early to end at the power: begin there instead
-                scheduler.step(10.0)
+        for power in range(2, longest + 1):
+            # The measured blocks end at the power, or begin at step 1000 where that is too early.
+            advance(scheduler, max(10**power - BLOCK * ROUNDS, min(10**power, 1000)), losses)
             pairs = [(time_ours(scheduler, losses), time_torch(baseline)) for _ in range(ROUNDS)]
-            row = {
-                "microseconds": 1e6 * statistics.median(ours for ours, _ in pairs),
-                "of_StepLR": statistics.median(ours / theirs for ours, theirs in pairs),
-                "state_bytes": len(json.dumps(scheduler.state_dict())),
+            ours, theirs = zip(*pairs, strict=True)
+            yield {
+                "scheduler": name,
+                "near step": f"1e{power}",
+                "µs per step": 1e6 * statistics.median(ours) / BLOCK,
+                "× StepLR": median_ratio(ours, theirs),
+                "state, bytes": len(json.dumps(scheduler.state_dict())),
             }
-            figures[name][f"1e{power}"] = row
-            print(
-                f"{name:>23} near step 1e{power}: {row['microseconds']:.2f} µs, "
-                f"{row['of_StepLR']:.2f} × StepLR.step(), state {row['state_bytes']} bytes",
-                flush=True,
-            )
-    if options.json:
-        print(json.dumps(figures))
 
 
-if __name__ == "__main__":
-    main()
+def run(*, longest: Count = 7) -> dict[str, Any]:
+    """Compare the schedulers.
+
+    longest: measure up to step 10 to this power.
+    """
+    return {"rows": show_table(compare(longest))}
+
+
+main = command(run)

@@ -1,23 +1,25 @@
-"""Does FastFace train in a quarter of the time? A converged baseline, and every schedule at a
-quarter of its images.
+"""Trains the runs that ask: does FastFace reach a converged baseline in a quarter of the time?
 
-    python -m scripts.experiments.quarter_time FACES [--parts a b] [--only NAME …] [--list]
+    python -m scripts.experiments.quarter_time FACES
 
-FACES holds train.rec, lfw_112.zip and protocol/ (LFW's lists). Parts: `a` trains on train.rec and
-tests on the 6,000 LFW pairs; `b` adds the people of LFW's View 1 training list and tests on
-pairsDevTest; `doubled` gives the baselines twice the epochs, which shows whether they had converged
-(and twice again on part a's data); `c` is part a with the doubled baseline as its baseline; `tune`
-chose the base rate, on pairsDevTrain; `sensitivity` varies FastFace's constants on part a's data.
+FACES holds train.rec, lfw_112.zip and protocol/ (LFW's lists). The parts are:
+
+    a            trains on train.rec and tests on the 6,000 LFW pairs
+    b            adds the people of LFW's View 1 training list and tests on pairsDevTest
+    c            is part a with the doubled baseline as its baseline
+    doubled      gives the baselines twice the epochs, which shows whether they had converged, and
+                 the one on part a's data twice as many again
+    tune         chose the base learning rate, on pairsDevTrain
+    sensitivity  varies the constants of FastFace on part a's data
 
 Every run is train.py with configs/quarter_time.yaml and the overrides that --list prints. A
-finished run is one JSON file in --results and is not run again; an unfinished one goes on from its
-checkpoint. Several of these commands may run side by side: each takes runs that no other holds.
-Tables and figures: `python -m scripts.experiments.quarter_report`.
+finished run is one JSON file in --results and is not run again. An unfinished one is continued from
+its checkpoint. Several of these commands may run side by side: each chooses runs that no other one
+holds. Tables and figures: `python -m scripts.experiments.quarter_report`.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import fcntl
 import json
@@ -29,36 +31,39 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from data.files import atomic_write
+from data.pairs.lists import from_list
+from data.parts import hint
+from eval.embed import embed_views
+from eval.metrics import verification as metrics
+from recognition.embedder import load_embedder
+from scripts._curves import run_curve, thinned, training_lines
 from scripts.experiments.view1_faces import alternating, write_view1
+from tools._cli import command
 
+Part = Literal["a", "b", "c", "doubled", "tune", "sensitivity"]
 CONFIG = "configs/quarter_time.yaml"
 IMAGES = {"train": 5_998, "view1": 15_523}
 BATCH = 16
 EPOCHS = {"train": 24, "view1": 8}  # of a baseline
 TUNE_EPOCHS = 16
-# of the loss over a run, about; sets λ, which is in units of the loss
-FALL = {
-    "train": 10.0,
-    "view1": 12.0,
-}
+FALL = {"train": 10.0, "view1": 12.0}  # of the loss over a run, about; λ is in units of the loss
 POINTS = 200  # kept of a loss curve
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: part of the experiment, row of its table, seed, `IMAGES` it trains on, epochs,
-    overrides."""
+    """One training."""
 
-    part: str
-    row: str
+    part: str  # of the experiment
+    row: str  # of the part's table
     seed: int
-    data: str
+    data: str  # a key of IMAGES
     epochs: int
     overrides: tuple[str, ...]
 
@@ -72,39 +77,43 @@ def steps(data: str, epochs: int) -> int:
     return IMAGES[data] // BATCH * epochs
 
 
+def schedule(name: str, **options: object) -> str:
+    """The override for a schedule with a warm-up of 100 steps."""
+    given = "".join(f", {key}: {value}" for key, value in options.items())
+    return f"scheduler={{name: {name}{given}, warmup_steps: 100}}"
+
+
 def multi_step(epochs: int) -> str:
     """The baseline's schedule: ×0.1 after a half, three quarters and nine tenths of the run."""
-    return f"scheduler={{name: multi_step, milestones: {[epochs * f for f in (0.5, 0.75, 0.9)]}, warmup_steps: 100}}"
+    return schedule("multi_step", milestones=[epochs * part for part in (0.5, 0.75, 0.9)])
 
 
 def moving_haar(data: str, total: int, window: float) -> str:
-    """Windows of that fraction of the run, and the λ at which a steady fall is as fast as
-    FastFace's λ of this run."""
+    """Windows of that fraction of the run. With its λ, a steady fall counts as a standstill at the
+    same slope as with FastFace's λ of this run."""
     m = round(window * total)
-    threshold = FALL[data] / 4 / total * m / 4
-    return f"scheduler={{name: moving_haar, window: {m}, threshold: {threshold:.6f}, warmup_steps: 100}}"
+    return schedule("moving_haar", window=m, threshold=f"{FALL[data] / 4 / total * m / 4:.6f}")
 
 
 def schedules(data: str, epochs: int) -> dict[str, str]:
     """Row -> override of every schedule that is compared at a quarter of the baseline's images.
 
-    λ of FastFace is a quarter of the expected fall of the loss over the run's length, as it was in
-    the published run (λT = 10 where the loss fell by 40); `fastface_published` has the published
-    numbers as they are.
+    λ of FastFace is a quarter of the expected fall of the loss, divided by the length of the run,
+    as it was in the published run (λT = 10 where the loss fell by 40). `fastface_published` has the
+    published numbers as they are.
     """
     total = steps(data, epochs)
+    threshold = f"{FALL[data] / 4 / total:.3e}"
+    published_window = 4000 / 202_325  # as a fraction of the published run
     return {
-        "fastface": f"scheduler={{name: fastface, for_horizon: true, threshold: {FALL[data] / 4 / total:.3e}, "
-        "warmup_steps: 100}",
-        "cosine": "scheduler={name: cosine, warmup_steps: 100}",
+        "fastface": schedule("fastface", for_horizon="true", threshold=threshold),
+        "cosine": schedule("cosine"),
         "multi_step": multi_step(epochs),
-        "polynomial": "scheduler={name: polynomial, warmup_steps: 100}",
-        "constant": "scheduler={name: constant, warmup_steps: 100}",
-        "moving_haar": moving_haar(
-            data, total, 4000 / 202_325
-        ),  # the published window's share of its run
+        "polynomial": schedule("polynomial"),
+        "constant": schedule("constant"),
+        "moving_haar": moving_haar(data, total, published_window),
         "moving_haar_wide": moving_haar(data, total, 0.1),
-        "fastface_published": "scheduler={name: fastface, warmup_steps: 100}",
+        "fastface_published": schedule("fastface"),
     }
 
 
@@ -143,66 +152,48 @@ def sensitivity_runs() -> list[Run]:
     total = steps("train", epochs)
     usual = {"tau": 0.05, "lambda": FALL["train"] / 4, "alpha": 20.0, "delta": 2.0}
     changed = {"lambda": (1.0, 6.0), "alpha": (10.0, 60.0), "tau": (0.02, 0.1), "delta": (1.5, 4.0)}
-    cases = [("usual", usual)]
-    cases += [
-        (f"{key}{value:g}", {**usual, key: value})
-        for key, values in changed.items()
-        for value in values
-    ]
+    cases = {"usual": usual}
+    for key, values in changed.items():
+        cases |= {f"{key}{value:g}": {**usual, key: value} for value in values}
     runs = []
-    for row, case in cases:
-        rate = case["alpha"] / total
-        options = f"alpha: {rate:.5f}, beta: {rate:.5f}, threshold: {case['lambda'] / total:.3e}"
-        options += f", patience_fraction: {case['tau']}, factor: {1 / case['delta']:.4f}, warmup_steps: 100"
-        runs.append(
-            Run(
-                "sensitivity",
-                row,
-                0,
-                "train",
-                epochs,
-                (f"scheduler={{name: fastface, {options}}}",),
-            )
+    for row, case in cases.items():
+        rate = f"{case['alpha'] / total:.5f}"
+        override = schedule(
+            "fastface",
+            alpha=rate,
+            beta=rate,
+            threshold=f"{case['lambda'] / total:.3e}",
+            patience_fraction=case["tau"],
+            factor=f"{1 / case['delta']:.4f}",
         )
+        runs.append(Run("sensitivity", row, 0, "train", epochs, (override,)))
     return runs
 
 
 def train(run: Run, faces: Path, runs: Path) -> dict[str, float]:
-    """Run or finish train.py; CPU seconds of what it did now, and whether that was all of it."""
-    source = (
-        [f"data.root={faces}"]
-        if run.data == "train"
-        else [f"data.train={view1(faces, runs) / 'train.rec'}"]
-    )
+    """Run or continue train.py. Returns the CPU seconds of this call, and whether an earlier call
+    had begun the run."""
     folder = runs / run.name
+    source = f"data.root={faces}"
+    if run.data == "view1":
+        source = f"data.train={view1(faces, runs) / 'train.rec'}"
     command = [
-        sys.executable,
-        "train.py",
-        "--config",
-        CONFIG,
-        "--resume",
-        *source,
-        f"run.output={folder}",
+        *(sys.executable, "train.py", "--config", CONFIG, "--resume", source),
+        *(f"run.output={folder}", f"run.seed={run.seed}", "evaluate.sets=[]"),
+        *(f"optim.epochs={run.epochs}", *run.overrides),
     ]
-    command += [
-        "evaluate.sets=[]",
-        f"optim.epochs={run.epochs}",
-        f"run.seed={run.seed}",
-        *run.overrides,
-    ]
-    started_before = (folder / "metrics.jsonl").exists()
+    resumed = (folder / "metrics.jsonl").exists()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(runs / f"{run.name}.log", "a") as log:
-        subprocess.run(
-            command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"cpu_seconds": round(seconds, 1), "resumed": started_before}
+    return {"cpu_seconds": round(seconds, 1), "resumed": resumed}
 
 
 def view1(faces: Path, runs: Path) -> Path:
-    """The folder of View 1's record file and test pairs, made the first time."""
+    """The folder of View 1's record file and test pairs. The first call makes it."""
     out = runs / "view1"
     if not (out / "pairs.txt").exists():
         write_view1(faces, out)
@@ -210,13 +201,8 @@ def view1(faces: Path, runs: Path) -> Path:
 
 
 def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarray]:
-    """Figures of the trained model on the run's test pairs, and bool (P,): which pairs the ten
-    folds get right."""
-    from data.pairs.lists import from_list
-    from eval.embed import embed_views
-    from eval.metrics import verification as metrics
-    from recognition.embedder import load_embedder
-
+    """Figures of the trained model on the run's test pairs, and which pairs the ten folds get
+    right, bool (P,)."""
     pairs_file = faces / "protocol/pairs.txt"
     if run.data == "view1":
         pairs_file = view1(faces, runs) / "pairs.txt"
@@ -239,25 +225,21 @@ def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarra
 
 
 def loss_curve(folder: Path) -> dict[str, list[float]]:
-    """steps, losses and rates of metrics.jsonl, averaged down to at most POINTS points."""
-    from recognition.logs import read_metrics
-
-    lines = [line for line in read_metrics(folder) if "loss" in line]
-    parts = np.array_split(np.arange(len(lines)), min(POINTS, len(lines)))
+    """Steps, losses and learning rates of a run, averaged down to at most POINTS points."""
+    curve = thinned(run_curve(folder), POINTS)
+    assert curve.rates is not None
     return {
-        "step": [lines[part[-1]]["step"] for part in parts],
-        "loss": [round(statistics.fmean(lines[i]["loss"] for i in part), 4) for part in parts],
-        "learning_rate": [lines[part[-1]]["learning_rate"] for part in parts],
+        "step": curve.steps.tolist(),
+        "loss": curve.losses.round(4).tolist(),
+        "learning_rate": curve.rates.tolist(),
     }
 
 
 def finish(run: Run, faces: Path, runs: Path, results: Path) -> None:
     """Train, test and write the run's JSON file."""
-    from recognition.logs import read_metrics
-
     cost = train(run, faces, runs)
     figures, right = test(run, faces, runs)
-    lines = [line for line in read_metrics(runs / run.name) if "loss" in line]
+    lines = training_lines(runs / run.name)
     last = lines[-max(1, len(lines) // 20) :]
     total = steps(run.data, run.epochs)
     record: dict[str, Any] = {
@@ -281,10 +263,8 @@ def finish(run: Run, faces: Path, runs: Path, results: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     with atomic_write(results / f"{run.name}.json", "w") as file:
         json.dump(record, file)
-    print(
-        f"{run.name}: {figures['accuracy']:.2f} %, final loss {record['final_loss']:.3f}",
-        flush=True,
-    )
+    shown = f"{figures['accuracy']:.2f} %, final loss {record['final_loss']:.3f}"
+    print(f"{run.name}: {shown}", flush=True)
 
 
 def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> None:
@@ -300,40 +280,43 @@ def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> None:
                 finish(run, faces, runs, results)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("faces", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["a", "b", "c", "doubled", "sensitivity"])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="runs by name")
-    parser.add_argument("--runs", type=Path, default=Path("runs/quarter_time"), help="run folders")
-    parser.add_argument(
-        "--results", type=Path, default=Path("docs/results/quarter_time"), help="finished runs"
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="print every run and its overrides, and stop"
-    )
-    args = parser.parse_args()
-    chosen = [
-        run
-        for run in all_runs()
-        if (run.name in args.only if args.only else run.part in args.parts)
-    ]
-    if not chosen:
-        parser.error(f"no such run: {args.only or args.parts}; see --list")
-    if args.list:
-        for run in chosen:
-            done = "done" if (args.results / f"{run.name}.json").exists() else ""
-            print(
-                f"{run.name:<32}{run.epochs:>4} epochs{steps(run.data, run.epochs):>8} steps  {done:<6}",
-                end="",
-            )
-            print(" ".join(f"'{override}'" for override in run.overrides))
-        return
-    torch.set_num_threads(1)
-    work(chosen, args.faces, args.runs, args.results)
+def show_runs(chosen: Sequence[Run], results: Path) -> None:
+    """Print each run: its length, whether it is done, and its overrides."""
+    for run in chosen:
+        done = "done" if (results / f"{run.name}.json").exists() else ""
+        length = f"{run.epochs:>4} epochs{steps(run.data, run.epochs):>8} steps"
+        overrides = " ".join(f"'{override}'" for override in run.overrides)
+        print(f"{run.name:<32}{length}  {done:<6}{overrides}")
 
 
-if __name__ == "__main__":
-    main()
+def run_experiment(
+    faces: Path,
+    *,
+    parts: tuple[Part, ...] = ("a", "b", "c", "doubled", "sensitivity"),
+    only: tuple[str, ...] = (),
+    runs: Path = Path("runs/quarter_time"),
+    results: Path = Path("docs/results/quarter_time"),
+    list: bool = False,
+) -> None:
+    """Do the runs of the chosen parts.
+
+    faces: folder of the sets and lists.
+    parts: parts of the experiment.
+    only: runs by their names, in place of parts.
+    runs: folder for run folders.
+    results: folder for finished runs.
+    list: print the runs and their overrides, and stop.
+    """
+    known = {run.name: run for run in all_runs()}
+    for name in only:
+        if name not in known:
+            raise ValueError(f"--only {name}: no such run; {hint(name, known)}")
+    chosen = [run for run in known.values() if (run.name in only if only else run.part in parts)]
+    if list:
+        show_runs(chosen, results)
+    else:
+        torch.set_num_threads(1)
+        work(chosen, faces, runs, results)
+
+
+main = command(run_experiment)

@@ -1,20 +1,19 @@
-"""LFW's View 1 experiment: a record file of a set of faces with LFW's View 1 training people beside
-it, and its test.
+"""Makes the record file and the test pairs of LFW's View 1 experiment.
 
-    python -m scripts.experiments.view1_faces FACES OUT [--tuning]
+    python -m scripts.experiments.view1_faces FACES OUT
 
 FACES holds train.rec, lfw_112.zip, and in protocol/ LFW's peopleDevTrain.txt, pairsDevTest.txt and
-pairsDevTrain.txt. Written are OUT/train.rec and OUT/pairs.txt: the pairs of pairsDevTest, none of
-whose people is in the set, genuine and impostor pairs in turn. The official list has all genuine
-pairs first, which gives consecutive folds of one kind each.
+pairsDevTrain.txt. OUT/train.rec gets the people of FACES/train.rec and those of View 1's training
+list. OUT/pairs.txt gets the pairs of pairsDevTest, none of whose people is in the set. Genuine and
+impostor pairs alternate: the official list begins with all genuine pairs, which would give
+consecutive folds of one kind each.
 
---tuning: the same for choosing settings: the pairs of pairsDevTrain, and train.rec with the View 1
-training people who are not in them.
+With --tuning, the pairs are those of pairsDevTrain, and the people in them are left out of the set.
+Settings are chosen on these.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from data.formats._packed import PackedSet
 from data.formats.concat import ConcatSet
 from data.types import FaceSet
 from data.writers.records import write_records
+from tools._cli import command
 
 
 class SomePeople:
@@ -58,16 +58,14 @@ def people_of(path: Path) -> list[str]:
 
 
 def alternating(pairs: Path) -> str:
-    """The lines of an LFW pair list, genuine (three fields) and impostor pairs (four) in turn, its
-    count line first."""
+    """The lines of an LFW pair list: its count, then genuine pairs (three fields) and impostor
+    pairs (four fields) in turn."""
     count, *lines = pairs.read_text().splitlines()
-    genuine, impostors = (
-        [line for line in lines if len(line.split("\t")) == fields] for fields in (3, 4)
-    )
-    if len(genuine) != int(count) or len(impostors) != int(count):
-        raise ValueError(
-            f"{pairs}: says {count} pairs of each kind, lists {len(genuine)} and {len(impostors)}"
-        )
+    genuine = [line for line in lines if line.count("\t") == 2]
+    impostors = [line for line in lines if line.count("\t") == 3]
+    if {len(genuine), len(impostors)} != {int(count)}:
+        listed = f"lists {len(genuine)} and {len(impostors)}"
+        raise ValueError(f"{pairs}: says {count} pairs of each kind, {listed}")
     taken = (line for pair in zip(genuine, impostors, strict=True) for line in pair)
     return "\n".join([count, *taken]) + "\n"
 
@@ -75,26 +73,19 @@ def alternating(pairs: Path) -> str:
 def people_in_pairs(pairs: Path) -> set[str]:
     """Everybody whom an LFW pair list names."""
     lines = [line.split("\t") for line in pairs.read_text().splitlines()[1:]]
-    return {
-        name for line in lines for name in ({line[0]} if len(line) == 3 else {line[0], line[2]})
-    }
+    return {line[0] for line in lines} | {line[2] for line in lines if len(line) == 4}
 
 
 def write_view1(faces: Path, out: Path, *, tuning: bool = False) -> None:
-    """train.rec and pairs.txt in the folder `out` from the set in `faces`; of the people to tune by
-    where asked."""
+    """Write train.rec and pairs.txt into the folder `out`."""
     lfw = open_faces(faces / "lfw_112.zip")
     if not isinstance(lfw, PackedSet) or lfw.names is None:
         raise ValueError(f"{faces / 'lfw_112.zip'}: expected a zip with a folder for each person")
     numbers = {name: number for number, name in enumerate(lfw.names)}
     pairs = faces / "protocol" / ("pairsDevTrain.txt" if tuning else "pairsDevTest.txt")
     tested = people_in_pairs(pairs)
-    people = [
-        person
-        for person in people_of(faces / "protocol" / "peopleDevTrain.txt")
-        if person not in tested
-    ]
-    kept = SomePeople(lfw, np.array([numbers[name] for name in people]))
+    listed = people_of(faces / "protocol" / "peopleDevTrain.txt")
+    kept = SomePeople(lfw, np.array([numbers[name] for name in listed if name not in tested]))
     both = ConcatSet([open_faces(faces / "train.rec"), kept])
     out.mkdir(parents=True, exist_ok=True)
     write_records(both, str(out / "train.rec"), size=(112, 112), progress=lambda done: None)
@@ -103,18 +94,14 @@ def write_view1(faces: Path, out: Path, *, tuning: bool = False) -> None:
     print(f"{out / 'train.rec'}: {len(both)} images of {both.num_classes} people")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("faces", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--tuning", action="store_true", help="the set and pairs to choose settings by"
-    )
-    args = parser.parse_args()
-    write_view1(args.faces, args.out, tuning=args.tuning)
+def run(faces: Path, out: Path, *, tuning: bool = False) -> None:
+    """Write one set.
+
+    faces: folder of the sets and lists.
+    out: folder to write into.
+    tuning: make the set and the pairs on which settings are chosen.
+    """
+    write_view1(faces, out, tuning=tuning)
 
 
-if __name__ == "__main__":
-    main()
+main = command(run)

@@ -1,1 +1,1 @@
-"""Soaks: long checks with full counts, too slow for the test suite."""
+"""Long tests: what the code must survive over many steps, seeds or broken files."""

@@ -1,79 +1,77 @@
-"""Broken headers by the thousand: python -m scripts.soak.data_fuzz [--count 2000] [--seed 0]
-[--json]
+"""Opens and reads thousands of face sets whose headers are broken.
 
-Makes a small set of synthetic faces in every file format, then breaks it `count` times: bytes of
-headers and indices (.idx, record frames and headers, zip directories and local headers, tar
-headers, LMDB pages) are flipped, set, cut out, doubled, or the file is truncated; image bytes are
-spared. Each broken set is opened and every image read and decoded. Allowed: a ValueError or
-OSError, or pictures of the set, one label an identity and one identity a label. Anything else
-(another exception, a wrong picture under a label, more than 10 s) is a failure, and so is a crash:
-a process of its own does the reading. Exit code 1 on a failure.
+    python -m scripts.soak.data_fuzz --count 2000
+
+A small set of synthetic faces is written in every file format, and each copy is broken again and
+again: bytes of headers and indices (.idx, record frames and headers, zip directories and local
+headers, tar headers, LMDB pages) are flipped, set, cut out or doubled, or the file is truncated.
+Image bytes are spared. Each broken set is opened, and every image is read and decoded.
+
+Allowed are a ValueError or an OSError, and pictures of the set, one label per identity and one
+identity per label. Everything else is a failure: another exception, a wrong picture under a label,
+more than 10 s, and a crash, for which a process of its own does the reading. Exit code 1: there was
+a failure.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import random
-import shutil
-import subprocess
-import sys
+import signal
 import tempfile
-import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 
 from data.decode import decode_any
 from data.faces import open_faces
 from data.formats.synthetic import SyntheticSet, open_set
+from data.options import Count, CountOrZero
 from data.writers.records import write_records
 from data.writers.shards import write_shards
+from scripts._lmdb import write_lmdb
+from tools._cli import Failed, command
 
 SOURCE = "synthetic:identities=3,images=3,size=24"
-LONGEST = 10.0
-KINDS = ("idx", "rec", "zip", "tar", "lmdb")
+LONGEST = 10  # seconds
+# kind -> (path to open, file to break)
+PATHS = {
+    "idx": ("idx/a.rec", "idx/a.idx"),
+    "rec": ("rec/a.rec", "rec/a.rec"),
+    "zip": ("zip/a.zip", "zip/a.zip"),
+    "tar": ("tar/a.tar", "tar/a.tar"),
+    "lmdb": ("lmdb/data.mdb", "lmdb/data.mdb"),
+}
+OUTCOMES = ("refused", "partly", "whole")
 
 
-def make(folder: Path) -> dict[str, tuple[str, str]]:
-    """kind -> (path to open, file to break), under `folder`."""
-    faces = open_set(SOURCE)
-    for name in ("idx", "rec", "zip", "tar", "lmdb"):
-        (folder / name).mkdir()
-    for name in ("idx", "rec"):
-        write_records(faces, str(folder / name / "a.rec"), size=(24, 24), progress=_quiet)
-    for name in ("zip", "tar"):
-        write_shards(faces, str(folder / name / f"a.{name}"), kind=name, shard=0, progress=_quiet)
-    _make_lmdb(faces, folder / "lmdb")
-    paths = {name: (f"{name}/a.{name}", f"{name}/a.{name}") for name in ("rec", "zip", "tar")}
-    return {**paths, "idx": ("idx/a.rec", "idx/a.idx"), "lmdb": ("lmdb/data.mdb", "lmdb/data.mdb")}
-
-
-def _quiet(_: int) -> None:
-    pass
-
-
-def _make_lmdb(faces: SyntheticSet, folder: Path) -> None:
-    import lmdb
-
-    environment = lmdb.open(str(folder), map_size=1 << 22)
-    with environment.begin(write=True) as transaction, open(folder / "a_kv.txt", "w") as keys:
-        for index in range(len(faces)):
-            transaction.put(b"a_%d" % index, faces.read(index))
-            keys.write(f"a_{index} {faces.labels[index]}\n")
-    environment.close()
-    (folder / "lock.mdb").unlink()
+def make(faces: SyntheticSet, folder: Path) -> None:
+    """Write the sets of PATHS under `folder`."""
+    for kind, (path, _) in PATHS.items():
+        (folder / kind).mkdir()
+        target = str(folder / path)
+        if kind == "lmdb":
+            write_lmdb(faces, folder / kind)
+        elif kind in ("zip", "tar"):
+            write_shards(faces, target, kind=kind, shard=0, progress=lambda done: None)
+        else:
+            write_records(faces, target, size=(24, 24), progress=lambda done: None)
 
 
 def headers(data: bytes, kind: str, images: list[bytes]) -> list[int]:
-    """Positions that are not inside an image's bytes."""
+    """Positions that are not inside the bytes of an image."""
     inside = bytearray(len(data))
     for image in images if kind != "idx" else []:
         at = data.find(image)
         while at >= 0:  # LMDB's page splits leave copies behind
             inside[at : at + len(image)] = b"\1" * len(image)
             at = data.find(image, at + 1)
-    return [at for at, one in enumerate(inside) if not one]
+    outside = [at for at, one in enumerate(inside) if not one]
+    if kind == "lmdb":  # most of a page is empty: spare the zeros behind its header
+        outside = [at for at in outside if data[at] or at % 4096 < 160]
+    return outside
 
 
 def broken(data: bytes, places: list[int], rng: random.Random) -> bytes:
@@ -100,8 +98,20 @@ def broken(data: bytes, places: list[int], rng: random.Random) -> bytes:
 
 
 def outcome(path: str, identities: dict[str, int]) -> str:
-    """What opening and reading a set came to: refused, partly, whole; or what is wrong, in
-    words."""
+    """What opening and reading a set came to: one of OUTCOMES, or what is wrong, in words.
+
+    identities: of each picture, by its hash. The process ends after LONGEST seconds.
+    """
+    signal.alarm(LONGEST)
+    try:
+        return _outcome(path, identities)
+    except Exception as error:
+        return f"raised {type(error).__name__}: {error}"
+    finally:
+        signal.alarm(0)
+
+
+def _outcome(path: str, identities: dict[str, int]) -> str:
     try:
         faces = open_faces(path)
     except (ValueError, OSError):
@@ -114,90 +124,67 @@ def outcome(path: str, identities: dict[str, int]) -> str:
         except (ValueError, OSError):
             errors += 1
             continue
-        identity = identities.get(hashlib.sha256(picture.tobytes()).hexdigest(), -1)
-        pairs.add((int(faces.labels[index]), identity))
-        if identity < 0 or len(pairs) > min(
-            len({label for label, _ in pairs}), len({person for _, person in pairs})
-        ):
-            return (
-                f"WRONG image {index} of identity {identity} under label {int(faces.labels[index])}"
-            )
+        label, identity = int(faces.labels[index]), identities.get(_hash(picture.tobytes()), -1)
+        pairs.add((label, identity))
+        one_to_one = len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+        if identity < 0 or not one_to_one:
+            return f"wrong: image {index} of identity {identity} under label {label}"
     return "partly" if errors else "whole"
 
 
-def work(folder: Path, count: int, seed: int) -> int:
-    """Breaks and reads; one line a case on stdout. Run in a process of its own."""
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def break_and_read(folder: Path, count: int, seed: int) -> Counter[tuple[str, str]]:
+    """How often each (kind, outcome) occurred. Prints the failures."""
     faces = open_set(SOURCE)
+    make(faces, folder)
     images = [faces.read(index) for index in range(len(faces))]
-    pictures = [hashlib.sha256(decode_any(data).tobytes()).hexdigest() for data in images]
+    pictures = [_hash(decode_any(data).tobytes()) for data in images]
     identities = dict(zip(pictures, faces.labels.tolist(), strict=True))
-    paths = make(folder)
-    whole = {kind: (folder / file).read_bytes() for kind, (_, file) in paths.items()}
+    whole = {kind: (folder / file).read_bytes() for kind, (_, file) in PATHS.items()}
     places = {kind: headers(data, kind, images) for kind, data in whole.items()}
-    places["lmdb"] = [at for at in places["lmdb"] if whole["lmdb"][at] or at % 4096 < 160]
+
+    counts: Counter[tuple[str, str]] = Counter()
+    reader = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     for number in range(count):
-        rng = random.Random(f"{seed}/{number}")
-        kind = KINDS[number % len(KINDS)]
-        path, file = paths[kind]
+        kind = list(PATHS)[number % len(PATHS)]
+        path, file = PATHS[kind]
         target = folder / file
+        rng = random.Random(f"{seed}/{number}")
         target.write_bytes(broken(whole[kind], places[kind], rng))
         for stale in target.parent.glob("*.npz"):
             stale.unlink()
-        print(f"start {number} {kind}", flush=True)
-        began = time.perf_counter()
         try:
-            result = outcome(str(folder / path), identities)
-        except Exception as error:
-            result = f"RAISED {type(error).__name__}: {error}"
-        if time.perf_counter() - began > LONGEST:
-            result = "SLOW"
-        print(f"done {number} {kind} {result}", flush=True)
+            result = reader.submit(outcome, str(folder / path), identities).result()
+        except BrokenProcessPool:
+            result = f"crashed, or needed more than {LONGEST} s"
+            reader = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        if result not in OUTCOMES:
+            print(f"set {number}, {kind}: {result}", flush=True)
+        counts[kind, result if result in OUTCOMES else "FAILED"] += 1
         target.write_bytes(whole[kind])
-    return 0
+    reader.shutdown()
+    return counts
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.folder:
-        return work(Path(options.folder), options.count, options.seed)
-    folder = Path(tempfile.mkdtemp())
-    try:
-        command = [sys.executable, __file__, "--folder", str(folder), "--count", str(options.count)]
-        command += ["--seed", str(options.seed)]
-        child = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, timeout=60 + options.count
-        )
-    finally:
-        shutil.rmtree(folder)
-    done = [line.split(" ", 3) for line in child.stdout.splitlines() if line.startswith("done")]
-    counts = Counter(
-        (kind, result if result.islower() else "FAILED") for _, _, kind, result in done
-    )
-    failures = [line for line in done if not line[3].islower()]
-    for line in failures:
-        print(*line[1:])
-    if child.returncode or len(done) != options.count:
-        failures.append(["crash"])
-        print(
-            f"the reading process ended with {child.returncode}; its last words: {child.stdout.splitlines()[-1:]}"
-        )
-    for kind in KINDS:
-        print(
-            f"{kind:6}",
-            {result: counts[kind, result] for result in ("refused", "partly", "whole", "FAILED")},
-        )
-    print(f"{len(done)} broken sets, {len(failures)} failures")
-    if options.json:
-        print(json.dumps({"cases": len(done), "failures": len(failures)}))
-    return 1 if failures else 0
+def run(*, count: Count = 2000, seed: CountOrZero = 0) -> dict[str, int]:
+    """Break and read sets.
+
+    count: number of broken sets.
+    seed: another seed breaks other bytes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        counts = break_and_read(Path(folder), count, seed)
+    for kind in PATHS:
+        print(f"{kind:6}", {result: counts[kind, result] for result in (*OUTCOMES, "FAILED")})
+    failures = sum(often for (_, result), often in counts.items() if result == "FAILED")
+    print(f"{count} broken sets, {failures} failures")
+    record = {"cases": count, "failures": failures}
+    if failures:
+        raise Failed(f"{failures} of {count} broken sets failed", record)
+    return record
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -1,18 +1,15 @@
-"""sha256 of the tensors that small seeded runs end with: equal before and after a change that is
-meant to change no number.
+"""Hashes the tensors that small seeded runs end with, to show that a change changes no number.
 
-    python -m scripts.soak.final_bits [--checkout FOLDER] [--json]
+    python -m scripts.soak.final_bits --checkout FOLDER
 
-A hash covers every tensor of a run's last checkpoint, those of all ranks. The tensors are ordered by
-their own hashes, so that neither their names nor their places count. The bits depend on the processor
-and on the version of torch: compare two checkouts on one machine.
+A hash (sha256) covers every tensor in the last checkpoint of a run, those of all ranks. The tensors
+are ordered by their own hashes, so that neither their names nor their places count. The bits depend
+on the processor and on the version of torch: compare two checkouts on one machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from tools._cli import command
 
 # Every key here has its name since 0.1.0, so that older checkouts take the same commands.
 COMMON = (
@@ -85,23 +84,16 @@ def run(name: str, checkout: str) -> str:
         return final_hash(Path(folder, "run"))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.soak.final_bits",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--checkout", default=".", help="folder whose train.py is run")
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
-    options = parser.parse_args(argv)
+def run_all(*, checkout: str = ".") -> dict[str, str]:
+    """Run and hash all of RUNS.
+
+    checkout: folder whose train.py is run.
+    """
     hashes = {}
     for name in RUNS:
-        hashes[name] = run(name, options.checkout)
+        hashes[name] = run(name, checkout)
         print(f"{hashes[name]}  {name}", flush=True)
-    if options.json:
-        print(json.dumps(hashes))
-    return 0
+    return hashes
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run_all)

@@ -1,35 +1,40 @@
-"""FastFaceLR.for_horizon on short noisy runs: does it find the decays of the published constants on
-the long run?
+"""Runs FastFaceLR.for_horizon on short noisy runs: does it find the published decays?
 
-The curve of a log is averaged down to `--horizon` steps and given white noise, seed by seed; so are
-a constant and a steadily falling loss. The bar: at least 4 of the 6 published decays in every seed,
-each within 8 % of the run, none in the first 15 %; decays on the constant loss, none on the falling
-one. Exit status 1 where it is missed.
+    python -m scripts.soak.horizon --horizon 20232 --noise 0.8 --seeds 20
 
-    python -m scripts.soak.horizon [--losses LOG.csv.gz] [--horizon 20232] [--noise 0.8]
-    [--correlation 0] [--seeds 20]
+The published decays are those of the published constants on the long run. The curve of a log is
+averaged down to `--horizon` steps and gets noise, seed by seed. So do a constant loss and one that
+falls steadily.
+
+The bar: at least 4 of the 6 published decays in every seed, each within 8 % of the run; no decay in
+the first 15 % of the run; decays on the constant loss, and none on the falling one. Exit code 1:
+the bar is missed.
 """
 
-import argparse
-import json
+from __future__ import annotations
+
 import math
 import operator
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim import SGD, Optimizer
 
+from data.options import Count, NonNegative, ShareBelowOne
 from fastface.replay import every_step, read_losses, replay
 from fastface.schedulers import FastFaceLR
+from scripts._tables import show_table
+from tools._cli import Failed, command
 
 FIXTURE = Path(__file__).parents[2] / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz"
 
-# `python -m fastface replay ms1mv3_r100.csv.gz --scheduler fastface --total-steps 202325`, on the
-# log in full
+# What `python -m fastface replay LOG --scheduler fastface --total-steps 202325` finds on the whole
+# log ms1mv3_r100.csv.gz.
 PUBLISHED_STEPS = 202_325
 PUBLISHED_DECAYS = tuple(
     step / PUBLISHED_STEPS for step in (94273, 135930, 156072, 175312, 185429, 195546)
@@ -40,8 +45,7 @@ Make = Callable[[Optimizer, int], FastFaceLR]
 
 @dataclass(frozen=True)
 class Noise:
-    """Normal noise of this standard deviation; `correlation` is that of neighboring steps, 0 for
-    white noise."""
+    """Normal noise. correlation: of neighboring steps, 0 for white noise."""
 
     deviation: float
     correlation: float = 0.0
@@ -57,14 +61,13 @@ class Noise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Over all seeds: published decays found (least, mean), seeds with a decay in the first 15 % of
-    the run, fewest decays on the constant loss, most on the falling one."""
+    """What was found over all seeds."""
 
-    least_found: int
+    least_found: int  # of the published decays
     mean_found: float
-    early: int
-    constant_least: int
-    falling_most: int
+    early: int  # seeds with a decay in the first 15 % of the run
+    constant_least: int  # decays on the constant loss
+    falling_most: int  # decays on the falling loss
 
     @property
     def passed(self) -> bool:
@@ -80,22 +83,18 @@ def compress(path: str | Path, horizon: int) -> list[float]:
     """The log's curve in `horizon` steps, each the mean of the steps that it stands for."""
     losses = [loss for _, loss in every_step(read_losses(path))]
     edges = [round(step * len(losses) / horizon) for step in range(horizon + 1)]
-    return [
-        sum(losses[start:end]) / (end - start) for start, end in zip(edges, edges[1:], strict=False)
-    ]
+    return [sum(losses[start:end]) / (end - start) for start, end in pairwise(edges)]
 
 
 def decays(curve: list[float], noise: Noise, seed: int, make: Make) -> list[float]:
-    """When the rate falls, as fractions of the run, on a curve with noise."""
-    noisy = map(operator.add, curve, noise.values(len(curve), seed))
-    rows = list(enumerate(noisy))
+    """When the learning rate falls on a curve with noise, as fractions of the run."""
+    rows = list(enumerate(map(operator.add, curve, noise.values(len(curve), seed))))
     scheduler = make(SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), len(curve))
     return [change.step / len(curve) for change in replay(rows, scheduler).changes]
 
 
 def found(decayed_at: list[float], within: float = 0.08) -> int:
-    """How many of the published decays have one of these, each its own, within that part of the
-    run."""
+    """How many of the published decays have a decay of their own within that part of the run."""
     left, count = sorted(decayed_at), 0
     for published in PUBLISHED_DECAYS:
         near = [at for at in left if abs(at - published) <= within]
@@ -108,8 +107,9 @@ def found(decayed_at: list[float], within: float = 0.08) -> int:
 def judge(
     curve: list[float], noise: Noise, seeds: int, make: Make = FastFaceLR.for_horizon
 ) -> Verdict:
+    """The verdict on a curve, over `seeds` seeds of the noise."""
     steps = len(curve)
-    # from the first to the last loss of the real run
+    # From the first to the last loss of the real run.
     falling = [47.0 - 44.0 * step / steps for step in range(steps)]
     runs = [decays(curve, noise, seed, make) for seed in range(seeds)]
     return Verdict(
@@ -124,48 +124,39 @@ def judge(
 def plain_scaling(optimizer: Optimizer, total_steps: int) -> FastFaceLR:
     """What does not work: the published constants scaled with 1/T and no more."""
     scale = PUBLISHED_STEPS / total_steps
-    return FastFaceLR(
-        optimizer, total_steps, alpha=1e-3 * scale, beta=1e-3 * scale, threshold=5e-5 * scale
-    )
+    rate = 1e-3 * scale
+    return FastFaceLR(optimizer, total_steps, alpha=rate, beta=rate, threshold=5e-5 * scale)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--losses",
-        default=FIXTURE,
-        help="a log with columns step and loss (default: the test fixture)",
-    )
-    parser.add_argument(
-        "--horizon", type=int, default=PUBLISHED_STEPS // 10, help="steps of the short run"
-    )
-    parser.add_argument("--noise", type=float, default=0.8, help="standard deviation of the noise")
-    parser.add_argument(
-        "--correlation", type=float, default=0.0, help="of the noise of neighboring steps, 0 to 1"
-    )
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", action="store_true", help="one JSON line last")
-    options = parser.parse_args()
-    curve = compress(options.losses, options.horizon)
-    noise = Noise(options.noise, options.correlation)
+def run(
+    *,
+    losses: Path = FIXTURE,
+    horizon: Count = PUBLISHED_STEPS // 10,
+    noise: NonNegative = 0.8,
+    correlation: ShareBelowOne = 0.0,
+    seeds: Count = 20,
+) -> dict[str, Any]:
+    """Judge for_horizon, and beside it the published constants scaled with 1/T.
+
+    losses: a log with columns step and loss (default: a test fixture).
+    horizon: steps of the short run.
+    noise: standard deviation of the noise.
+    correlation: of the noise of neighboring steps.
+    seeds: number of seeds of the noise.
+    """
+    curve, drawn = compress(losses, horizon), Noise(noise, correlation)
     verdicts = {
-        "for_horizon": judge(curve, noise, options.seeds),
-        "plain scaling": judge(curve, noise, options.seeds, plain_scaling),
+        "for_horizon": judge(curve, drawn, seeds),
+        "plain scaling": judge(curve, drawn, seeds, plain_scaling),
     }
-    print(
-        f"T = {options.horizon}, noise {noise.deviation}, correlation {noise.correlation}, {options.seeds} seeds"
+    print(f"T = {horizon}, {drawn}, {seeds} seeds")
+    rows = show_table(
+        {"constants": name, "verdict": "passed" if verdict.passed else "missed", **asdict(verdict)}
+        for name, verdict in verdicts.items()
     )
-    for name, verdict in verdicts.items():
-        print(
-            f"{name:>13}: of {len(PUBLISHED_DECAYS)} decays found at least {verdict.least_found}, mean "
-            f"{verdict.mean_found:.2f}; early in {verdict.early} seeds; decays on a constant loss at least "
-            f"{verdict.constant_least}, on a falling one at most {verdict.falling_most}: "
-            f"{'passed' if verdict.passed else 'missed'}"
-        )
-    if options.json:
-        print(json.dumps({name: asdict(verdict) for name, verdict in verdicts.items()}))
-    return 0 if verdicts["for_horizon"].passed else 1
+    if not verdicts["for_horizon"].passed:
+        raise Failed("for_horizon misses the bar", {"rows": rows})
+    return {"rows": rows}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

@@ -13,8 +13,9 @@ from data.pairs.verification_bin import write_bin
 from eval import extract as module
 from eval.__main__ import main
 from eval.benchmarks import pairs
-from eval.embed import embed_faces, load_stored
+from eval.embed import embed_faces
 from eval.extract import extract, open_source
+from eval.stored import load_stored
 
 
 def embed(images: torch.Tensor) -> torch.Tensor:
@@ -42,9 +43,8 @@ def test_every_source_gives_the_same_rows(folder: Path) -> None:
             archive.write(path, name)
     write_bin(folder / "set.bin", [path.read_bytes() for path in files], np.ones(8, bool))
     expected = [path.read_bytes() for path in files]
-    for source, images in (
-        ("faces", None), ("list.txt", "faces"), ("list.txt", "faces.zip"), ("set.bin", None),
-    ):  # fmt: skip
+    sources = ("faces", None), ("list.txt", "faces"), ("list.txt", "faces.zip"), ("set.bin", None)
+    for source, images in sources:
         found, listed = open_source(f"{folder}/{source}", f"{folder}/{images}" if images else None)
         assert [found.read(i) for i in range(len(found))] == expected
         assert listed == (
@@ -110,7 +110,7 @@ def test_benchmarks_start_from_files(folder: Path, capsys: pytest.CaptureFixture
     images, names = open_source(f"{folder}/faces")
     extract(embed, images, names, folder / "x.npy", size=8, model="m")
     sources = write_pairs(folder)
-    direct = pairs.build(name="pairs", pairs=sources[1], images=sources[3]).run(embed, 8)
+    direct = pairs.build(name="pairs", pairs=sources[1], images=sources[3])(embed, 8)
     stored = ["--embeddings", f"{folder}/x.npy", "--names", f"{folder}/x.txt"]
     for given in (sources, sources[:2]):
         assert main(["pairs", *stored, *given, "--json", "--out", f"{folder}/out"]) == 0
@@ -120,7 +120,7 @@ def test_benchmarks_start_from_files(folder: Path, capsys: pytest.CaptureFixture
         assert record["settings"]["mirror"] == "as stored"
     assert (folder / "out/report.html").exists()
     folders = ["--gallery", f"{folder}/faces", "--probe", f"{folder}/faces"]
-    assert main(["identify", *stored, *folders, "--no-pool", "--json"]) == 0
+    assert main(["identification", *stored, *folders, "--no-pool", "--json"]) == 0
     # each image finds itself
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rank1"] == 100
 

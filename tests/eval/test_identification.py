@@ -41,7 +41,7 @@ def test_gallery_and_probe_folders(tmp_path: Path, pool: bool) -> None:
     benchmark = identification.build(
         name="mine", gallery=f"{tmp_path}/gallery", probe=f"{tmp_path}/probe", pool=pool
     )
-    result = benchmark.run(embed, 8)
+    result = benchmark(embed, 8)
     assert result.metrics["rank1"] == pytest.approx(100 * 2 / 3)
     assert result.metrics["rank5"] == 100
     assert result.metrics["tpir@0.1"] == pytest.approx(100 * 2 / 3)
@@ -57,13 +57,13 @@ def test_tinyface_layout(tmp_path: Path) -> None:
     paint(tmp_path / "Gallery_Distractor/deep/b.png", BLUE)
     paint(tmp_path / "Probe/1_7.png", PINK)  # a distractor comes first
     paint(tmp_path / "Probe/2_9.png", WHITE)
-    result = tinyface.build(name="tinyface", root=str(tmp_path)).run(embed, 8)
+    result = tinyface.build(name="tinyface", root=str(tmp_path))(embed, 8)
     assert result.metrics["rank1"] == 50
     assert result.metrics["rank5"] == 100
     assert (result.settings["gallery"], result.settings["probes"]) == (5, 2)
     paint(tmp_path / "Probe/nobody.png", RED)
     with pytest.raises(ValueError, match=r"nobody\.png"):
-        tinyface.build(name="tinyface", root=str(tmp_path)).run(embed, 8)
+        tinyface.build(name="tinyface", root=str(tmp_path))(embed, 8)
 
 
 def test_rfw_prints_the_spread(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_rfw_prints_the_spread(tmp_path: Path) -> None:
             lines += [f"m.{p}\t1\tm.{(p + 3) % 20}\t2" for p in rng.integers(0, 20, 6)]
         (tmp_path / "txts" / group).mkdir(parents=True)
         (tmp_path / "txts" / group / f"{group}_pairs.txt").write_text("\n".join(lines))
-    result = rfw.build(name="rfw", root=str(tmp_path)).run(embed, 8)
+    result = rfw.build(name="rfw", root=str(tmp_path))(embed, 8)
     groups = [result.metrics[f"accuracy_{group}"] for group in rfw.GROUPS]
     assert len(set(groups)) > 2
     assert result.metrics["accuracy"] == pytest.approx(np.mean(groups))
@@ -93,19 +93,9 @@ def test_rfw_prints_the_spread(tmp_path: Path) -> None:
 
 
 def test_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="optional: true"):
-        identification.build(name="mine", gallery=f"{tmp_path}/no", probe=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no: no such folder"):
+        identification.build(gallery=f"{tmp_path}/no", probe=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="Probe"):
-        tinyface.build(name="tinyface", root=str(tmp_path))
+        tinyface.build(root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="African"):
-        rfw.build(name="rfw", root=str(tmp_path))
-    for benchmark in (
-        identification.build(
-            name="mine", gallery=f"{tmp_path}/no", probe=str(tmp_path), optional=True
-        ),
-        tinyface.build(name="tinyface", root=str(tmp_path), optional=True),
-        rfw.build(name="rfw", root=str(tmp_path), optional=True),
-    ):
-        result = benchmark.run(embed, 8)
-        assert result.skipped
-        assert not result.metrics
+        rfw.build(root=str(tmp_path))

@@ -12,7 +12,8 @@ from data.images import open_images
 from data.pairs.drawn import from_faces
 from data.pairs.lists import from_list, read_pair_list
 from data.pairs.verification_bin import write_bin
-from eval.benchmarks.pairs import PairBenchmark, build
+from eval.benchmarks import Benchmark, open_benchmark
+from eval.benchmarks.pairs import build
 
 SHARED = Path(__file__).parents[2] / "../shared/data/faces"
 
@@ -103,11 +104,11 @@ def test_every_source_gives_the_literal_figures(people: Path) -> None:
         {"bin": f"{people}/set.bin"},
         {"folder": str(people)},
     ):
-        result = build(name="drawn", **source).run(embed, 16)
+        result = build(name="drawn", **source)(embed, 16)
         for key, expected in (("accuracy", mirrored), ("accuracy_without_mirror", plain)):
             found = result.metrics[key], result.metrics[f"{key}_std"]
             assert found == pytest.approx(expected, abs=1e-9)
-        unmirrored = build(name="drawn", mirror=False, **source).run(embed, 16)
+        unmirrored = build(name="drawn", mirror=False, **source)(embed, 16)
         assert unmirrored.metrics["accuracy"] == pytest.approx(plain[0], abs=1e-9)
         assert result.notes == ()
 
@@ -132,7 +133,7 @@ def test_lists_of_two_lines_a_pair(people: Path) -> None:
         assert (found, found_same.tolist()) == (flat, same.tolist())
     # its images lie in folders that the list does not name
     zipped = pack(people, zipfile.ZIP_STORED)
-    result = build(name="calfw", pairs=f"{people}/calfw.txt", images=str(zipped)).run(embed, 16)
+    result = build(name="calfw", pairs=f"{people}/calfw.txt", images=str(zipped))(embed, 16)
     assert result.metrics["accuracy"] == pytest.approx(
         literal_accuracy(people, mirror=True)[0], abs=1e-9
     )
@@ -163,9 +164,7 @@ def test_a_name_that_fits_two_images_of_a_zip_is_told(people: Path) -> None:
 
 
 def test_worst_pairs_are_wrong_decisions_in_order(people: Path) -> None:
-    result = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images").run(
-        embed, 16
-    )
+    result = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images")(embed, 16)
     accepts = [pair.score for pair in result.worst if not pair.same]
     rejects = [pair.score for pair in result.worst if pair.same]
     assert accepts == sorted(accepts, reverse=True)
@@ -207,9 +206,7 @@ def test_unfair_order_is_told(people: Path) -> None:
     (people / "sorted.txt").write_text(
         "\n".join(sorted(lines[1:], key=lambda line: line.count("\t")))
     )
-    result = build(name="drawn", pairs=f"{people}/sorted.txt", images=f"{people}/images").run(
-        embed, 16
-    )
+    result = build(name="drawn", pairs=f"{people}/sorted.txt", images=f"{people}/images")(embed, 16)
     assert "unfair" in result.notes[0]
 
 
@@ -218,7 +215,7 @@ def test_pairs_of_one_kind_have_no_roc(people: Path) -> None:
     genuine = np.flatnonzero(pairs.same)[:10]
     sides = np.stack([pairs.first[genuine], pairs.second[genuine]], 1).ravel()
     write_bin(people / "ten.bin", [pairs.images.read(int(i)) for i in sides], pairs.same[genuine])
-    result = build(name="ten", bin=f"{people}/ten.bin").run(embed, 16)
+    result = build(name="ten", bin=f"{people}/ten.bin")(embed, 16)
     # only the farthest pair can miss the threshold of the others
     assert result.metrics["accuracy"] in (
         90,
@@ -230,13 +227,19 @@ def test_pairs_of_one_kind_have_no_roc(people: Path) -> None:
 
 
 def test_missing_and_wrong_files(people: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"lfw: /nowhere.bin: no such file.*optional"):
+    with pytest.raises(FileNotFoundError, match=r"/nowhere.bin: no such file"):
         build(name="lfw", bin="/nowhere.bin")
-    skipped = build(name="lfw", bin="/nowhere.bin", optional=True).run(embed, 16)
+    item = {"protocol": "pairs", "name": "lfw", "bin": "/nowhere.bin"}
+    with pytest.raises(FileNotFoundError, match=r"/nowhere\.bin: no such file.*optional: true"):
+        open_benchmark(item, None)
+    skipped = open_benchmark({**item, "optional": True}, None)(embed, 16)
+    assert skipped.name == "lfw"
     assert skipped.metrics == {}
     assert "/nowhere.bin" in str(skipped.skipped)
     with pytest.raises(ValueError, match="one source"):
         build(name="lfw", pairs="x.txt")
+    with pytest.raises(ValueError, match="one source"):
+        build(True, name="lfw", bin="x.bin", images="x.zip")
     with pytest.raises(ValueError, match="compressed"):
         from_list(people / "pairs.txt", pack(people, zipfile.ZIP_DEFLATED))
     (people / "bad.txt").write_text("P_1 1 2\nP_1 one 2\n")
@@ -251,14 +254,14 @@ def test_missing_and_wrong_files(people: Path) -> None:
         run_all(build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images"))
 
 
-def run_all(benchmark: PairBenchmark) -> None:
-    benchmark.run(embed, 16)
+def run_all(benchmark: Benchmark) -> None:
+    benchmark(embed, 16)
 
 
 def test_diverged_model_is_told(people: Path) -> None:
     benchmark = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images")
     with pytest.raises(ValueError, match="diverged"):
-        benchmark.run(lambda images: torch.full((len(images), 4), float("nan")), 16)
+        benchmark(lambda images: torch.full((len(images), 4), float("nan")), 16)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")

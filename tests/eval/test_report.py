@@ -1,6 +1,7 @@
 """The report's files: figures in them, nothing outside needed, nothing taken as HTML that came from
 a file name."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -9,10 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.benchmarks import pairs, templates
 from eval.metrics.verification import roc, tar_at_far
 from eval.report.published import published_figure, published_row, published_rows
-from eval.report.result import Curve, Result, WorstPair, histogram
-from eval.report.tables import write_report
+from eval.report.result import Curve, Protocol, Result, WorstPair, histogram
+from eval.report.tables import tables
+from eval.report.write import write_report
 
 
 @pytest.fixture
@@ -23,15 +26,16 @@ def results() -> list[Result]:
     face = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     lfw = Result(
         "lfw",
+        pairs.PROTOCOL,
         {"accuracy": 99.2833333, "accuracy_std": 0.4349329, "tar@0.001": float("nan"), "auc": 99.9},
-        settings={"protocol": "pairs, ten folds", "mirror": True, "fold_accuracy": [99.0, 99.5]},
+        settings={"mirror": True, "fold_accuracy": [99.0, 99.5]},
         curves={"lfw": Curve.thinned(roc(scores, same))},
         histogram=histogram(scores, same),
         worst=(WorstPair((face, face), ("/x/<b>a&.jpg", "/y/b.jpg"), 0.5, False),),
         notes=("folds are unfair",),
     )
-    ijb = Result("IJB-C", {"nearest_tar@0.0001": 96.0}, settings={"protocol": "templates, 1:1"})
-    return [lfw, ijb, Result("agedb_30", {}, skipped="/nowhere.bin: no such file")]
+    ijb = Result("IJB-C", templates.PROTOCOL, {"nearest_tar@0.0001": 96.0})
+    return [lfw, ijb, Result("agedb_30", pairs.PROTOCOL, {}, skipped="/nowhere.bin: no such file")]
 
 
 def test_files_hold_the_figures(results: list[Result], tmp_path: Path) -> None:
@@ -47,13 +51,19 @@ def test_files_hold_the_figures(results: list[Result], tmp_path: Path) -> None:
     assert all((folder / plot).read_bytes()[:4] == b"\x89PNG" for plot in plots)
     record = json.loads((folder / "results.json").read_text())
     assert record["results"][0]["metrics"] == {
-        "accuracy": 99.283333, "accuracy_std": 0.434933, "tar@0.001": None, "auc": 99.9,
-    }  # fmt: skip
+        "accuracy": 99.283333,
+        "accuracy_std": 0.434933,
+        "tar@0.001": None,
+        "auc": 99.9,
+    }
     assert record["results"][2]["skipped"] == "/nowhere.bin: no such file"
     text = (folder / "results.md").read_text()
     assert "| lfw | 99.283 ± 0.435 | 99.80 |" in text
     assert "agedb_30, skipped: /nowhere.bin: no such file" in text
     assert "lfw, warning: folds are unfair" in text
+    assert "- lfw: pairs, ten folds, mirror yes\n" in text
+    assert "| IJB-C | 96.000 |" in text
+    assert [result["protocol"] for result in record["results"]] == ["pairs", "templates", "pairs"]
     assert "arXiv 2404.11118" in text
 
 
@@ -65,8 +75,34 @@ def test_page_is_self_contained_and_escapes_names(results: list[Result], tmp_pat
     assert "<b>" not in text
     assert "&lt;b&gt;a&amp;" in text
     assert text.count("data:image/jpeg") == 2
+    for plot in ("roc.png", "scores.png"):  # drawn once, and embedded
+        assert base64.b64encode((tmp_path / plot).read_bytes()).decode() in text
     assert "folds are unfair" in text
     assert "no such file" in text
+
+
+def test_no_figure_is_left_out_of_the_tables() -> None:
+    protocol = Protocol("new", "a new one", {"b": "B", "a": "A", "c": "C"}, unlisted=("u",))
+    figures = {"a": 1.0, "a_std": 0.5, "u": 2.0, "u_std": 0.1, "x": 3.0, "x_std": 0.2, "y_std": 4.0}
+    found = tables([Result("one", protocol, figures), Result("two", protocol, {"b": 5.0})])
+    assert found == [
+        [
+            ["benchmark", "B", "A", "x", "y_std"],
+            ["one", "", "1.000 ± 0.500", "3.000 ± 0.200", "4.000"],
+            ["two", "5.000", "", "", ""],
+        ]
+    ]
+    same_name = Protocol("new", "another", {"a": "first"})
+    assert len(tables([Result("one", protocol, {"a": 1}), Result("two", same_name, {"a": 1})])) == 2
+
+
+def test_a_wide_table_of_few_results_is_turned() -> None:
+    protocol = Protocol("wide", "wide", {str(i): f"column {i}" for i in range(10)})
+    figures = {str(i): float(i) for i in range(10)}
+    (turned,) = tables([Result("one", protocol, figures)])
+    assert turned[:2] == [["benchmark", "one"], ["column 0", "0.000"]]
+    (upright,) = tables([Result(str(i), protocol, figures) for i in range(7)])
+    assert upright[0][:2] == ["benchmark", "column 0"]
 
 
 def test_published_figures_have_sources_and_plausible_values() -> None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_curve
 
 from data.align import TEMPLATE, align
-from eval.benchmarks.templates import FARS, build
+from eval.benchmarks.templates import FARS, Lists, build, score
 from eval.report.result import Result
 
 
@@ -114,7 +114,7 @@ def test_one_to_one_as_published(root: Path, options: tuple[bool, bool, bool]) -
         keep_norm=keep_norm,
         detector_score=detector_score,
     )
-    result = benchmark.run(embed, 32)
+    result = benchmark(embed, 32)
     expected, _ = literal(root, *options)
     assert {key: result.metrics[key] for key in expected} == pytest.approx(expected)
     assert 5 < result.metrics["tar@0.01"] < 100
@@ -124,7 +124,7 @@ def test_one_to_one_as_published(root: Path, options: tuple[bool, bool, bool]) -
 
 
 def test_search_in_both_galleries(root: Path) -> None:
-    result: Result = build(name="ijbc", root=str(root), one_to_n=True).run(embed, 32)
+    result: Result = build(name="ijbc", root=str(root), one_to_n=True)(embed, 32)
     _, vectors = literal(root, True, True, True)
     rank1, rank1_all = [], []
     for gallery in (range(4), range(4, 8)):
@@ -140,24 +140,22 @@ def test_search_in_both_galleries(root: Path) -> None:
 
 
 def test_missing_and_broken_lists(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"ijbc_face_tid_mid.txt.*optional"):
-        build(name="ijbc", root=str(tmp_path))
-    assert "no such file" in str(
-        build(name="ijbc", root=str(tmp_path), optional=True).run(embed, 32).skipped
-    )
-    with pytest.raises(ValueError, match="ijba"):
-        build(name="x", root=str(root), target="ijba")
+    with pytest.raises(FileNotFoundError, match="ijbc_face_tid_mid.txt"):
+        build(root=str(tmp_path))
     (tmp_path / "meta").mkdir()
     for name in ("face_tid_mid.txt", "name_5pts_score.txt", "template_pair_label.txt"):
         (tmp_path / "meta" / f"ijbc_{name}").write_text(
             (root / "meta" / f"ijbc_{name}").read_text()
         )
-    benchmark = build(name="ijbc", root=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="ijbc_1N_probe_mixed.csv"):
+        build(root=str(tmp_path), one_to_n=True)
+    build(root=str(tmp_path))
+    lists = Lists(tmp_path, "ijbc")
     (tmp_path / "meta/ijbc_template_pair_label.txt").write_text("100 101 1\n100 oops 0\n")
     with pytest.raises(ValueError, match="template_pair_label"):
-        benchmark.listed_pairs()
+        lists.pairs()
     (tmp_path / "meta/ijbc_template_pair_label.txt").write_text("100 101 1\n100 102\n")
     with pytest.raises(ValueError, match="three numbers"):
-        benchmark.listed_pairs()
+        lists.pairs()
     with pytest.raises(ValueError, match="7 embeddings"):
-        benchmark.score(np.ones((7, 4)))
+        score("ijbc", lists, np.ones((7, 4)))

@@ -75,6 +75,7 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
         ("head.name=arcfase", ["head", "arcface"]),
         ("head.margn=0.4", ["head.margn", "margin"]),
         ("backbone=3", ["backbone", "3"]),
+        ("backbone=null backbone.depth=18", ["backbone: found {'depth': 18}, expected {name"]),
         ("backbone.size=112", ["backbone.size", "unknown key of iresnet"]),
         ("scheduler.name=cosin", ["scheduler", "cosine"]),
         ("run.precision=fp8", ["run.precision", "fp8"]),

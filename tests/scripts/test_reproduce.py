@@ -14,7 +14,7 @@ import pytest
 
 from eval.report.published import published_rows
 from recognition.parse import load_config, to_yaml
-from scripts import reproduce
+from scripts import _curves, _published_runs, reproduce
 
 ROOT = Path(__file__).parents[2]
 ROW = "ms1mv3_r100_moving_haar"  # published: LFW 99.80, CFP-FP 98.53, IJB-C 96.41 at 1e-4
@@ -109,11 +109,11 @@ def test_what_makes_a_run_another_is_told(tmp_path: Path) -> None:
         tmp_path / "a", overrides=["optim.lr=0.1", "data.root=/faces", "run.output=x"], epochs=3.0
     )
     make_run(tmp_path / "deep" / "b")
-    first, second = reproduce.read_runs(tmp_path)
+    first, second = _published_runs.read_runs(tmp_path)
     assert first.notes == ("unfinished: epoch 3.0 of 5", "optim.lr 0.1, the config has 0.02")
     assert second.notes == ()
     assert second.hours == pytest.approx(10.0)
-    (row, _) = reproduce.read_rows("moving_haar", [first, second])
+    (row, _) = _published_runs.read_rows("moving_haar", [first, second])
     assert row.runs == (first, second)
     text = reproduce.markdown({"moving_haar": [row]})
     assert f"- `{tmp_path / 'a'}`: optim.lr 0.1, the config has 0.02." in text
@@ -122,20 +122,20 @@ def test_what_makes_a_run_another_is_told(tmp_path: Path) -> None:
 def test_folders_that_are_no_run_of_a_row_are_left_out(tmp_path: Path) -> None:
     make_run(tmp_path / "own", overrides=["evaluate.published=null"])
     (make_run(tmp_path / "begun") / "results.json").unlink()
-    assert reproduce.read_runs(tmp_path) == []
+    assert _published_runs.read_runs(tmp_path) == []
 
 
 def test_every_row_is_in_a_table_and_f2c_is_one() -> None:
-    tables = reproduce.choose_tables([])
+    tables = _published_runs.choose_tables([])
     assert tables == ["fastface", "moving_haar", "arcface", "adaface", "f2c"]
     assert len(published_rows()) == 26
     for name in published_rows():
-        command = reproduce.start_command(ROOT / "configs" / f"{name}.yaml")
+        command = _published_runs.start_command(ROOT / "configs" / f"{name}.yaml")
         assert f"train.py --config configs/{name}.yaml data.root=FOLDER" in command
 
 
 def test_a_row_for_eight_processes_is_planned_so() -> None:
-    rows = {row.name: row for row in reproduce.read_rows("arcface", [])}
+    rows = {row.name: row for row in _published_runs.read_rows("arcface", [])}
     assert rows["webface42m_vitb_pfc03"].ranks == 8
     assert "11.9 GB on each of 8 | not run" in reproduce.markdown({"arcface": list(rows.values())})
     assert "| 10.4 on 8 |" in reproduce.markdown({"arcface": [rows["ms1mv3_r100_arcface"]]})
@@ -164,48 +164,45 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "results.json").write_text('{"results": [3]}')
     with pytest.raises(ValueError, match=r"run/results\.json: not a results\.json"):
-        reproduce.read_runs(tmp_path)
+        _published_runs.read_runs(tmp_path)
     text = (run / "config.yaml").read_text().replace(f"published: {ROW}", "published: ms1mv3_r1")
     (run / "config.yaml").write_text(text)
     with pytest.raises(
         ValueError, match=r"run/config\.yaml: evaluate\.published: found 'ms1mv3_r1'"
     ):
-        reproduce.read_runs(tmp_path)
+        _published_runs.read_runs(tmp_path)
 
 
 def test_logs_in_both_forms_are_read_alike(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
         file.write("step,epoch,loss,learning_rate\n20,0,46.5,0.02\n30,0,47.25,0.01\n")
-    (tmp_path / "b.log").write_text(
-        "Training: 2023-12-28 00:21:17,101-rank_id: 0\n"
-        "Training: 2023-12-28 00:21:37,121-Speed 793.74 samples/sec   Loss 46.5000   LearningRate 0.020000   Epoch: 0"
-        "   Global Step: 20   Fp16 Grad Scale: 16384   Required: 54 hours\n"
-        "Training: 2023-12-28 00:21:38,739-Speed 791.88 samples/sec   Loss 47.2500   LearningRate 0.010000   Epoch: 0"
-        "   Global Step: 30   Fp16 Grad Scale: 16384   Required: 38 hours\n"
-    )
+    lines = ["Training: 2023-12-28 00:21:17,101-rank_id: 0\n"]
+    for loss, rate, step in (("46.5000", "0.020000", 20), ("47.2500", "0.010000", 30)):
+        speed = "Training: 2023-12-28 00:21:37,121-Speed 793.74 samples/sec   "
+        state = f"Loss {loss}   LearningRate {rate}   Epoch: 0   Global Step: {step}   "
+        lines.append(f"{speed}{state}Fp16 Grad Scale: 16384   Required: 54 hours\n")
+    (tmp_path / "b.log").write_text("".join(lines))
     for curve in (
-        reproduce.read_log(tmp_path / "a.csv.gz"),
-        reproduce.read_log(tmp_path / "b.log"),
+        _curves.read_log(tmp_path / "a.csv.gz"),
+        _curves.read_log(tmp_path / "b.log"),
     ):
         assert curve.steps.tolist() == [20, 30]
         assert curve.losses.tolist() == [46.5, 47.25]
         assert curve.rates is not None
         assert curve.rates.tolist() == [0.02, 0.01]
-    assert (
-        reproduce.read_log(ROOT / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz").rates is None
-    )
+    assert _curves.read_log(ROOT / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz").rates is None
     for text in ("epoch,loss\n1,2\n", "step,loss\n1,x\n", ""):
         (tmp_path / "c.csv").write_text(text)
         with pytest.raises(ValueError, match=r"c\.csv: "):
-            reproduce.read_log(tmp_path / "c.csv")
+            _curves.read_log(tmp_path / "c.csv")
     (tmp_path / "c.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match=r"c\.csv\.gz: damaged"):
-        reproduce.read_log(tmp_path / "c.csv.gz")
+        _curves.read_log(tmp_path / "c.csv.gz")
 
 
 def test_thinned_curves_keep_means_and_ends() -> None:
     steps = np.arange(1, 10_001)
-    curve = reproduce.thinned(reproduce.Curve("x", steps, 2.0 * steps, 1.0 / steps), points=100)
+    curve = _curves.thinned(_curves.Curve("x", steps, 2.0 * steps, 1.0 / steps), points=100)
     assert len(curve.steps) == 100
     assert curve.steps[-1] == 10_000
     np.testing.assert_allclose(curve.losses, 2 * (curve.steps - 49.5))

@@ -12,7 +12,7 @@ from data.types import Batch
 from recognition import experiment, trainer
 from recognition.distributed import Ranks
 from recognition.parse import load_config
-from scripts.bench.classifier import peak_bytes
+from tools._memory import peak_bytes
 
 
 class Faces:

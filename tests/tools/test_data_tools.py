@@ -20,9 +20,8 @@ from tools import convert, stats, verify
 
 
 def picture(identity: int, image: int, kind: str = ".jpg", size: int = 24) -> bytes:
-    return cv2.imencode(kind, draw(seed=0, identity=identity, image=image, size=size)[:, :, ::-1])[
-        1
-    ].tobytes()
+    pixels = draw(seed=0, identity=identity, image=image, size=size)
+    return cv2.imencode(kind, pixels[:, :, ::-1])[1].tobytes()
 
 
 def by_identity(path: Path) -> Counter:
@@ -133,18 +132,9 @@ def test_verify_passes_a_clean_set(
 
 def test_verify_names_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     good = [picture(identity, image) for identity, image in [(0, 0), (0, 1), (3, 0), (3, 1)]]
-    images = [
-        good[0],
-        good[1],
-        good[0],
-        good[2],
-        good[2],
-        b"",
-        b"junk",
-        good[3][:-40],
-        picture(3, 2, size=20),
-        good[3],
-    ]
+    doubled = [good[0], good[1], good[0], good[2], good[2]]
+    broken = [b"", b"junk", good[3][:-40]]
+    images = [*doubled, *broken, picture(3, 2, size=20), good[3]]
     labels = [0, 0, 0, 3, 0, 3, 3, 3, 3, 3]
     path = tmp_path / "bad.rec"
     pairs = enumerate(zip(images, labels, strict=True))
@@ -156,9 +146,10 @@ def test_verify_names_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[s
     rows = sorted(tuple(line.split(": ", 2)) for line in lines)
     where = str(path)
     assert [(kind, place.removeprefix(where).strip()) for kind, place, _ in rows] == [
-        ("duplicate", "key 2"), ("duplicate", "key 4"), ("gap", ""), ("gap", ""), ("index", ""), ("size", "key 8"),
-        ("undecodable", "key 5"), ("undecodable", "key 6"), ("undecodable", "key 7"),
-    ]  # fmt: skip
+        *(("duplicate", f"key {key}") for key in (2, 4)),
+        *(("gap", ""), ("gap", ""), ("index", ""), ("size", "key 8")),
+        *(("undecodable", f"key {key}") for key in (5, 6, 7)),
+    ]
     assert "one identity" in rows[0][2]
     assert "identities" in rows[1][2]
     assert "20×20 pixels, expected 24×24" in rows[5][2]
@@ -184,6 +175,18 @@ def test_verify_finds_truncation_and_bad_magic(tmp_path: Path, capsys: pytest.Ca
 def test_verify_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert verify.main([str(tmp_path / "none.rec")]) == 2
     assert "none.rec" in capsys.readouterr().err
+    assert verify.main([str(tmp_path), "--format", "recordoi"]) == 2
+    assert "did you mean recordio?" in capsys.readouterr().err
+
+
+def test_verify_says_no_with_code_1_and_counts_in_json(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    (folder / "ann" / "0.jpg").write_bytes(b"junk")
+    assert verify.main([str(folder), "--json"]) == 1
+    printed, told = capsys.readouterr()
+    assert json.loads(printed.splitlines()[-1]) == {"findings": 1, "undecodable": 1}
+    assert told.splitlines()[-1] == f"error: {folder}: 1 fault(s)"
 
 
 def test_stats(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

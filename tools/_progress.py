@@ -1,4 +1,4 @@
-"""One progress bar for all tools."""
+"""The progress bar of all tools."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """Gives advance(steps). Drawn on stderr, and only on a terminal."""
+def progress_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """Gives `advance(steps)`. The bar is drawn on stderr, and only on a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

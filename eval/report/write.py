@@ -1,0 +1,64 @@
+"""Results as files: results.json for programs, the others for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.files import atomic_write
+from eval.report.html import html_report
+from eval.report.plots import roc_png, scores_png
+from eval.report.published import published_row
+from eval.report.result import Result
+from eval.report.tables import markdown
+
+
+def write_report(
+    results: Sequence[Result], folder: str | Path, *, published: str | None = None
+) -> None:
+    """Write results.json, results.md, report.html, roc.png and scores.png into `folder`.
+
+    The folder is made if it does not exist; each file appears complete or not at all. report.html
+    shows faces (the worst mistakes): keep it where the pictures may be kept.
+
+    published: a row of eval/report/published.yaml to print beside ours.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    row = published_row(published) if published else None
+    record = {"published": row, "results": [as_json(result) for result in results]}
+    curves = {label: curve for result in results for label, curve in result.curves.items()}
+    histograms = {result.name: result.histogram for result in results if result.histogram}
+    plots = {}
+    if curves:
+        plots["roc.png"] = roc_png(curves)
+    if histograms:
+        plots["scores.png"] = scores_png(histograms)
+    files = {
+        "results.json": json.dumps(record, indent=1).encode(),
+        "results.md": markdown(results, row).encode(),
+        "report.html": html_report(results, plots, row).encode(),
+        **plots,
+    }
+    for name, content in files.items():
+        with atomic_write(folder / name) as file:
+            file.write(content)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """A result without its curves and pictures as JSON values; NaN and infinity become null."""
+    metrics = {
+        key: round(value, 6) if math.isfinite(value) else None
+        for key, value in result.metrics.items()
+    }
+    return {
+        "name": result.name,
+        "protocol": result.protocol.name,
+        "metrics": metrics,
+        "settings": result.settings,
+        "notes": list(result.notes),
+        "skipped": result.skipped,
+    }

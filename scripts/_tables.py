@@ -1,0 +1,53 @@
+"""Tables of scripts: Markdown, so that they can go into docs as they are, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import tee
+from typing import Any
+
+TableRow = Mapping[str, Any]
+
+
+def markdown_table(rows: Iterable[TableRow]) -> Iterator[str]:
+    """The lines of a table whose heads are the keys of the rows, each as soon as its row comes."""
+    for place, row in enumerate(rows):
+        if place == 0:
+            yield markdown_line(row)
+            yield markdown_line(["---"] * len(row))
+        yield markdown_line(map(shown_number, row.values()))
+
+
+def markdown_line(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def shown_number(value: object) -> object:
+    """Floats with three digits behind the point, everything else as it is."""
+    return f"{value:.3f}" if isinstance(value, float) else value
+
+
+def show_table(rows: Iterable[TableRow]) -> list[TableRow]:
+    """Print each row as it comes, and return them all."""
+    shown, kept = tee(rows)
+    for line in markdown_table(shown):
+        print(line, flush=True)
+    return list(kept)
+
+
+def show_figures(figures: TableRow) -> None:
+    """Print one figure per line."""
+    widest = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:<{widest}}  {shown_number(value)}")
+
+
+def csv_table(rows: Sequence[TableRow]) -> str:
+    """The rows as CSV, with their keys as heads."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,30 @@
+"""How much memory this process holds now, and at most so far.
+
+Measured from /proc/self/status. `ru_maxrss` of getrusage would count the parent's memory too: it
+survives the start of a new program. Systems without /proc know only that one.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from pathlib import Path
+
+
+def resident_bytes() -> int:
+    """Resident memory now, in bytes."""
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """The largest resident memory so far, in bytes."""
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(rf"{key}:\s+(\d+) kB", status.read_text())[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
