@@ -16,8 +16,7 @@ from torch import nn
 from data.options import Count, ShareBelowOne
 from recognition.backbones._recompute import recompute
 
-Depth = Literal[18, 34, 50, 101]
-UNITS: dict[Depth, tuple[int, ...]] = {
+UNITS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 14, 3),
@@ -115,7 +114,7 @@ class IR(nn.Module):
 def build(
     size: int = 112,
     *,
-    depth: Depth = 50,
+    depth: Literal[18, 34, 50, 101] = 50,
     se: bool = False,
     width: Count = 64,
     embedding: Count = 512,

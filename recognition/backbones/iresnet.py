@@ -15,8 +15,7 @@ from torch import nn
 from data.options import Count, ShareBelowOne
 from recognition.backbones._recompute import recompute
 
-Depth = Literal[18, 34, 50, 100, 200]
-LAYERS: dict[Depth, tuple[int, ...]] = {
+LAYERS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 14, 3),
@@ -101,7 +100,7 @@ def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
 def build(
     size: int = 112,
     *,
-    depth: Depth = 50,
+    depth: Literal[18, 34, 50, 100, 200] = 50,
     width: Count = 64,
     embedding: Count = 512,
     dropout: ShareBelowOne = 0.0,

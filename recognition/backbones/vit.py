@@ -33,8 +33,7 @@ class Variant:
     mask: float = 0.1
 
 
-VariantName = Literal["tiny", "small", "base", "large"]
-VARIANTS: dict[VariantName, Variant] = {
+VARIANTS = {
     "tiny": Variant(256, 12),
     "small": Variant(512, 12),
     "base": Variant(512, 24),
@@ -169,7 +168,7 @@ class VisionTransformer(nn.Module):
 def build(
     size: int = 112,
     *,
-    variant: VariantName = "tiny",
+    variant: Literal["tiny", "small", "base", "large"] = "tiny",
     width: Count | None = None,
     depth: Count | None = None,
     heads: Count = 8,

@@ -23,11 +23,10 @@ def check_own_step(config: Config, *, adamw: bool) -> None:
     """
     optim = config.optim
     if optim.nesterov or (optim.name == "adamw" and not adamw):
-        found = f"{optim.name}{' with nesterov' if optim.nesterov else ''}"
-        known = f"{'adamw, or ' if adamw else ''}sgd without nesterov"
         raise ValueError(
-            f"optim.name: found {found!r}, expected {known}, "
-            f"the step that the {config.classifier.name} classifier takes on its own centers"
+            f"optim.name: found {optim.name!r}{' with nesterov' if optim.nesterov else ''}, "
+            f"expected {'adamw, or ' if adamw else ''}sgd without nesterov, the step that the "
+            f"{config.classifier.name} classifier takes on its own centers"
         )
 
 

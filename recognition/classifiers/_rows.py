@@ -48,12 +48,10 @@ def own_share(saved: list[dict[str, Any]], classifier: Classifier) -> dict[str, 
     """
     if not classifier.row_state:
         return saved[0]
-    by_row = classifier.row_state
-    centers_per_class = len(classifier.state_dict()[by_row[0]]) // len(classifier.rows)
-    mine = slice(
-        classifier.rows.start * centers_per_class, classifier.rows.stop * centers_per_class
-    )
-    counts = [len(part["classifier"][by_row[0]]) for part in saved]
+    name, rows = classifier.row_state[0], classifier.rows
+    per_class = len(classifier.state_dict()[name]) // len(rows)
+    mine = slice(rows.start * per_class, rows.stop * per_class)
+    counts = [len(state["classifier"][name]) for state in saved]
 
     def of_center(values: list[Any]) -> Any:
         """The optimizer's state of a center's parameter: some has a row per center, some is one
@@ -65,13 +63,13 @@ def own_share(saved: list[dict[str, Any]], classifier: Classifier) -> dict[str, 
         return torch.cat(values)[mine] if has_rows else values[0]
 
     divided = {
-        name: torch.cat([part["classifier"][name] for part in saved])[mine]
-        for name in by_row
+        name: torch.cat([state["classifier"][name] for state in saved])[mine]
+        for name in classifier.row_state
         if name in saved[0]["classifier"]
     }
     optimizer = {
         index: {
-            name: of_center([part["optimizer"][index][name] for part in saved]) for name in values
+            name: of_center([state["optimizer"][index][name] for state in saved]) for name in values
         }
         for index, values in saved[0]["optimizer"].items()
     }

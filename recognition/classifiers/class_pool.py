@@ -186,8 +186,12 @@ def make_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: An
         )
     if (single := single_image_identities(faces.labels)) and loader.get("rank", 0) == 0:
         log.info("%d of %d identities have one image: it is given twice", single, faces.num_classes)
-    image_weight = config.classifier.options["image_weight"]
-    return dual_loader(faces, identities=batch_size // 3, image_weight=image_weight, **loader)
+    return dual_loader(
+        faces,
+        identities=batch_size // 3,
+        image_weight=config.classifier.options["image_weight"],
+        **loader,
+    )
 
 
 def pool_columns(size: float, classes: int, *, needed: int) -> int:

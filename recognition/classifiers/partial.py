@@ -166,9 +166,9 @@ class PartialFC(nn.Module):
         # A row may be in the samples of several micro-batches: add its gradients, step it once.
         index, slots = torch.cat([sample.index for sample in samples]).unique(return_inverse=True)
         gradient = self.weight.new_zeros(len(index), self.weight.shape[1])
-        lengths = [len(sample.index) for sample in samples]
-        for sample, own_slots in zip(samples, slots.split(lengths), strict=True):
-            gradient.index_add_(0, own_slots, sample.gradient(self.accumulation))
+        own_slots = slots.split([len(sample.index) for sample in samples])
+        for sample, places in zip(samples, own_slots, strict=True):
+            gradient.index_add_(0, places, sample.gradient(self.accumulation))
 
         # one chunk of rows at a time, as a step makes several copies of its rows
         for first in range(0, len(index), self.options.chunk):
