@@ -121,8 +121,10 @@ def fit(hint: Any, value: Any) -> Any:
     if kind is Annotated:
         with suppress(ValueError):
             fitted = fit(inside[0], value)
-            if all(rule.holds(fitted) for rule in inside[1:] if rule != "path"):
-                return _with_home(fitted) if "path" in inside else fitted
+            if "path" in inside and fitted:
+                return _with_home(fitted)
+            if all(rule != "path" and rule.holds(fitted) for rule in inside[1:]):
+                return fitted
     elif kind in (typing.Union, types.UnionType):
         for choice in inside:
             with suppress(ValueError):
@@ -138,7 +140,7 @@ def fit(hint: Any, value: Any) -> Any:
             number = float(value)  # of text too: YAML 1.1 reads 1e-3 as text
             if math.isfinite(number) and not isinstance(value, bool):
                 return number
-    elif kind is Any or (type(value) is kind and value != ""):
+    elif kind is Any or type(value) is kind:
         return value
     known = [choice for choice in choices_of(hint) if isinstance(choice, str)]
     if known and isinstance(value, str):

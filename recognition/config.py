@@ -115,7 +115,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         names = [one["name"] for one in self.sets]
-        if len(set(names)) < len(names):
+        if not all(names) or len(set(names)) < len(names):
             raise ValueError(f"sets: found {names}, expected a different name for every set")
 
 

@@ -55,6 +55,7 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
         ("run.output=", ["run.output", "found", "a path"]),
         ("evaluate.every_epochs=-1", ["evaluate.every_epochs", "found -1", "at least 0"]),
         ("evaluate.sets=[{bin: a.bin}]", ["evaluate.sets[0].name", "missing"]),
+        ("evaluate.sets=[{name: '', bin: a.bin}]", ["evaluate.sets", "['']", "name"]),
         ("evaluate.sets=7", ["evaluate.sets", "7", "a list"]),
         (
             "evaluate.sets=[{name: a, bin: a.bin}, {name: a, bin: b.bin}]",
