@@ -15,7 +15,7 @@ class PinnedCopy:
 
     def __init__(self) -> None:
         self.buffer = torch.empty((), dtype=torch.float64, pin_memory=True)
-        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.copied = torch.cuda.Event()
 
     def start(self, loss: Tensor) -> None:
         """Queues the copy of a 0-d CUDA tensor on the current stream."""

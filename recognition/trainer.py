@@ -30,7 +30,7 @@ from recognition.config import Config
 from recognition.device import autocast, lay_out
 from recognition.logs import open_logs
 from recognition.parts import Parts
-from recognition.schedulers import advance
+from recognition.schedulers import advance, schedule_log
 from recognition.seeds import seed_of
 
 T = TypeVar("T")
@@ -223,9 +223,7 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
         "seconds": progress.seconds,
         "skipped_images": parts.loader.skipped,
     }
-    for name in ("signal", "threshold", "decays"):
-        if (value := getattr(parts.scheduler, name, None)) is not None:
-            line[f"schedule/{name}"] = value
+    line |= schedule_log(parts.scheduler)
     if parts.scaler.is_enabled():
         line["loss_scale"] = parts.scaler.get_scale()
         line["skipped_steps"] = progress.skipped_steps

@@ -57,13 +57,14 @@ def advance(scheduler: LRScheduler, loss: torch.Tensor | None) -> None:
     """
     if isinstance(scheduler, LossReader):
         scheduler.step(loss)
-        return
-    with warnings.catch_warnings():
-        if loss is None:
+    elif loss is not None:
+        scheduler.step()
+    else:
+        with warnings.catch_warnings():
             # torch warns of a skipped first step as if the optimizer's step had been forgotten
             message = "Detected call of `lr_scheduler.step"
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
-        scheduler.step()
+            scheduler.step()
 
 
 def schedule_log(scheduler: LRScheduler) -> dict[str, Any]:

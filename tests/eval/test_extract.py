@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -56,7 +57,7 @@ def test_every_source_gives_the_same_rows(folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_stopped_extraction_goes_on(
-    folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, dtype: Literal["float32", "float16"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK", 5)
     images, names = open_source(f"{folder}/faces")
