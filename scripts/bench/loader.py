@@ -40,7 +40,7 @@ from data.decode import decode
 from data.faces import open_faces
 from data.loader import Loader
 from data.options import Count, CountOrZero
-from data.order import shuffled
+from data.order import EpochOrder, shuffled
 from data.types import FaceSet
 from scripts._tables import show_figures
 from scripts.bench._measure import median_ratio, seconds

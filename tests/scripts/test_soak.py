@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from data.formats.synthetic import open_set
 from fastface.haar import FastFaceDetector
 from scripts.soak import data_fuzz, haar
 
@@ -18,12 +20,12 @@ def test_broken_sets_are_refused_or_read_rightly(capsys: pytest.CaptureFixture[s
     assert "25 broken sets, 0 failures" in capsys.readouterr().out
 
 
-class Crashing(data_fuzz.ProcessPoolExecutor):
+class Crashing(ProcessPoolExecutor):
     """The process dies while it reads the third set."""
 
     reads = 0
 
-    def submit(self, work: Any, *arguments: Any) -> Any:  # type: ignore[override]
+    def submit(self, work: Any, /, *arguments: Any, **keywords: Any) -> Any:
         Crashing.reads += 1
         return super().submit(*((os.abort,) if Crashing.reads == 3 else (work, *arguments)))
 
@@ -39,8 +41,7 @@ def test_a_crash_of_the_reader_is_a_failure(
 
 
 def test_pictures_under_a_wrong_label_and_exceptions_are_named(tmp_path: Path) -> None:
-    faces = data_fuzz.open_set(data_fuzz.SOURCE)
-    data_fuzz.make(faces, tmp_path)
+    data_fuzz.make(open_set(data_fuzz.SOURCE), tmp_path)
     path = str(tmp_path / "rec/a.rec")
     assert data_fuzz.outcome(path, {}) == "wrong: image 0 of identity -1 under label 0"
     none: Any = None
