@@ -157,7 +157,7 @@ def _train(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_four_files_train_together(checkout: Path) -> None:
     done = _train(checkout, "--config", "toy.yaml")
     assert done.returncode == 0, done.stderr
-    assert "toy_format format (detected), 24 images, 6 identities" in done.stdout
+    assert "format toy_format (detected), 24 images, 6 identities" in done.stdout
     tree = yaml.safe_load((checkout / "run" / "config.yaml").read_text())
     assert tree["head"] == {"name": "toy_head", "toy_factor": 0.8, "scale": 16.0}
     assert tree["scheduler"] == {"name": "toy_schedule", "decays": 3}

@@ -26,7 +26,7 @@ from tools._cli import command
 COMMON = (
     *("--config", "configs/quickstart.yaml"),
     *("run.compile=false", "run.device=cpu", "run.precision=fp32", "run.channels_last=false"),
-    *("data.train=synthetic:identities=300,images=3", "data.size=32", "data.threads=2"),
+    *("data.train=synthetic:identities=300,images=4", "data.size=32", "data.threads=2"),
     "backbone={name: iresnet, depth: 18, width: 8, embedding: 32}",
     *("optim.batch_size=24", "optim.epochs=1", "run.log_steps=5", "evaluate.sets=[]"),
 )
