@@ -2,7 +2,7 @@
 
     python -m scripts.reproduce --table fastface --runs runs
 
-Where a row was not run, the table shows the memory that it needs, and tables.csv the command that
+If a row was not run, the table shows the memory that it needs, and tables.csv has the command that
 trains it. The rows are those of eval/report/published.yaml, and configs/ROW.yaml trains a row. A
 folder below --runs that holds config.yaml and results.json is a run of the row that its
 `evaluate.published` names, whatever the folder is called. All results.json in the folder count, its
@@ -125,7 +125,7 @@ def run(
 
     table: tables of eval/report/published.yaml (default: all).
     runs: folder that holds run folders.
-    logs: published logs for loss.png, CSV or .log, perhaps gzipped.
+    logs: published logs for loss.png: CSV or .log files, which may be gzipped.
     out: folder for the files.
     """
     names = choose_tables(table)

@@ -6,8 +6,8 @@
     python -m tools.convert SOURCE TARGET                    a folder with one folder per identity
     python -m tools.convert IMAGES TARGET.bin --pairs LIST   verification .bin of listed pairs
 
-A call that was killed is continued by the next one. A file appears under its name only when it is
-whole.
+If the command is killed, the same command continues its work. A file gets its name only when it is
+complete.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def run(
     source: any face set; with --pairs, the folder or zip of the listed images.
     target: file or folder to write.
     to: format of TARGET (default: by its suffix).
-    shard: zip and tar: images per file; TARGET becomes a folder of files.
-    pairs: bin: the pair list.
-    format: format of SOURCE, needed only where several could be meant.
+    shard: for zip and tar: images per file, so that TARGET becomes a folder of files; 0: one file.
+    pairs: for bin: the pair list.
+    format: format of SOURCE, needed only if SOURCE could be read in several formats.
     """
     kind = to or target.suffix.lstrip(".") or "folder"
     if kind not in typing.get_args(Kind):
@@ -79,7 +79,7 @@ def run(
         write_pairs(target, listed)
         record = {"pairs": len(listed.same), "genuine": int(listed.same.sum())}
     else:
-        raise ValueError(f"{target}: a .bin needs --pairs LIST")
+        raise ValueError(f"{target}: a .bin is written from a pair list; give --pairs LIST")
     print(f"wrote {target}: " + ", ".join(f"{count} {name}" for name, count in record.items()))
     return record
 

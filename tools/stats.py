@@ -2,8 +2,8 @@
 
     python -m tools.stats FACES
 
-Prints a histogram of the images per identity, and draws it where --png is given. Sizes in pixels
-and bytes are those of an even sample of 500 images.
+The command prints a histogram of the images per identity, and draws it if you give --png. Sizes in
+pixels and bytes are those of 500 images, spread evenly over the set.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run(faces: str, *, format: str = "auto", png: str | None = None) -> dict[str
     """Describe one face set.
 
     faces: any face set.
-    format: format of FACES, needed only where several could be meant.
+    format: format of FACES, needed only if FACES could be read in several formats.
     png: file to draw the histogram into.
     """
     form = detect_format(faces) if format == "auto" else format

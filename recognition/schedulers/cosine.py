@@ -1,4 +1,5 @@
-"""Half a cosine from the base rate to `final` of it (SGDR without restarts, arXiv 1608.03983)."""
+"""Half a cosine from the base learning rate down to `final` times it (SGDR without restarts, arXiv
+1608.03983)."""
 
 import math
 
@@ -19,7 +20,7 @@ def build(
     """Half a cosine over the steps that follow the warm-up.
 
     warmup_steps: optimizer steps of linear warm-up, part of the run's steps.
-    final: last rate as a share of the base rate.
+    final: last learning rate, as a share of the base learning rate.
     """
     span = max(total_steps - warmup_steps, 1)
 

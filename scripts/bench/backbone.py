@@ -6,8 +6,8 @@
 
 Each variant runs in processes of its own. Rounds alternate between the variants, and figures are
 medians over steps. The variant `plain` is the textbook module: float32, NCHW, eager. The variant
-`rounded` is `plain` after its first weights were rounded to bf16 once. It shows how far a single
-rounding carries the losses, which is the measure for the differences that bf16 training makes.
+`rounded` is `plain` after its first weights were rounded to bf16 once. It shows how much a single
+rounding changes the losses. The changes by bf16 training should not be much larger.
 """
 
 from __future__ import annotations
@@ -154,13 +154,13 @@ def run(
     """Compare the variants of one backbone.
 
     backbone: file in recognition/backbones/.
-    depth: its depth (default: its own default).
+    depth: depth of the backbone (default: the backbone's own default).
     size: side of an image in pixels.
     batch: images per step.
     steps: timed steps per round.
     rounds: rounds over all variants.
-    variants: what is compared; ratios are to the first.
-    losses: compare the losses of this many steps, in one round.
+    variants: variants that are compared; ratios are to the first one.
+    losses: compare the losses of this many steps in one round; 0: measure speed instead.
     table: measure every backbone instead, in bf16.
     """
     if table:

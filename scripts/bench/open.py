@@ -3,11 +3,11 @@
     python -m scripts.bench.open --format recordio --images 5179510 --identities 93431
     python -m scripts.bench.open --format zip --images 4247456 --identities 205991 --shards 10
 
-The first command has the size of MS1MV3. 42474557 images of 2059906 identities are WebFace42M: its
-keys outgrow float32, so that headers are read. Each opening is a process of its own. The first one
-scans the set where the format needs it. The second one finds the result of that scan beside the
-files. Memory is the peak above what the process held before. Images are a few bytes long. Files go
-into a temporary folder, which TMPDIR chooses.
+The first command has the size of MS1MV3. 42474557 images of 2059906 identities have the size of
+WebFace42M. Its record keys are too large for float32, so that the headers must be read. Each
+opening is a process of its own. The first one scans the set where the format needs it. The second
+one finds the result of that scan beside the files. Memory is the peak above what the process held
+before. Images are a few bytes long. Files go into a temporary folder, which TMPDIR chooses.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The windowed detector must equal, bit for bit, a fresh one that saw only the last 2m losses.
 FastFace's detector must equal its definition, evaluated in long double, to 1e-10 of the largest
-|D|. Exit code 1: one of them does not.
+|D|. Exit code 1: a detector does not equal its reference.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def definition(losses: np.ndarray) -> np.ndarray:
 def run(*, steps: Count = 10**7) -> dict[str, float]:
     """Feed all detectors with the same losses.
 
-    steps: losses that they see; ten million need 2 GB of memory.
+    steps: number of losses for each detector; ten million need 2 GB of memory.
     """
     losses = losses_of(steps)
     windowed, fresh = MovingHaarDetector(WINDOW), MovingHaarDetector(WINDOW)

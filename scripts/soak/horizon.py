@@ -3,8 +3,8 @@
     python -m scripts.soak.horizon --horizon 20232 --noise 0.8 --seeds 20
 
 The published decays are those of the published constants on the long run. The curve of a log is
-averaged down to `--horizon` steps and gets noise, seed by seed. So do a constant loss and one that
-falls steadily.
+averaged down to `--horizon` steps and gets noise, new noise for each seed. The same is done with a
+constant loss and with a loss that falls steadily.
 
 The bar: at least 4 of the 6 published decays in every seed, each within 8 % of the run; no decay in
 the first 15 % of the run; decays on the constant loss, and none on the falling one. Exit code 1:
@@ -141,7 +141,7 @@ def run(
     losses: a log with columns step and loss (default: a test fixture).
     horizon: steps of the short run.
     noise: standard deviation of the noise.
-    correlation: of the noise of neighboring steps.
+    correlation: correlation between the noise of neighboring steps.
     seeds: number of seeds of the noise.
     """
     curve, drawn = compress(losses, horizon), Noise(noise, correlation)
