@@ -55,8 +55,8 @@ class DataConfig:
     order: Literal["shuffled", "block", "balanced"] = "shuffled"
     """Order of the images in an epoch. shuffled: at random. block: runs of neighboring images stay
     together, for spinning disks and network drives. balanced: four images per identity in a batch,
-    and all identities equally often. A class pool needs shuffled, and draws its images in its own
-    way."""
+    and all identities equally often. A class pool needs shuffled, because it draws its images in
+    its own way."""
     augment: Augment = Augment()
     """Random changes of the training images, computed on the device."""
 

@@ -68,7 +68,8 @@ def build(
 
     stored: whether the embeddings come from a file; then `pairs` needs no images.
     name: name in the results. Without it, the file name of the source is used.
-    pairs: pair list as published for LFW, CALFW, CPLFW or SLLFW, or lines of `path path 0|1`.
+    pairs: pair list as published for LFW, CALFW, CPLFW or SLLFW, or lines `path path label` with
+        label 1 for one person and 0 for two.
     images: folder or uncompressed zip with the images of the pair list.
     bin: verification .bin of insightface.
     folder: folder with imgs/0.jpg, imgs/1.jpg, … (two per pair) and pair_label.npy.

@@ -29,8 +29,8 @@ def build(
 
     margin: radians added to the angle between an embedding and its own class center.
     scale: factor from cosines to logits.
-    gradient: `exact`, or `straight_through`, for which the gradient ignores the margin, as
-        insightface computes.
+    gradient: `exact`, or `straight_through`, whose slope in the cosine is always 1, as insightface
+        computes.
     guard: where angle plus margin is more than pi, the cosine would rise again. With the guard the
         logit goes on falling there.
     """

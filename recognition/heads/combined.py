@@ -36,7 +36,7 @@ def build(
     m2: radians added to the angle.
     m3: subtracted from the cosine.
     scale: factor from cosines to logits.
-    gradient: `exact`, or `straight_through`, for which the gradient ignores the margin, as
-        insightface computes.
+    gradient: `exact`, or `straight_through`, whose slope in the cosine is always 1, as insightface
+        computes.
     """
     return Combined(m1=m1, m2=m2, m3=m3, scale=scale, gradient=gradient)
