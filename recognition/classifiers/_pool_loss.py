@@ -179,7 +179,7 @@ class _Swept(NamedTuple):
 class _Sweep(torch.autograd.Function):
     """units (B,D), columns (S,D), is_open (S,), places (B,), cos_t (B,) -> _Swept.
 
-    is_open, bool: the columns left alone. places: the column of the probe's own identity, or -1.
+    is_open (bool): columns left alone that hold an identity. places: the probe's own column, or -1.
     """
 
     @staticmethod

@@ -14,7 +14,7 @@ def build(
     warmup_steps: CountOrZero = 0,
     power: Positive = 2.0,
 ) -> LambdaLR:
-    """rate = base · (1 − step/total)^power, both counted from the end of the warm-up.
+    """base learning rate · (1 − step/total)^power, both counted from the end of the warm-up.
 
     warmup_steps: optimizer steps of linear warm-up, part of the run's steps.
     power: exponent. 1 is a straight line.
