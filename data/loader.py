@@ -194,7 +194,7 @@ class Loader:
         The copy therefore overlaps the training step that is still running.
         """
         current = torch.cuda.current_stream(self.device)
-        self._stream = self._stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._stream = self._stream or torch.cuda.Stream(self.device)
         with torch.cuda.stream(self._stream):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)

@@ -147,8 +147,8 @@ def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
     blink, frown = u(0.45, 1.0), u(-0.03, 0.03)
 
     def pixels(points: np.ndarray) -> np.ndarray:
-        placed: np.ndarray = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
-        return placed.round().astype(np.int32)
+        placed = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
+        return np.asarray(placed.round(), np.int32)
 
     def fill(points: np.ndarray, color: np.ndarray) -> None:
         rgb = tuple(float(value) for value in np.clip(color, 0, 255))

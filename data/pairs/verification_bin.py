@@ -203,7 +203,7 @@ def _next_opcode(source: Any) -> tuple[str, Any]:
     if opcode.name == "STRING":
         escaped = source.readline().strip()[1:-1]
         content = codecs.escape_decode(escaped)[0]
-        return opcode.name, content.decode("latin-1")  # type: ignore[attr-defined]
+        return opcode.name, content.decode("latin-1")
     return opcode.name, opcode.arg.reader(source) if opcode.arg else None
 
 

@@ -107,7 +107,7 @@ def pair_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndarray
     aa, bb = squares.T
     norms = np.sqrt(aa * bb)
     cosines = np.divide(products, norms, out=products, where=norms != 0)
-    distances = np.maximum(np.add(aa != 0, bb != 0, dtype=np.float64) - 2 * cosines, 0)
+    distances: np.ndarray = np.maximum(np.add(aa != 0, bb != 0, dtype=np.float64) - 2 * cosines, 0)
     if broken := int(np.isnan(distances).sum()):
         raise ValueError(
             f"{broken} of {len(first)} pairs have an embedding that is not finite; "

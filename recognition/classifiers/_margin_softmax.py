@@ -84,7 +84,7 @@ def chunk_memory(options: Mapping[str, Any], sizes: Sizes, *, rows: int, images:
 
     options: those of the classifier. rows: its centers on the rank. images: B, samples per loss.
     """
-    sub_centers = options.get("sub_centers", 1)
+    sub_centers: int = options.get("sub_centers", 1)
     classes = chunk_size(options["chunk"], sizes.device, sizes.embedding, sub_centers)
     return 4 * min(classes * sub_centers, rows) * (4 * images + 2 * sizes.embedding)
 

@@ -22,6 +22,6 @@ def build(
     span = max(total_steps - warmup_steps, 1)
 
     def factor(step: int) -> float:
-        return max(1 - step / span, 0.0) ** power
+        return float(max(1 - step / span, 0.0) ** power)
 
     return by_step(optimizer, factor, warmup_steps=warmup_steps, total_steps=total_steps)

@@ -109,7 +109,7 @@ def our_step(variant: dict[str, Any], classes: int, embedding: int, batch: int, 
         if optimizer is not None:
             optimizer.step()
         classifier.after_step()
-        return loss.item()
+        return float(loss.item())
 
     return step
 

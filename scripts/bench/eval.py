@@ -104,7 +104,7 @@ def bench_pairs(rounds: int) -> Figures:
 def literal_distances(embeddings: np.ndarray) -> np.ndarray:
     unit = embeddings.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    return np.sum(np.square(unit[0::2] - unit[1::2]), 1)
+    return np.asarray(np.sum(np.square(unit[0::2] - unit[1::2]), 1))
 
 
 def literal_accuracy(distances: np.ndarray, same: np.ndarray, threshold: float) -> float:

@@ -64,7 +64,7 @@ class Recipe(Dataset[tuple[torch.Tensor, int]]):
         self.faces, self.indices = faces, indices
         normalize = transforms.Normalize([0.5] * 3, [0.5] * 3)
         steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize]
-        self.transform = transforms.Compose(steps)
+        self.transform: Callable[[Image.Image], torch.Tensor] = transforms.Compose(steps)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -40,7 +40,8 @@ def definition(losses: np.ndarray) -> np.ndarray:
 
     # The same filter on the falls of the average.
     falls = -np.diff(averages, prepend=start)
-    return lfilter(gain, feedback, falls, zi=-feedback[1:] * falls[0])[0]
+    signals: np.ndarray = lfilter(gain, feedback, falls, zi=-feedback[1:] * falls[0])[0]
+    return signals
 
 
 def run(*, steps: Count = 10**7) -> dict[str, float]:

@@ -208,5 +208,7 @@ def test_wrong_orders_are_named() -> None:
 
 def test_advice_only_when_data_is_the_brake() -> None:
     assert wait_advice(0.1, threads=1, cores=8) is None
-    assert "data.threads from 1 towards this machine's 8" in str(wait_advice(0.4, threads=1, cores=8))
+    assert "data.threads from 1 towards this machine's 8" in str(
+        wait_advice(0.4, threads=1, cores=8)
+    )
     assert "data.order=block" in str(wait_advice(0.4, threads=8, cores=8))

@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,8 +40,8 @@ def people(tmp_path: Path) -> Path:
     lines = ["10\t12"]
     for _ in range(10):
         for _ in range(12):
-            number = rng.integers(1, 4)
-            lines.append(f"P_{rng.integers(0, 24)}\t{number}\t{number % 3 + 1}")
+            shown = rng.integers(1, 4)
+            lines.append(f"P_{rng.integers(0, 24)}\t{shown}\t{shown % 3 + 1}")
         for _ in range(12):
             p, q = rng.choice(24, 2, replace=False)
             lines.append(f"P_{p}\t{rng.integers(1, 4)}\tP_{q}\t{rng.integers(1, 4)}")
@@ -51,12 +52,13 @@ def people(tmp_path: Path) -> Path:
 def literal_accuracy(folder: Path, mirror: bool) -> tuple[float, float]:
     """The published protocol with plain loops: images embedded one by one."""
     names, same = read_pair_list(folder / "pairs.txt")
-    distances, seen = [], {}
+    distances = []
+    seen: dict[str, np.ndarray] = {}
     for pair in names:
         for name in set(pair) - seen.keys():
-            bgr = cv2.resize(
-                cv2.imread(f"{folder}/images/{name}.png"), (16, 16), interpolation=cv2.INTER_AREA
-            )
+            photo = cv2.imread(f"{folder}/images/{name}.png")
+            assert photo is not None
+            bgr = cv2.resize(photo, (16, 16), interpolation=cv2.INTER_AREA)
             pixels = torch.from_numpy(bgr[:, :, ::-1].transpose(2, 0, 1).copy())[None]
             vector = embed(pixels)[0] + (embed(pixels.flip(3))[0] if mirror else 0)
             seen[name] = vector.double().numpy() / np.linalg.norm(vector.double().numpy())
@@ -97,13 +99,14 @@ def test_every_source_gives_the_literal_figures(people: Path) -> None:
     mirrored, plain = literal_accuracy(people, mirror=True), literal_accuracy(people, mirror=False)
     assert 75 < mirrored[0] < 100
     assert mirrored != plain
-    for source in (
+    sources: tuple[dict[str, Any], ...] = (
         {"pairs": f"{people}/pairs.txt", "images": f"{people}/images"},
         {"pairs": f"{people}/pairs.txt", "images": str(pack(people, zipfile.ZIP_STORED))},
         {"pairs": f"{people}/plain.txt", "images": f"{people}/images"},
         {"bin": f"{people}/set.bin"},
         {"folder": str(people)},
-    ):
+    )
+    for source in sources:
         result = build(name="drawn", **source)(embed, 16)
         for key, expected in (("accuracy", mirrored), ("accuracy_without_mirror", plain)):
             found = result.metrics[key], result.metrics[f"{key}_std"]

@@ -76,8 +76,11 @@ def literal(
     ids = (meta / "ijbc_face_tid_mid.txt").read_text().splitlines()
     for line, pair in zip(listed, ids, strict=True):
         name, *numbers = line.split()
-        photo = cv2.imread(f"{root}/loose_crop/{name}")[:, :, ::-1]
-        crop = align(np.ascontiguousarray(photo), np.array(numbers[:10], float).reshape(5, 2), 32)
+        photo = cv2.imread(f"{root}/loose_crop/{name}")
+        assert photo is not None
+        crop = align(
+            np.ascontiguousarray(photo[:, :, ::-1]), np.array(numbers[:10], float).reshape(5, 2), 32
+        )
         pixels = torch.from_numpy(crop.transpose(2, 0, 1).copy())[None]
         vector = (embed(pixels) + (embed(pixels.flip(3)) if mirror else 0))[0].double().numpy()
         vector = vector if keep_norm else vector / np.linalg.norm(vector)

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
+from data.faces import open_faces
 from recognition import checkpoint, experiment
-from recognition.config import ConfigError
+from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
 from recognition.embedder import load_embedder
 from recognition.parse import load_config, parse_config
+from recognition.parts import Parts
 from recognition.trainer import TrainingError, train
 
 ROOT = Path(__file__).parents[2]
@@ -170,9 +173,9 @@ def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
     assert embed(images).shape == (2, 16)
 
 
-def _parts(path: Path, *overrides: str) -> tuple[object, ...]:
+def _parts(path: Path, *overrides: str) -> tuple[Config, Parts, Path]:
     config = load_config(path, overrides)
-    faces = experiment.open_faces(config.data.train, "auto")
+    faces = open_faces(config.data.train, "auto")
     folder = Path(config.run.output)
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu")
@@ -183,7 +186,7 @@ def _parts(path: Path, *overrides: str) -> tuple[object, ...]:
 def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
     path = _config_file(tmp_path, run={"precision": precision}, optim={"epochs": 8})
     config, parts, folder = _parts(path, "scheduler={name: constant}")
-    train(config, parts, folder, dict)  # type: ignore[arg-type]
+    train(config, parts, folder, dict)
     losses = [loss for _, loss, _ in _deterministic(folder)]
     assert sum(losses[-7:]) / 7 < 0.5 * sum(losses[:7]) / 7
 
@@ -202,8 +205,9 @@ def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None
         path, *overrides, "optim.weight_decay=0", "scheduler={name: constant}"
     )
     _, literal, _ = _parts(path, *overrides)
-    batches = [(b.images.contiguous(), b.labels.clone()) for b in literal.loader]  # type: ignore[attr-defined]
-    backbone, classifier = literal.backbone, literal.classifier  # type: ignore[attr-defined]
+    batches = [(b.images.contiguous(), b.labels.clone()) for b in literal.loader]
+    backbone, classifier = literal.backbone, literal.classifier
+    assert isinstance(classifier, nn.Module)
     for first in range(0, len(batches) - 1, 2):
         parameters = [
             p for p in (*backbone.parameters(), *classifier.parameters()) if p.requires_grad
@@ -215,9 +219,9 @@ def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None
                 total += part / 2
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= 0.05 * gradient
-    train(config, parts, folder, dict)  # type: ignore[arg-type]
-    for name, value in parts.backbone.state_dict().items():  # type: ignore[attr-defined]
+                parameter.sub_(0.05 * gradient)
+    train(config, parts, folder, dict)
+    for name, value in parts.backbone.state_dict().items():
         torch.testing.assert_close(
             value, backbone.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name
         )
@@ -227,7 +231,7 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
     path = _config_file(tmp_path, optim={"lr": 1e30, "epochs": 30, "clip_norm": None})
     config, parts, folder = _parts(path, "scheduler={name: constant}")
     with pytest.raises(TrainingError, match=r"optim\.lr"):
-        train(config, parts, folder, dict)  # type: ignore[arg-type]
+        train(config, parts, folder, dict)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +260,7 @@ def test_bad_input_is_told_before_training(tmp_path: Path, override: str, told: 
 def test_an_order_by_name_reaches_the_loader(tmp_path: Path) -> None:
     path = _config_file(tmp_path, optim={"batch_size": 8})
     _, parts, _ = _parts(path, "data.order=balanced")
-    for batch in parts.loader:  # type: ignore[attr-defined]
+    for batch in parts.loader:
         assert sorted(torch.bincount(batch.labels)[batch.labels.unique()].tolist()) == [4, 4]
     pooled = ["classifier={name: class_pool, size: 6}", "optim.batch_size=12"]
     with pytest.raises(ConfigError, match=r"data\.order: found 'block'"):

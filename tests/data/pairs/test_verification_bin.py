@@ -7,6 +7,7 @@ import pickle
 import struct
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ class Calls:
     def __init__(self, function: object, *args: object, state: object = None) -> None:
         self.how = (function, args, state)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return self.how
 
 
@@ -135,7 +136,8 @@ def hostile() -> dict[str, bytes]:
         "a class by INST": b"(S'touch RAN'\nios\nsystem\n.",
         "a class by OBJ": b"(cos\nsystem\nS'touch RAN'\no.",
         "a class by NEWOBJ": b"\x80\x02csubprocess\nPopen\nU\x09touch RAN\x85\x81.",
-        "a class by NEWOBJ_EX": b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93\x8c\x09touch RAN\x85}\x92.",
+        "a class by NEWOBJ_EX": b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93"
+        b"\x8c\x09touch RAN\x85}\x92.",
         "extension code": b"\x80\x02\x82\x01.",
         "persistent id": b"PRAN\n.",
         "persistent id of an object": b"]Q.",
@@ -146,7 +148,8 @@ def hostile() -> dict[str, bytes]:
         "ordered dictionary": pickle.dumps(OrderedDict(a=1), 2),
         "float": pickle.dumps(([1.5, 2.5], [True]), 2),
         "call of bytes": b"U\x05hello(tR.",
-        "array bytes that lie": b"\x80\x02cnumpy\ndtype\nU\x02f8\x85Rcnumpy.core.multiarray\nscalar\nh\x00.",
+        "array bytes that lie": b"\x80\x02cnumpy\ndtype\nU\x02f8\x85R"
+        b"cnumpy.core.multiarray\nscalar\nh\x00.",
         "a shape of terabytes": pickle.dumps(np.zeros(4, np.uint8), 2).replace(
             b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"
         ),

@@ -130,7 +130,8 @@ def literal_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndar
     unit = embeddings.astype(np.float64)
     norms = np.linalg.norm(unit, axis=1, keepdims=True)
     unit /= np.where(norms == 0, 1, norms)
-    return np.sum(np.square(unit[first] - unit[second]), 1)
+    distances: np.ndarray = np.sum(np.square(unit[first] - unit[second]), 1)
+    return distances
 
 
 @pytest.mark.parametrize(

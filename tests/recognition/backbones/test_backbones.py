@@ -51,7 +51,8 @@ PARAMETERS = {
 
 
 def build(module: str, **options: Any) -> nn.Module:
-    return importlib.import_module(f"recognition.backbones.{module}").build(**options)
+    net: nn.Module = importlib.import_module(f"recognition.backbones.{module}").build(**options)
+    return net
 
 
 @pytest.fixture
@@ -154,8 +155,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(name: str, images: to
     for one, two in zip(plain.parameters(), light.parameters(), strict=True):
         if one.requires_grad:
             torch.testing.assert_close(one.grad, two.grad)
-    for one, two in zip(statistics(plain), statistics(light), strict=True):
-        torch.testing.assert_close(one, two)
+    for before, after in zip(statistics(plain), statistics(light), strict=True):
+        torch.testing.assert_close(before, after)
     assert {norm.momentum for norm in light.modules() if isinstance(norm, nn.BatchNorm2d)} <= {0.1}
 
 

@@ -40,7 +40,13 @@ class Net(nn.Module):
         self.register_buffer("offset", torch.linspace(-1, 1, DEPTH))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.layers(images) + self.offset
+        embeddings: torch.Tensor = self.layers(images) + self.offset
+        return embeddings
+
+
+def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def batch(
@@ -59,7 +65,13 @@ class Reference:
     columns."""
 
     def __init__(
-        self, net: nn.Module, size: int, target: Callable, *, hardest: bool, ema_decay: float
+        self,
+        net: nn.Module,
+        size: int,
+        target: Callable[..., torch.Tensor],
+        *,
+        hardest: bool,
+        ema_decay: float,
     ) -> None:
         self.gallery, self.pool, self.target = copy.deepcopy(net), Published(size), target
         self.hardest = min(max(int(0.0002 * size), 3), 10) if hardest else 0
@@ -181,7 +193,7 @@ def test_the_first_batch_meets_no_empty_column() -> None:
     loss = classifier(net, images, torch.full((12,), 3))
     loss.backward()
     assert loss == 0
-    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in net.parameters())
+    assert all(torch.equal(gradient_of(p), torch.zeros_like(p)) for p in net.parameters())
 
 
 def test_gallery_takes_parameters_and_buffers_and_is_never_trained() -> None:
@@ -202,7 +214,7 @@ def test_gallery_takes_parameters_and_buffers_and_is_never_trained() -> None:
         classifier(net, images.float(), labels).backward()
         with torch.no_grad():
             for parameter in net.parameters():
-                parameter -= 0.1 * parameter.grad
+                parameter.sub_(0.1 * gradient_of(parameter))
                 parameter.grad = None
 
 
@@ -243,7 +255,7 @@ def test_half_precision_stays_near_single(precision: torch.dtype) -> None:
             assert losses[1].dtype == torch.float32
             torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0.03)
     for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert F.cosine_similarity(a.grad.flatten(), b.grad.flatten(), 0) > 0.99
+        assert F.cosine_similarity(gradient_of(a).flatten(), gradient_of(b).flatten(), 0) > 0.99
 
 
 def test_a_feature_that_is_not_finite_does_not_stay() -> None:
@@ -276,7 +288,7 @@ def test_resume_continues_to_the_same_numbers() -> None:
             losses[-1].backward()
             with torch.no_grad():
                 for parameter in net.parameters():
-                    parameter -= 0.1 * parameter.grad
+                    parameter.sub_(0.1 * gradient_of(parameter))
                     parameter.grad = None
         return torch.stack(losses).detach()
 

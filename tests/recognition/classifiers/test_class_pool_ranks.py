@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.parts import find_part, part_names
@@ -43,7 +43,10 @@ def joined(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor
 
 
 def train(
-    forward: nn.Module, net: nn.Module, classifier: ClassPoolClassifier, steps: list
+    forward: nn.Module,
+    net: nn.Module,
+    classifier: ClassPoolClassifier,
+    steps: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> list[float]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     losses = []
@@ -60,8 +63,15 @@ def train(
 
 def make(net: nn.Module, ranks: Ranks, batch_size: int, head_name: str) -> ClassPoolClassifier:
     head = find_part("recognition.heads", head_name).build(scale=32.0)
-    options = {"batch_size": batch_size, "size": 15, "ema_decay": 0.9}
-    return build(backbone=net, classes=CLASSES, head=head, ranks=ranks, **options).double()
+    return build(
+        backbone=net,
+        classes=CLASSES,
+        head=head,
+        ranks=ranks,
+        batch_size=batch_size,
+        size=15,
+        ema_decay=0.9,
+    ).double()
 
 
 def start() -> Net:
@@ -91,7 +101,7 @@ def work(rank: int, world: int, folder: str) -> None:
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     """With every head: those that draw or ema_decay see the probes of both."""
-    mp.start_processes(work, (2, str(tmp_path)), 2, start_method="spawn")
+    spawn(work, (2, str(tmp_path)), 2)
     for head in part_names("recognition.heads"):
         results = [
             torch.load(tmp_path / f"{head}_{rank}.pt", weights_only=True) for rank in range(2)

@@ -7,6 +7,7 @@ import copy
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 
 from data.parts import part_names
 from recognition.classifiers import full
+from recognition.classifiers._matmul import FloatName
 from recognition.config import ConfigError
 from recognition.distributed import Ranks
 from recognition.heads import adaface, arcface, cosface, curricularface
+from recognition.heads._margin import MarginHead
 from recognition.parse import load_config
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
@@ -48,7 +51,7 @@ def near_labels(
 @pytest.mark.parametrize("chunk", [1, 5, 37, "auto"])
 @pytest.mark.parametrize("name", HEADS)
 def test_loss_and_gradients_of_every_head(
-    name: str, chunk: int | str, stub: Stub, literal: Loss
+    name: str, chunk: int | Literal["auto"], stub: Stub, literal: Loss
 ) -> None:
     head = importlib.import_module(f"recognition.heads.{name}").build()
     build = full.build(backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=chunk)
@@ -71,7 +74,7 @@ def test_sub_centers_and_filtering(
     name: str, sub_centers: int, filter_above: float, stub: Stub, literal: Loss
 ) -> None:
     head = importlib.import_module(f"recognition.heads.{name}").build()
-    options = {"sub_centers": sub_centers, "filter_above": filter_above}
+    options: dict[str, Any] = {"sub_centers": sub_centers, "filter_above": filter_above}
     classifier = full.build(
         backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=10, **options
     ).double()
@@ -114,7 +117,7 @@ def test_small_losses_keep_their_digits(stub: Stub) -> None:
 
 @pytest.mark.parametrize("momentum_dtype", ["float32", "bfloat16"])
 def test_fused_update_equals_sgd_after_a_hundred_steps(
-    momentum_dtype: str, stub: Stub, literal: Loss
+    momentum_dtype: FloatName, stub: Stub, literal: Loss
 ) -> None:
     """The reference is in float64: in float32 its own rounding moves its gradients by 1e-5."""
     classifier = full.build(
@@ -190,7 +193,9 @@ def test_a_single_class_is_refused(stub: Stub) -> None:
 
 
 @pytest.mark.parametrize("build", [adaface.build, curricularface.build])
-def test_head_averages_move_once_a_training_step(build: Callable, stub: Stub) -> None:
+def test_head_averages_move_once_a_training_step(
+    build: Callable[[], MarginHead], stub: Stub
+) -> None:
     head = build()
     classifier = full.build(backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=4)
     once = build()

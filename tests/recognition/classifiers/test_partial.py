@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,10 +31,10 @@ def batch(seed: int, classes: int = C) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def relative(one: torch.Tensor, two: torch.Tensor) -> float:
-    return ((one - two).norm() / two.norm()).item()
+    return float((one - two).norm() / two.norm())
 
 
-def build(stub: Stub, **options: object) -> partial.PartialFC:
+def build(stub: Stub, **options: Any) -> partial.PartialFC:
     return partial.build(
         backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=4, **options
     ).double()
