@@ -70,8 +70,7 @@ def test_a_seed_fixes_everything_and_layout_changes_nothing(
 
 
 def test_augmentations_act_one_by_one(images: torch.Tensor) -> None:
-    """Each option alone changes some images and spares others (its probability), shift all but
-    few."""
+    """Each option alone changes some of the images, according to its probability."""
     plain = normalize(images)
     for option in ("crop", "photometric", "low_resolution", "blur", "gray"):
         changes: dict[str, Any] = {option: 0.4}

@@ -1,4 +1,4 @@
-"""What the loader promises about batches, order, resuming, errors and its end."""
+"""What the loader promises about batches, order, resuming, errors and the end of its threads."""
 
 from __future__ import annotations
 

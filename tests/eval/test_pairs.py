@@ -116,9 +116,8 @@ def test_every_source_gives_the_literal_figures(people: Path) -> None:
         assert result.notes == ()
 
 
-def test_lists_of_two_lines_a_pair(people: Path) -> None:
-    """CALFW's, CPLFW's and SLLFW's own files, written from the same pairs, read as the same pairs
-    in the same folds."""
+def test_lists_of_two_lines_per_pair(people: Path) -> None:
+    """The same pairs in the forms of CALFW, CPLFW and SLLFW are read into the same folds."""
     names, same = read_pair_list(people / "pairs.txt")
     lines = [(f"{a}.png", f"{b}.png") for a, b in names]
     (people / "sllfw.txt").write_text("".join(f"{a}\n{b}\n" for a, b in lines))
@@ -134,7 +133,7 @@ def test_lists_of_two_lines_a_pair(people: Path) -> None:
         )
         found, found_same = read_pair_list(people / "calfw.txt")
         assert (found, found_same.tolist()) == (flat, same.tolist())
-    # its images lie in folders that the list does not name
+    # Its images are in folders that the list does not name.
     zipped = pack(people, zipfile.ZIP_STORED)
     result = build(name="calfw", pairs=f"{people}/calfw.txt", images=str(zipped))(embed, 16)
     assert result.metrics["accuracy"] == pytest.approx(
@@ -151,13 +150,13 @@ def test_lists_of_two_lines_a_pair(people: Path) -> None:
         ("a/a_0001.jpg\na/a_0002.jpg\nb/b_0001.jpg 1\nc/c_0001.jpg 1\n", "line 3: .*NAME/IMAGE"),
     ],
 )
-def test_broken_lists_of_two_lines_a_pair(tmp_path: Path, text: str, told: str) -> None:
+def test_broken_lists_of_two_lines_per_pair(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(ValueError, match=told):
         read_pair_list(tmp_path / "list.txt")
 
 
-def test_a_name_that_fits_two_images_of_a_zip_is_told(people: Path) -> None:
+def test_a_name_that_fits_two_images_of_a_zip_is_an_error(people: Path) -> None:
     with zipfile.ZipFile(people / "two.zip", "w") as archive:
         for folder in ("aligned", "loose"):
             archive.write(people / "images/P_0/P_0_0001.png", f"{folder}/P_0_0001.png")
@@ -204,7 +203,7 @@ def test_drawn_pairs_are_balanced_disjoint_and_repeatable(people: Path) -> None:
         from_faces(people / "images", count=50)
 
 
-def test_unfair_order_is_told(people: Path) -> None:
+def test_unfair_order_is_noted(people: Path) -> None:
     lines = (people / "pairs.txt").read_text().splitlines()
     (people / "sorted.txt").write_text(
         "\n".join(sorted(lines[1:], key=lambda line: line.count("\t")))
@@ -219,7 +218,7 @@ def test_pairs_of_one_kind_have_no_roc(people: Path) -> None:
     sides = np.stack([pairs.first[genuine], pairs.second[genuine]], 1).ravel()
     write_bin(people / "ten.bin", [pairs.images.read(int(i)) for i in sides], pairs.same[genuine])
     result = build(name="ten", bin=f"{people}/ten.bin")(embed, 16)
-    # only the farthest pair can miss the threshold of the others
+    # Only the farthest pair can miss the threshold of the others.
     assert result.metrics["accuracy"] in (
         90,
         100,
@@ -261,7 +260,7 @@ def run_all(benchmark: Benchmark) -> None:
     benchmark(embed, 16)
 
 
-def test_diverged_model_is_told(people: Path) -> None:
+def test_a_diverged_model_is_an_error(people: Path) -> None:
     benchmark = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images")
     with pytest.raises(ValueError, match="diverged"):
         benchmark(lambda images: torch.full((len(images), 4), float("nan")), 16)

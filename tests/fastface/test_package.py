@@ -1,4 +1,4 @@
-"""What people install: one package, which needs torch and nothing else."""
+"""What a user installs: one package that needs only torch."""
 
 import ast
 import email

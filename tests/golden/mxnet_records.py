@@ -36,8 +36,10 @@ def image(identity: int, number: int, kind: str = ".jpg") -> bytes:
 
 
 def with_magic(encoded: bytes, tails: list[bytes]) -> bytes:
-    """Pads so that the payload (24 bytes of header before it) continues at a multiple of 4, then
-    appends."""
+    """Append `tails` where the payload is at a multiple of 4.
+
+    A header of 24 bytes comes before the image in the payload.
+    """
     return encoded + bytes(-len(encoded) % 4) + b"".join(tails)
 
 

@@ -1,5 +1,4 @@
-"""Whole runs of the smallest size: kill and resume, precision, accumulation, bad input, what the
-run folder holds."""
+"""Whole tiny runs: kill and resume, precision, accumulation, bad input, files of the run folder."""
 
 from __future__ import annotations
 
@@ -92,7 +91,7 @@ def test_resume_after_kill_9_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert _deterministic(tmp_path / "whole") == _deterministic(tmp_path / "killed")
 
 
-def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_continue(tmp_path: Path) -> None:
     command = [sys.executable, "-u", "train.py", "--config", str(_config_file(tmp_path))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -106,7 +105,7 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> No
     assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
 
 
-def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
+def test_two_processes_train_and_one_continues(tmp_path: Path) -> None:
     path = _config_file(tmp_path, optim={"batch_size": 4, "epochs": 2}, run={"checkpoint_steps": 0})
     torchrun = [
         sys.executable,
@@ -120,7 +119,7 @@ def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
-    # 60 images, 8 a step
+    # 60 images, 8 per step
     assert [step for step, _, _ in _deterministic(folder)] == list(range(1, 15))
     newest = folder / "checkpoints" / "step_00000014"
     _, both = checkpoint.load(newest)
@@ -129,11 +128,11 @@ def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
     alone = _run(path, "--resume")
     assert alone.returncode == 0, alone.stderr
     steps = [step for step, _, _ in _deterministic(folder)]
-    assert steps == [*range(1, 8), *range(15, 31)]  # 4 a step now: 56 images are 14 steps of 30
+    assert steps == [*range(1, 8), *range(15, 31)]  # 4 per step now: 56 images are 14 steps of 30
     assert _weights(folder)["weight"].shape[0] == 6
 
 
-def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
+def test_run_folder_holds_all_promised_files(tmp_path: Path) -> None:
     sets = [{"name": "lfw", "faces": "synthetic:identities=12,images=4,first=1000", "count": 40}]
     done = _run(
         _config_file(
@@ -192,7 +191,7 @@ def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
 
 
 def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None:
-    """Against SGD written out on the mean of the two gradients."""
+    """The reference is SGD, written out on the mean of the two gradients."""
     path = _config_file(tmp_path, backbone={"dropout": 0.0})
     overrides = (
         "optim.accumulation=2",
@@ -250,11 +249,13 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
         ("data.train='synthetic:identities=1,images=10'", ["data.train", "identit"]),
     ],
 )
-def test_bad_input_is_told_before_training(tmp_path: Path, override: str, told: list[str]) -> None:
+def test_bad_input_is_reported_before_training(
+    tmp_path: Path, override: str, told: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         experiment.run(load_config(_config_file(tmp_path), [override]), "tiny.yaml")
     assert all(part in str(caught.value) for part in told), str(caught.value)
-    assert not (tmp_path / "run").exists()  # the corrected command finds no folder in its way
+    assert not (tmp_path / "run").exists()  # The failed command leaves no folder behind.
 
 
 def test_an_order_by_name_reaches_the_loader(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_an_order_by_name_reaches_the_loader(tmp_path: Path) -> None:
         load_config(path, ["data.order=block", *pooled])
 
 
-def test_a_device_that_is_not_here(tmp_path: Path) -> None:
+def test_a_missing_device_is_refused(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     config = load_config(_config_file(tmp_path), ["run.device=cuda"])

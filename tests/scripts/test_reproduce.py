@@ -104,7 +104,7 @@ def test_figures_of_a_run_stand_beside_the_published_ones(
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_what_makes_a_run_another_is_told(tmp_path: Path) -> None:
+def test_differences_from_the_recipe_are_noted(tmp_path: Path) -> None:
     make_run(
         tmp_path / "a", overrides=["optim.lr=0.1", "data.root=/faces", "run.output=x"], epochs=3.0
     )
@@ -119,7 +119,7 @@ def test_what_makes_a_run_another_is_told(tmp_path: Path) -> None:
     assert f"- `{tmp_path / 'a'}`: optim.lr 0.1, the config has 0.02." in text
 
 
-def test_folders_that_are_no_run_of_a_row_are_left_out(tmp_path: Path) -> None:
+def test_folders_that_are_not_runs_of_a_row_are_left_out(tmp_path: Path) -> None:
     make_run(tmp_path / "own", overrides=["evaluate.published=null"])
     (make_run(tmp_path / "begun") / "results.json").unlink()
     assert _published_runs.read_runs(tmp_path) == []

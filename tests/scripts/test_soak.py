@@ -1,4 +1,4 @@
-"""The soak tests in small: they pass today, and they fail where something is wrong."""
+"""The soak tests in small: they pass, and they fail if something is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools.align: the folder work, with a detector that is told where faces are."""
+"""tools.align on a folder, with a detector that reads the number of faces from the brightness."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tools.align import REPORT, align_folder
 
 
 def test_folder_reports_what_it_left_out(tmp_path: Path) -> None:
-    """The brightness of a photo tells the detector how many faces it has."""
+    """The brightness of a photo is the number of its faces."""
     photos, out = tmp_path / "photos", tmp_path / "out"
     for name, faces in (("ann/a.jpg", 1), ("ann/b.png", 0), ("bob/c.jpg", 2)):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)

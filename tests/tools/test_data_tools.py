@@ -1,4 +1,4 @@
-"""tools.convert, tools.verify and tools.stats as a person runs them."""
+"""tools.convert, tools.verify and tools.stats as a user runs them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def picture(identity: int, image: int, kind: str = ".jpg", size: int = 24) -> by
 
 
 def by_identity(path: Path) -> Counter[tuple[str, ...]]:
-    """How many identities hold which images: what every conversion keeps."""
+    """How many identities hold which images, which every conversion keeps."""
     faces = open_faces(path)
     groups: dict[int, list[str]] = {}
     for index, label in enumerate(faces.labels.tolist()):
@@ -177,7 +177,9 @@ def test_verify_finds_truncation_and_bad_magic(
     assert f"byte {at}" in lines[-1]
 
 
-def test_verify_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_refuses_a_missing_set_and_an_unknown_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert verify.main([str(tmp_path / "none.rec")]) == 2
     assert "none.rec" in capsys.readouterr().err
     assert verify.main([str(tmp_path), "--format", "recordoi"]) == 2

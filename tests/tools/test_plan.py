@@ -1,4 +1,4 @@
-"""The planner against what runs really need."""
+"""The planner against what real runs need."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_sizes(text: str, count: float) -> None:
 
 
 def proposed(config: Path, *overrides: str) -> set[str]:
-    """What the planner tries for a config, as one line per set of overrides."""
+    """What the planner tries for a config: one line per set of overrides."""
     loaded = load_config(config, overrides)
     return {" ".join(tried) for tried, _ in plan.alternatives(str(config), overrides, loaded)}
 

@@ -1,5 +1,4 @@
-"""Verification .bin files: what genuine ones hold is read; whatever would run something is refused
-without running."""
+"""Verification .bin files: genuine ones are read, and hostile ones are refused, not executed."""
 
 import io
 import os
@@ -20,7 +19,7 @@ SAME = [True, False]
 
 
 class Calls:
-    """Pickles as a call of `function` with `args`."""
+    """An object whose pickle is a call of `function` with `args`."""
 
     def __init__(self, function: object, *args: object, state: object = None) -> None:
         self.how = (function, args, state)
@@ -53,8 +52,10 @@ def test_genuine_forms(tmp_path: Path, protocol: int, form: str) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 1, 2])
 def test_files_of_python_2(tmp_path: Path, protocol: int) -> None:
-    """Written by hand as Python 2 does: str is a byte string; numpy lives in numpy.core; labels are
-    I01 or \\x88."""
+    """Opcodes as Python 2 writes them.
+
+    str is a byte string, numpy lives in numpy.core, and labels are I01 or \\x88.
+    """
     out = io.BytesIO()
     out.write(b"\x80\x02" if protocol == 2 else b"")
     out.write(b"((lp0\n" if protocol == 0 else b"(]q\x00(")

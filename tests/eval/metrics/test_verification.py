@@ -1,4 +1,4 @@
-"""Every figure against a slow, literal form of its protocol, to the last pair."""
+"""Every figure against a slow, literal form of its protocol, exactly."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_tar_at_far_strict_and_nearest(case: str, far: float) -> None:
     assert metrics.tar_at_far(curve, far) == max(allowed, default=0)
 
     fars, tars, _ = roc_curve(same, -distances)
-    # as published: the largest TAR of one FAR comes first
+    # As published, the largest TAR at each FAR comes first.
     fars, tars = (
         np.flipud(fars),
         np.flipud(tars),

@@ -52,8 +52,7 @@ def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
 def batch(
     generator: torch.Generator, size: int = 12, classes: int = CLASSES
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A third of the images in either half are of the same identities, the others of any;
-    identities repeat."""
+    """Images whose halves share a third of their identities; the other identities are random."""
     shared = torch.randint(classes, (size // 3,), generator=generator)
     others = torch.randint(classes, (2, size // 2 - size // 3), generator=generator)
     images = torch.randn(size, 3, PIXELS, PIXELS, generator=generator, dtype=torch.float64)
@@ -61,8 +60,7 @@ def batch(
 
 
 class Reference:
-    """F²C step by step: dictionaries, copies for the rollback, dense matrices of the filled
-    columns."""
+    """F²C step by step: dictionaries, copies for a rollback, dense matrices of filled columns."""
 
     def __init__(
         self,
@@ -184,9 +182,8 @@ def test_evaluation_leaves_the_pool_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in classifier.state_dict().items())
 
 
-def test_the_first_batch_meets_no_empty_column() -> None:
-    """With one identity in an empty pool there is no negative: the loss is log 1 and moves
-    nothing."""
+def test_empty_columns_do_not_count_in_the_first_batch() -> None:
+    """One identity in an empty pool has no negative: the loss is log 1, and nothing moves."""
     net = Net().double()
     classifier = make(net, swap=False).double()
     images, _ = batch(torch.Generator().manual_seed(0))
@@ -196,7 +193,7 @@ def test_the_first_batch_meets_no_empty_column() -> None:
     assert all(torch.equal(gradient_of(p), torch.zeros_like(p)) for p in net.parameters())
 
 
-def test_gallery_takes_parameters_and_buffers_and_is_never_trained() -> None:
+def test_gallery_follows_parameters_and_buffers_and_is_never_trained() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * PIXELS**2, DEPTH), nn.BatchNorm1d(DEPTH))
     net.embedding = DEPTH  # type: ignore[assignment]
     classifier = make(net, ema_decay=0.75)
@@ -236,7 +233,7 @@ def test_no_gradient_goes_into_the_pool_even_of_a_backbone_that_returns_its_inpu
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_single(precision: torch.dtype) -> None:
-    """Under autocast, with two micro-batches before each backward pass's step."""
+    """Under autocast, with two micro-batches per step."""
     torch.manual_seed(0)
     nets = [Net(), Net()]
     nets[1].load_state_dict(nets[0].state_dict())

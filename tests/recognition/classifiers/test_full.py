@@ -1,5 +1,4 @@
-"""The full classifier against the same loss written out in one piece, and its fused update against
-torch.optim.SGD."""
+"""The full classifier against a literal loss, and its fused update against torch.optim.SGD."""
 
 from __future__ import annotations
 
@@ -39,8 +38,7 @@ def batch(seed: int = 0, spread: float = 3.0) -> tuple[torch.Tensor, torch.Tenso
 def near_labels(
     embeddings: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """Embeddings moved towards their own centers and another's, so that cosines spread over [-1,
-    1]."""
+    """Embeddings moved towards their own center and another one: cosines spread over [-1, 1]."""
     towards = F.normalize(weight.detach().double())
     pull = torch.linspace(0, 4, B, dtype=torch.float64)[:, None] * 3
     return (
@@ -58,7 +56,7 @@ def test_loss_and_gradients_of_every_head(
     classifier = build.double()
     embeddings, labels = batch()
     embeddings = near_labels(embeddings, labels, classifier.weight)
-    # moves the head's averages, which the literal loss then reads
+    # This moves the head's averages, which the literal loss then uses.
     loss = classifier(stub(D), embeddings, labels)
     got = torch.autograd.grad(loss, (embeddings, classifier.weight))
     expected = literal(embeddings, classifier.weight, labels, head)
@@ -91,8 +89,7 @@ def test_sub_centers_and_filtering(
 
 
 def test_no_infinite_loss_at_full_scale(stub: Stub) -> None:
-    """All cosines -1: a constant shift by the scale would leave exp(-128) = 0 to take the logarithm
-    of."""
+    """All cosines are -1. A shift by the scale alone would leave exp(-128) = 0 in the logarithm."""
     classifier = full.build(
         backbone=stub(2), classes=3, head=cosface.build(), ranks=Ranks(), seed=0
     )
@@ -103,8 +100,7 @@ def test_no_infinite_loss_at_full_scale(stub: Stub) -> None:
 
 
 def test_small_losses_keep_their_digits(stub: Stub) -> None:
-    """Subtracting the target from a sum of all exponentials would leave rounding noise here, or a
-    negative loss."""
+    """The target's logit minus a sum of all exponentials would be rounding noise, even negative."""
     classifier = full.build(
         backbone=stub(2), classes=3, head=cosface.build(), ranks=Ranks(), seed=0
     )
@@ -119,7 +115,7 @@ def test_small_losses_keep_their_digits(stub: Stub) -> None:
 def test_fused_update_equals_sgd_after_a_hundred_steps(
     momentum_dtype: FloatName, stub: Stub, literal: Loss
 ) -> None:
-    """The reference is in float64: in float32 its own rounding moves its gradients by 1e-5."""
+    """The reference is in float64, because rounding in float32 would move its gradients by 1e-5."""
     classifier = full.build(
         backbone=stub(D),
         classes=C,
@@ -193,7 +189,7 @@ def test_a_single_class_is_refused(stub: Stub) -> None:
 
 
 @pytest.mark.parametrize("build", [adaface.build, curricularface.build])
-def test_head_averages_move_once_a_training_step(
+def test_head_averages_move_once_per_training_step(
     build: Callable[[], MarginHead], stub: Stub
 ) -> None:
     head = build()

@@ -1,4 +1,4 @@
-"""Two and three processes (gloo, DistributedDataParallel, uneven shards) do what one does."""
+"""Two and three processes (gloo, DistributedDataParallel, uneven shards) compute what one does."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Every head against its paper's formula on the angle, in float64: value, and gradient by
-differences."""
+"""Every head against its paper's formula on the angle, in float64: value and gradient."""
 
 from __future__ import annotations
 
