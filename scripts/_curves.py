@@ -29,7 +29,7 @@ class Curve:
     label: str
     steps: np.ndarray
     losses: np.ndarray
-    learning_rates: np.ndarray | None
+    lrs: np.ndarray | None
 
 
 def training_lines(run: Path) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def thinned(curve: Curve, points: int = POINTS) -> Curve:
     stretches = np.array_split(np.arange(len(curve.steps)), min(points, len(curve.steps)))
     losses = np.array([curve.losses[stretch].mean() for stretch in stretches])
     ends = [stretch[-1] for stretch in stretches]
-    lrs = None if curve.learning_rates is None else curve.learning_rates[ends]
+    lrs = None if curve.lrs is None else curve.lrs[ends]
     return Curve(curve.label, curve.steps[ends], losses, lrs)
 
 
@@ -94,9 +94,8 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
     loss, lr = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     for curve in map(thinned, curves):
         (line,) = loss.plot(curve.steps, curve.losses, linewidth=1, label=curve.label)
-        if curve.learning_rates is not None:
-            color = line.get_color()
-            lr.step(curve.steps, curve.learning_rates, where="pre", color=color, linewidth=1)
+        if curve.lrs is not None:
+            lr.step(curve.steps, curve.lrs, where="pre", color=line.get_color(), linewidth=1)
     loss.set(ylabel="loss")
     loss.legend()
     lr.set(xlabel="optimizer step", ylabel="learning rate", yscale="log")

@@ -124,7 +124,7 @@ def _changed(tree: dict[str, Any], row: str) -> Iterator[str]:
     """Settings of the recipe in which a run's config.yaml differs from configs/ROW.yaml."""
     ran, config = flat(tree), flat(to_tree(load_config(_config(row))))
     for key in sorted(ran.keys() | config.keys()):
-        in_recipe = any(key == part or key.startswith(part + ".") for part in RECIPE)
+        in_recipe = any(key == name or key.startswith(name + ".") for name in RECIPE)
         if in_recipe and ran.get(key) != config.get(key):
             yield f"{key} {ran.get(key)}, the config has {config.get(key)}"
 

@@ -72,10 +72,10 @@ def verify(
             return Finding("undecodable", faces.describe(index), str(error))
         return None
 
-    with ThreadPoolExecutor(threads) as pool, progress_bar(len(faces), "reading") as advance:
+    with ThreadPoolExecutor(threads) as executor, progress_bar(len(faces), "reading") as advance:
         for start in range(0, len(faces), AT_ONCE):
             chunk = range(start, min(start + AT_ONCE, len(faces)))
-            findings += filter(None, pool.map(look, chunk))
+            findings += filter(None, executor.map(look, chunk))
             advance(len(chunk))
     return [*findings, *_sizes(faces, sizes, size), *_duplicates(faces, hashes)]
 

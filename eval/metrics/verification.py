@@ -141,7 +141,7 @@ def grid_accuracy(
     fold = fold_of(len(distances), folds)
 
     # Right decisions of each fold at each threshold, less its impostors. A pair is accepted from
-    # the threshold of its own bin on: one right decision more if it is genuine, else one less.
+    # the threshold of its bin on: one right decision more if it is genuine, else one less.
     bins = np.searchsorted(grid, distances, side="right")
     table = np.zeros((folds, len(grid) + 1), np.int64)
     np.add.at(table, (fold, bins), np.where(same, 1, -1))

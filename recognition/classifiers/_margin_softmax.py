@@ -122,7 +122,7 @@ def margin_loss(
     norms = torch.linalg.vector_norm(embeddings, dim=1)
     units = embeddings / norms.clamp_min(SMALLEST_NORM)[:, None]
 
-    # Each rank computes the targets' cosines of its own classes. Their sum gives the head all.
+    # Each rank computes the cosines with its own classes, 0 elsewhere. The sum has all targets'.
     with torch.no_grad():
         cos_t = ranks.all_reduce_sum(_target_cosines(units, weight, places, options.sub_centers))
         if training:

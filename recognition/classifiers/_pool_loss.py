@@ -140,7 +140,7 @@ def _update_stats(
 ) -> None:
     """Give the head the cosines and norms of all ranks' probes.
 
-    A probe without a column of its own gets the mean cosine of those that have one.
+    A probe whose identity has no column gets the mean cosine of the other probes.
     """
     mean = (cos_t * inside).sum() / inside.sum().clamp_min(1)
     head.update_stats(torch.where(inside > 0, cos_t, mean), norms)

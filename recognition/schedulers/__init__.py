@@ -63,7 +63,7 @@ def advance(scheduler: LRScheduler, loss: torch.Tensor | None) -> None:
         scheduler.step()
     else:
         with warnings.catch_warnings():
-            # Torch takes a skipped first step for a forgotten `optimizer.step()`, and warns.
+            # Torch warns at a skipped first step, as if `optimizer.step()` had been forgotten.
             message = "Detected call of `lr_scheduler.step"
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
             scheduler.step()

@@ -18,8 +18,8 @@ Found = TypeVar("Found")
 
 def in_own_process(work: Callable[..., Found], *arguments: Any) -> Found:
     """What `work(*arguments)` returns in a fresh process, whose memory nothing else shares."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
 
 
 def in_turn(

@@ -230,11 +230,11 @@ def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarra
 def loss_curve(folder: Path) -> dict[str, list[float]]:
     """Steps, losses and learning rates of a run, averaged down to at most POINTS points."""
     curve = thinned(run_curve(folder), POINTS)
-    assert curve.learning_rates is not None
+    assert curve.lrs is not None
     return {
         "step": curve.steps.tolist(),
         "loss": curve.losses.round(4).tolist(),
-        "learning_rate": curve.learning_rates.tolist(),
+        "learning_rate": curve.lrs.tolist(),
     }
 
 

@@ -40,8 +40,7 @@ def definition(losses: np.ndarray) -> np.ndarray:
 
     # The same filter on the falls of the average.
     falls = -np.diff(averages, prepend=start)
-    signals: np.ndarray = lfilter(gain, feedback, falls, zi=-feedback[1:] * falls[0])[0]
-    return signals
+    return np.asarray(lfilter(gain, feedback, falls, zi=-feedback[1:] * falls[0])[0])
 
 
 def run(*, steps: Count = 10**7) -> dict[str, float]:

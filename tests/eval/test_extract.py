@@ -122,7 +122,7 @@ def test_benchmarks_start_from_files(folder: Path, capsys: pytest.CaptureFixture
     assert (folder / "out/report.html").exists()
     folders = ["--gallery", f"{folder}/faces", "--probe", f"{folder}/faces"]
     assert main(["identification", *stored, *folders, "--no-pool", "--json"]) == 0
-    # each image finds itself
+    # Each image finds itself.
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rank1"] == 100
 
 

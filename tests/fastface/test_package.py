@@ -91,7 +91,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Modules that no extra installs: tools/align.py says how to install its detector, which asks for an
-# old numpy, and mxnet wrote the golden files in an environment of its own.
+# old numpy, and mxnet wrote the golden files in a separate environment.
 ELSEWHERE = {"facenet_pytorch", "mxnet"}
 
 

@@ -76,7 +76,7 @@ def test_a_warm_up_longer_than_the_run_is_refused(name: str) -> None:
 
 
 def test_torch_does_not_warn_of_a_skipped_first_step() -> None:
-    """Torch takes a schedule's step before the optimizer's first step for a mistake."""
+    """Torch warns if a schedule steps before the optimizer, which is no mistake after a skip."""
     for loss in (None, torch.tensor(1.0)):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)

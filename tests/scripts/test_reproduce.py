@@ -188,10 +188,10 @@ def test_logs_in_both_forms_are_read_alike(tmp_path: Path) -> None:
     ):
         assert curve.steps.tolist() == [20, 30]
         assert curve.losses.tolist() == [46.5, 47.25]
-        assert curve.learning_rates is not None
-        assert curve.learning_rates.tolist() == [0.02, 0.01]
+        assert curve.lrs is not None
+        assert curve.lrs.tolist() == [0.02, 0.01]
     means = _curves.read_log(ROOT / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz")
-    assert means.learning_rates is None
+    assert means.lrs is None
     for text in ("epoch,loss\n1,2\n", "step,loss\n1,x\n", ""):
         (tmp_path / "c.csv").write_text(text)
         with pytest.raises(ValueError, match=r"c\.csv: "):
@@ -207,5 +207,5 @@ def test_thinned_curves_keep_means_and_ends() -> None:
     assert len(curve.steps) == 100
     assert curve.steps[-1] == 10_000
     np.testing.assert_allclose(curve.losses, 2 * (curve.steps - 49.5))
-    assert curve.learning_rates is not None
-    np.testing.assert_allclose(curve.learning_rates, 1 / curve.steps)
+    assert curve.lrs is not None
+    np.testing.assert_allclose(curve.lrs, 1 / curve.steps)

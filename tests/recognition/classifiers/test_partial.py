@@ -31,7 +31,7 @@ def batch(seed: int, classes: int = C) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def relative(one: torch.Tensor, two: torch.Tensor) -> float:
-    return float((one - two).norm() / two.norm())
+    return float(((one - two).norm() / two.norm()).item())
 
 
 def build(stub: Stub, **options: Any) -> partial.PartialFC:

@@ -58,7 +58,7 @@ def ranks_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Re
 
 
 def relative(one: torch.Tensor, two: torch.Tensor) -> float:
-    return float((one - two).norm() / two.norm())
+    return float(((one - two).norm() / two.norm()).item())
 
 
 @pytest.mark.parametrize("world", [2, 3])
