@@ -22,7 +22,7 @@ from tools._cli import command_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the arguments say, and return the exit code."""
+    """Train as the command line says, and return the exit code."""
     parser = command_parser("train", __doc__)
     parser.prog, parser.epilog = "train.py", f"keys of a config:\n{listing()}"
     parser.add_argument("--config", help="a YAML file, see configs/")

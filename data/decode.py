@@ -1,9 +1,9 @@
 """Encoded bytes to pixels.
 
 Nearly all face crops are JPEGs. libjpeg-turbo decodes a JPEG directly into its row of the batch.
-OpenCV would decode it as fast and to equal pixels, but into memory of its own, and the copy from
+OpenCV would decode it as fast and to equal pixels, but into separate memory, and the copy from
 there costs 7 % of the decoding time. OpenCV decodes all other images, including JPEGs that an EXIF
-entry rotates and JPEGs that are broken. Whether a file is readable is therefore OpenCV's verdict.
+entry rotates and JPEGs that are broken. So OpenCV decides whether a file is readable.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class PreadFile:
 def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
     """A file that appears under its name only when it is complete.
 
-    It is written beside its place, flushed to disk if `durable`, and then renamed.
+    It is written under a temporary name, flushed to disk if `durable`, and then renamed.
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

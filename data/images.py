@@ -76,7 +76,7 @@ class ZipImages:
         return len(self.entries)
 
     def read(self, index: int) -> bytes:
-        # the local header has 30 bytes, then a name and extra fields of their own lengths
+        # The local header has 30 bytes, then a name and extra fields, whose lengths it holds.
         entry = self.entries[index]
         with open(self.path, "rb") as file:
             file.seek(entry.header_offset)
@@ -123,7 +123,7 @@ def _open_zip(path: Path, names: list[str]) -> ZipImages:
         entries = [
             entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)
         ]
-    # lists name images by their whole path, by its last folder too, or by the file alone
+    # Lists name images by their whole path, by the last folder and the file, or by the file alone.
     by_name: dict[str, list[zipfile.ZipInfo]] = {}
     for entry in entries:
         parts = stem(entry.filename).split("/")

@@ -116,7 +116,7 @@ def write_embeddings(
 def load_embed(
     model: str | None, embeddings: str | None, names: str | None, device: str
 ) -> tuple[Embed, int]:
-    """The model and the side of its input in pixels; or stored embeddings, and 0."""
+    """(model, side of its input in pixels), or (stored embeddings, 0)."""
     if embeddings:
         if not names:
             raise ValueError("--embeddings needs --names X.txt, one image name per line")

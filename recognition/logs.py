@@ -96,17 +96,17 @@ class Console:
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl, and advice once per epoch where data are too slow."""
-        loss, rate = f"loss {line['loss']:.4f}", f"lr {line['learning_rate']:.6f}"
+        loss, lr = f"loss {line['loss']:.4f}", f"lr {line['learning_rate']:.6f}"
         speed = f"{line['images_per_second']:.0f} images/s"
         if self._bar is not None:  # fits 80 columns
-            self._bar.update(self._task, completed=step, description=f"{loss} {rate} {speed}")
+            self._bar.update(self._task, completed=step, description=f"{loss} {lr} {speed}")
         else:
             wait = f"data wait {line['data_wait']:.0%}"
             seconds_per_step = (time.perf_counter() - self._began) / max(step - self._first, 1)
             minutes, seconds = divmod(int((self._total - step) * seconds_per_step), 60)
             place = f"epoch {line['epoch']:.2f}  step {step}/{self._total}"
             eta = f"ETA {minutes}:{seconds:02d}"
-            print(f"{place}  {loss}  {rate}  {speed}  {wait}  {eta}", flush=True)
+            print(f"{place}  {loss}  {lr}  {speed}  {wait}  {eta}", flush=True)
 
         advice = wait_advice(line["data_wait"], threads=self._threads, cores=os.cpu_count() or 1)
         epoch = step // self._per_epoch
@@ -128,9 +128,9 @@ class Console:
 
 
 def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
-    """What to change where a run waits for data during more than a tenth of its time.
+    """What to change if a run waits for data during more than a tenth of its time, else None.
 
-    share: of the time, 0 to 1. threads: decode threads. Returns None where there is nothing to say.
+    share: the share of the time spent waiting, 0 to 1. threads: decode threads.
     """
     if share <= 0.10:
         return None

@@ -76,6 +76,6 @@ def test_the_rules_find_what_breaks_them(source: str) -> None:
     assert _violations(ROOT / "data" / "invented.py", source)
 
 
-def test_tests_are_no_packages() -> None:
+def test_tests_are_not_packages() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
     assert TESTS

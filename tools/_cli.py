@@ -1,4 +1,4 @@
-"""The one manner of all command lines: `--help`, `error: …` on one line, exit codes, `--json`.
+"""What all command lines share: `--help`, `error: …` on one line, exit codes, `--json`.
 
 Exit code 0: done. 1: the command ran to its end and its answer is no. 2: a wrong argument or file.
 130: stopped with Ctrl-C.
@@ -30,7 +30,7 @@ Record = Mapping[str, Any]
 class Failed(Exception):
     """The command ran to its end, and its answer is no: exit code 1.
 
-    record: what `--json` prints all the same.
+    record: what `--json` prints nevertheless.
     """
 
     def __init__(self, message: str, record: Record | None = None) -> None:
@@ -58,11 +58,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command(function: Callable[..., Record | None]) -> Callable[[list[str] | None], int]:
-    """Make `main(argv)` of a function, and run it where the function's module is the program.
+    """Make `main(argv)` from a function, and run it if the function's module is the program.
 
-    Parameters before the `*` are positional arguments, those behind it are options. Help is made of
-    the docstring of the module and of the lines `name: text` in that of the function. Write it last
-    in a module.
+    Parameters before the `*` are positional arguments, and those behind it are options. The help
+    consists of the module's docstring and of the lines `name: text` in the function's docstring.
+    Call this last in a module.
     """
 
     def main(argv: list[str] | None = None) -> int:
@@ -90,8 +90,8 @@ def add_options(
 ) -> Callable[[argparse.Namespace], dict[str, Any]]:
     """Add an option for each parameter behind the `*` of a function.
 
-    positionals: add an argument for each parameter before the `*` too. Returns what takes the
-    values of all these parameters from the parsed options.
+    positionals: add an argument for each parameter before the `*` too. Returns a function from the
+    parsed options to the values of all these parameters.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     texts, names = option_texts(function), []
@@ -111,7 +111,7 @@ def add_options(
 
 
 def _settings(hint: Any, default: Any) -> dict[str, Any]:
-    """argparse's settings for a type: bool, Literal, a tuple, or what is made from one text."""
+    """argparse's settings for a type: bool, Literal, tuple, or a type that is made from a text."""
     inside = [one for one in typing.get_args(hint) if one is not type(None)]
     if type(None) in typing.get_args(hint):
         return _settings(inside[0], default)
@@ -137,9 +137,10 @@ def _settings(hint: Any, default: Any) -> dict[str, Any]:
 def run_command(
     action: Callable[[argparse.Namespace], Record | None], options: argparse.Namespace
 ) -> int:
-    """Call `action`, print the record that it returns where `--json` asks for it, give the code.
+    """Call `action`, print its record if `--json` asks for it, and return the exit code.
 
-    An action raises ValueError or OSError for a wrong argument or file, and Failed for a no.
+    An action raises ValueError or OSError for a wrong argument or file, and Failed if its answer is
+    no.
     """
     try:
         record, code = action(options), 0
@@ -155,7 +156,7 @@ def run_command(
 
 
 def run_package(package: str, argv: list[str] | None = None) -> int:
-    """`python -m PACKAGE`: list the commands, or run the one that is named with what follows."""
+    """`python -m PACKAGE`: list the commands, or run the one that the first argument names."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     commands = {module.removeprefix(f"{package}."): module for module in command_names(package)}
     if name in ("-h", "--help"):
@@ -171,7 +172,7 @@ def run_package(package: str, argv: list[str] | None = None) -> int:
 
 
 def command_names(package: str) -> list[str]:
-    """The modules of a package and of the packages in it that are commands, by their full names."""
+    """Full names of the modules in a package, and in the packages in it, that are commands."""
     paths = importlib.import_module(package).__path__
     modules = pkgutil.walk_packages(paths, f"{package}.")
     return [module.name for module in modules if not module.ispkg and "._" not in module.name]

@@ -6,7 +6,7 @@ OUT gets the tree of PHOTOS with one JPEG per photo. OUT/align_report.tsv lists 
 left out: those without a face, and those with several (unless --largest is given). A photo whose
 crop exists already is not aligned again.
 
-The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel carries the weights (2 MB). The
+The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel contains the weights (2 MB). The
 package pins older releases than this project runs on, so install it without its dependencies:
 
     pip install --no-deps facenet-pytorch==2.6.0 requests tqdm

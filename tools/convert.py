@@ -6,8 +6,7 @@
     python -m tools.convert SOURCE TARGET                    a folder with one folder per identity
     python -m tools.convert IMAGES TARGET.bin --pairs LIST   verification .bin of listed pairs
 
-A call that was killed is continued by the next one. A file appears under its name only when it is
-whole.
+A call continues where a killed one stopped. A file appears under its name only when it is complete.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Synthetic identities: drawn faces, with which everything runs and is tested without photos.
+"""Synthetic identities: drawn faces, so that everything can run and be tested without photos.
 
-An identity is a set of numbers for geometry and color. Pose, light, background, expression, cover,
-blur and noise differ from image to image. Image k of identity i with one seed is always the same
-drawing.
+An identity is a set of numbers for geometry and color. Pose, light, background, expression,
+occlusion, blur and noise differ from image to image. A seed, an identity and the number of an image
+always give the same drawing.
 
 The path is a line of options, each of which may be missing:
 `synthetic:identities=200,images=20,first=0,seed=0,size=112`. The labels 0…identities-1 stand for
@@ -147,8 +147,8 @@ def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
     blink, frown = u(0.45, 1.0), u(-0.03, 0.03)
 
     def pixels(points: np.ndarray) -> np.ndarray:
-        placed: np.ndarray = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
-        return placed.round().astype(np.int32)
+        placed = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
+        return np.asarray(placed.round(), np.int32)
 
     def fill(points: np.ndarray, color: np.ndarray) -> None:
         rgb = tuple(float(value) for value in np.clip(color, 0, 255))
@@ -213,7 +213,7 @@ def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
     if opened > 0.02:
         fill(oval(mx, my, mw * 0.8, opened * 0.45), np.array([60, 20, 20]))
 
-    # Moles; glasses and something in front of the face in some pictures.
+    # Moles, and in some pictures glasses or something in front of the face.
     for place, radius in zip(p["moles"], p["mole_r"], strict=True):
         if radius > 0.015:
             fill(oval(place[0] + slide[0], place[1] + 0.15, radius, radius, 8), skin * 0.35)

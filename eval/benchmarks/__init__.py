@@ -36,8 +36,8 @@ def open_benchmark(
     """The benchmark of one entry of `evaluate.sets`.
 
     item: `protocol` (a file of this folder), the options of its `build`, and perhaps `optional`.
-    Missing files are a FileNotFoundError; with `optional`, a result without figures names them.
-    root: where relative paths start. stored: whether the embeddings come from a file.
+    root: where relative paths start. stored: whether the embeddings come from a file. If files are
+    missing, it raises FileNotFoundError, or with `optional` returns a benchmark without figures.
     """
     options = dict(item)
     optional = options.pop("optional", False)
@@ -61,7 +61,7 @@ def open_benchmark(
 
 
 def existing_folder(path: str | Path) -> Path:
-    """The path of a folder; FileNotFoundError where there is none."""
+    """The path of a folder, or FileNotFoundError if it does not exist."""
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     return Path(path)

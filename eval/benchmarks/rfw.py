@@ -1,7 +1,7 @@
 """Racial Faces in the Wild: the pair protocol in each of four groups, and how much they differ.
 
-A folder as RFW is distributed (`txts/African/African_pairs.txt` and the images
-`data/African/NAME/NAME_0001.jpg`), or one `.bin` per group, `African_test.bin`.
+The set is a folder as RFW distributes it (`txts/African/African_pairs.txt` and the images
+`data/African/NAME/NAME_0001.jpg`), or a folder with one `.bin` per group, `African_test.bin`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def build(*, name: str = "rfw", root: PathText, mirror: bool = True) -> Benchmar
 
 
 def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Result:
-    """`accuracy_GROUP` of each group; `accuracy` and `accuracy_std` over the groups.
+    """`accuracy_GROUP` of each group, and their mean and deviation `accuracy`, `accuracy_std`.
 
     `spread` is the best accuracy minus the worst. `error_ratio` is the largest error divided by
     the smallest, infinite where the smallest is 0.

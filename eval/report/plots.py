@@ -13,7 +13,8 @@ from eval.report.result import Curve, Histogram
 def roc_png(curves: dict[str, Curve]) -> bytes:
     """All curves over a logarithmic FAR axis.
 
-    A curve begins at its first false accept; the TAR without any is drawn just left of that.
+    A curve begins at its first false accept. Its TAR without a false accept is drawn just left of
+    that.
     """
     from matplotlib.figure import Figure
 
@@ -35,8 +36,7 @@ def roc_png(curves: dict[str, Curve]) -> bytes:
 
 
 def scores_png(histograms: dict[str, Histogram]) -> bytes:
-    """One plot per benchmark, below each other: shares of the genuine pairs, and of the impostors,
-    over their cosine similarity."""
+    """Histograms of the cosines of genuine pairs and impostors, one plot per benchmark."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4 * len(histograms)), layout="constrained")

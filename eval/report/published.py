@@ -22,7 +22,7 @@ def published_rows() -> dict[str, dict[str, Any]]:
 
 
 def published_row(name: str) -> dict[str, Any]:
-    """One row. ValueError names the nearest rows that exist."""
+    """One row, or a ValueError that names the nearest rows that exist."""
     rows = published_rows()
     if name not in rows:
         near = difflib.get_close_matches(name, rows, n=3, cutoff=0.3)

@@ -14,9 +14,11 @@ from eval.metrics.verification import Roc
 class Protocol:
     """How figures were made; results of one protocol share a table.
 
-    name: in results.json. title: in words, as reports print it. columns: metric -> heading, in the
-    order of the table; `METRIC_std` is shown behind `METRIC`. unlisted: metrics that only
-    results.json holds. A metric that neither names gets a column headed by its own name.
+    name: its name in results.json.
+    title: its name in words, as reports print it.
+    columns: metric -> heading, in the order of the table. `METRIC_std` is shown behind `METRIC`. A
+        metric that neither `columns` nor `unlisted` names gets a column headed by its own name.
+    unlisted: metrics that only results.json holds.
     """
 
     name: str
@@ -55,8 +57,10 @@ class Histogram:
 
 @dataclass(frozen=True)
 class WorstPair:
-    """A wrong decision: the encoded image and the name of both sides, their cosine similarity, and
-    whether they show one person."""
+    """A wrong decision: both encoded images and their names.
+
+    score: cosine similarity. same: whether the images show one person.
+    """
 
     images: tuple[bytes, bytes]
     names: tuple[str, str]
@@ -68,9 +72,11 @@ class WorstPair:
 class Result:
     """The outcome of one benchmark.
 
-    metrics: rates in percent (accuracy, accuracy_std, tar@0.001, auc, eer, rank1, …) and what else
-    the protocol defines. settings: what the figures depend on (mirror, pairs, …). notes: warnings.
-    skipped: why there are no figures; None where there are.
+    metrics: rates in percent (accuracy, accuracy_std, tar@0.001, auc, eer, rank1, …) and other
+        figures that the protocol defines.
+    settings: what the figures depend on (mirror, pairs, …).
+    notes: warnings.
+    skipped: why there are no figures; None if there are.
     """
 
     name: str
@@ -85,10 +91,9 @@ class Result:
 
 
 def histogram(scores: np.ndarray, same: np.ndarray, *, bins: int = 80) -> Histogram:
-    """Counts of the cosine similarities (P,) of genuine and impostor pairs, in equal bins over
-    [-1, 1]."""
+    """Counts of the cosine similarities (P,) of genuine and impostor pairs, in equal bins."""
     edges = np.linspace(-1, 1, bins + 1)
-    # rounding may leave a cosine just outside of [-1, 1]
+    # Rounding may leave a cosine just outside of [-1, 1].
     genuine, impostors = (
         np.histogram(np.clip(kind, -1, 1), bins, (-1, 1))[0]
         for kind in (scores[same], scores[~same])

@@ -9,6 +9,8 @@ from recognition.heads._margin import MarginHead, at_least_float32
 
 
 class CosFace(MarginHead):
+    """A head without state."""
+
     def __init__(self, *, margin: float, scale: float) -> None:
         super().__init__()
         self.margin, self.scale = margin, scale

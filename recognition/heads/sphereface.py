@@ -18,6 +18,8 @@ from recognition.heads._margin import MarginHead, of_angle
 
 
 class SphereFace(MarginHead):
+    """A head without state."""
+
     def __init__(self, *, margin: float, scale: float) -> None:
         super().__init__()
         self.margin, self.scale = margin, scale
@@ -26,6 +28,7 @@ class SphereFace(MarginHead):
         return of_angle(cos_t, self._psi)
 
     def _psi(self, theta: torch.Tensor) -> torch.Tensor:
+        # k counts the half turns of m theta; it makes psi fall over the whole range of theta.
         turns = (self.margin * theta.detach() / math.pi).floor()
         sign = 1 - 2 * (turns % 2)
         return sign * (self.margin * theta).cos() - 2 * turns

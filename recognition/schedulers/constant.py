@@ -1,4 +1,4 @@
-"""The base rate throughout, after an optional linear warm-up."""
+"""The base learning rate throughout, after an optional linear warm-up."""
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -13,7 +13,7 @@ def build(
     *,
     warmup_steps: CountOrZero = 0,
 ) -> LambdaLR:
-    """A constant rate.
+    """A constant learning rate.
 
     warmup_steps: optimizer steps of linear warm-up.
     """

@@ -1,4 +1,4 @@
-"""Half a cosine from the base rate to `final` of it (SGDR without restarts, arXiv 1608.03983)."""
+"""Half a cosine from the base learning rate down (SGDR without restarts, arXiv 1608.03983)."""
 
 import math
 

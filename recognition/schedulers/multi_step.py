@@ -1,4 +1,4 @@
-"""The rate times `factor` at given epochs: the classical baseline of the papers."""
+"""The learning rate times `factor` at given epochs: the classical baseline of the papers."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def build(
     factor: Positive = 0.1,
     warmup_steps: CountOrZero = 0,
 ) -> LambdaLR:
-    """The base rate, multiplied by `factor` at each milestone.
+    """The base learning rate, multiplied by `factor` at each milestone.
 
     milestones: epochs since the start of the run, fractions allowed, in ascending order.
     factor: what the rate is multiplied by.

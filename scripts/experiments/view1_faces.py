@@ -4,12 +4,12 @@
 
 FACES holds train.rec, lfw_112.zip, and in protocol/ LFW's peopleDevTrain.txt, pairsDevTest.txt and
 pairsDevTrain.txt. OUT/train.rec gets the people of FACES/train.rec and those of View 1's training
-list. OUT/pairs.txt gets the pairs of pairsDevTest, none of whose people is in the set. Genuine and
-impostor pairs alternate: the official list begins with all genuine pairs, which would give
-consecutive folds of one kind each.
+list. OUT/pairs.txt gets the pairs of pairsDevTest, whose people are not in the set. Genuine and
+impostor pairs alternate there, because the official list begins with all genuine pairs, so that
+consecutive folds would have one kind each.
 
 With --tuning, the pairs are those of pairsDevTrain, and the people in them are left out of the set.
-Settings are chosen on these.
+Settings are chosen on these pairs.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ def people_of(path: Path) -> list[str]:
 
 
 def alternating(pairs: Path) -> str:
-    """The lines of an LFW pair list: its count, then genuine pairs (three fields) and impostor
-    pairs (four fields) in turn."""
+    """The lines of an LFW pair list: its count, then genuine and impostor pairs in turn.
+
+    Genuine pairs have three fields, impostor pairs four.
+    """
     count, *lines = pairs.read_text().splitlines()
     genuine = [line for line in lines if line.count("\t") == 2]
     impostors = [line for line in lines if line.count("\t") == 3]
@@ -71,7 +73,7 @@ def alternating(pairs: Path) -> str:
 
 
 def people_in_pairs(pairs: Path) -> set[str]:
-    """Everybody whom an LFW pair list names."""
+    """The names of all people in an LFW pair list."""
     lines = [line.split("\t") for line in pairs.read_text().splitlines()[1:]]
     return {line[0] for line in lines} | {line[2] for line in lines if len(line) == 4}
 

@@ -1,4 +1,4 @@
-"""What people install: one package, which needs torch and nothing else."""
+"""What a user installs: one package that needs only torch."""
 
 import ast
 import email
@@ -91,7 +91,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Modules that no extra installs: tools/align.py says how to install its detector, which asks for an
-# old numpy, and mxnet wrote the golden files in an environment of its own.
+# old numpy, and mxnet wrote the golden files in a separate environment.
 ELSEWHERE = {"facenet_pytorch", "mxnet"}
 
 

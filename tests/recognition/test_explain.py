@@ -36,7 +36,7 @@ def test_every_key_has_a_text(key: Key) -> None:
     assert key.option.hint is not None
 
 
-def test_every_part_of_every_folder_is_told() -> None:
+def test_every_part_of_every_folder_is_explained() -> None:
     told = {key.name: [part.part for part in parts_of(key)] for key in keys_of(Config)}
     assert {name: parts for name, parts in told.items() if parts} == {
         name: part_names(package) for name, package in FOLDERS.items()
