@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, Literal, NoReturn
 
-from data.options import Range
+from data.options import describe, fit
 from data.parts import hint, option_texts
 
 Record = Mapping[str, Any]
@@ -121,14 +121,15 @@ def _settings(hint: Any, default: Any) -> dict[str, Any]:
         return {"choices": inside}
     if typing.get_origin(hint) is tuple:
         return {"nargs": "+", **_settings(inside[0], default)}
-    kind, *marks = inside or [hint]
+    kind = (inside or [hint])[0]
+    bounds = describe(hint).removeprefix(f"{describe(kind)} ")
 
     def convert(text: str) -> Any:
         value = kind(text)
-        for mark in marks:
-            if isinstance(mark, Range) and not mark.holds(value):
-                raise argparse.ArgumentTypeError(f"found {text!r}, expected {mark}")
-        return value
+        try:
+            return fit(hint, value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {bounds}") from None
 
     convert.__name__ = kind.__name__  # argparse shows it
     return {"type": convert}
