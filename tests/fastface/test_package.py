@@ -86,7 +86,9 @@ def _declared(requirements: list[Requirement], extra: str) -> set[str]:
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "annotated_types": "pydantic",  # pydantic depends on it, and uses its types as its own
     "cv2": "opencv-python-headless",
+    "pydantic_core": "pydantic",  # pydantic pins its version
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
