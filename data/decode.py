@@ -6,8 +6,6 @@ there costs 7 % of the decoding time. OpenCV decodes all other images, including
 entry rotates and JPEGs that are broken. Whether a file is readable is therefore OpenCV's verdict.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import simplejpeg

@@ -1,7 +1,5 @@
 """Encoded images by number: in memory, as files, or as stored entries of a zip."""
 
-from __future__ import annotations
-
 import os
 import struct
 import zipfile

@@ -1,7 +1,5 @@
 """The two types that all parts share: a set of face images on disk, and a batch in memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -3,8 +3,6 @@
 An extraction that was stopped continues where it was.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

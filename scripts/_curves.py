@@ -1,7 +1,5 @@
 """Loss curves: of our runs and of published logs, thinned and drawn."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

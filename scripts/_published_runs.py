@@ -1,7 +1,5 @@
 """The published rows with their recipes, and our runs of them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

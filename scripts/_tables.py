@@ -1,7 +1,5 @@
 """Tables of scripts: Markdown, so that they can go into docs as they are, and CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence

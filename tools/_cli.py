@@ -7,8 +7,6 @@ A command is a module with `main(argv)`. Modules whose names begin with an under
 The arguments of a command are the parameters of a function, so that each of them exists once.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib

@@ -4,8 +4,6 @@ Measured from /proc/self/status. `ru_maxrss` of getrusage would count the parent
 survives the start of a new program. Systems without /proc know only that one.
 """
 
-from __future__ import annotations
-
 import re
 import resource
 import sys

@@ -12,8 +12,6 @@ package pins older releases than this project runs on, so install it without its
     pip install --no-deps facenet-pytorch==2.6.0 requests tqdm
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

@@ -10,8 +10,6 @@ A call that was killed is continued by the next one. A file appears under its na
 whole.
 """
 
-from __future__ import annotations
-
 import typing
 from pathlib import Path
 from typing import Literal

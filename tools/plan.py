@@ -9,8 +9,6 @@ two moments: the start of the backward pass, when all activations exist, and the
 when all gradients do.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -6,8 +6,6 @@ Prints a histogram of the images per identity, and draws it where --png is given
 and bytes are those of an even sample of 500 images.
 """
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Keeps arrays that took a scan beside the files that were scanned."""
 
-from __future__ import annotations
-
 import logging
 import os
 import zipfile

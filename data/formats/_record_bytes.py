@@ -10,8 +10,6 @@ A payload with the magic at a multiple of 4 is cut there into segments, without 
 of a record says which segment it is: 0 the whole, 1 the first, 2 a middle one, 3 the last.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 

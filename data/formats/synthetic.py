@@ -9,8 +9,6 @@ The path is a line of options, each of which may be missing:
 the identities first…first+identities-1, so sets with different `first` have no person in common.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

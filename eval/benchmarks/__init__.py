@@ -13,8 +13,6 @@ the embeddings come from a file. Configs (`evaluate.sets`), the command line and
 nothing else.
 """
 
-from __future__ import annotations
-
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@
 A probe of a person whom the gallery lacks is unmated; such probes give the open-set figures.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -6,8 +6,6 @@ squared distance is chosen on nine consecutive, unshuffled folds and applied to 
 protocol as insightface's code has it).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

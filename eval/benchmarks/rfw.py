@@ -4,8 +4,6 @@ A folder as RFW is distributed (`txts/African/African_pairs.txt` and the images
 `data/African/NAME/NAME_0001.jpg`), or one `.bin` per group, `African_test.bin`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -7,8 +7,6 @@ Folder: `meta/ijbc_face_tid_mid.txt` (image, template, media), `meta/ijbc_name_5
 `meta/ijbc_1N_probe_mixed.csv` (template, subject; S1, S2 in IJB-B).
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from functools import partial

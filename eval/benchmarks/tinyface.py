@@ -6,8 +6,6 @@ image of the probe's identity among the first entries is a hit, as AdaFace and t
 set count.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Templates: the embeddings of several images of one person pooled into one vector, and the scores
 of listed pairs of templates."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.sparse import csr_matrix
 

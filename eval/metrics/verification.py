@@ -5,8 +5,6 @@ the threshold; with squared distances (the ten-fold protocol) where the distance
 published. Rates are fractions in [0, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The pictures of a report, as PNG bytes."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Published figures, to print beside ours."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A shared machine's speed changes within seconds. So variants are measured in tur
 and figures are compared within a round.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence

@@ -10,8 +10,6 @@ medians over steps. The variant `plain` is the textbook module: float32, NCHW, e
 rounding carries the losses, which is the measure for the differences that bf16 training makes.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -15,8 +15,6 @@ Each part runs in a process of its own, so that its peak memory is its own. Ours
 loops alternate, and figures are medians.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

@@ -20,8 +20,6 @@ The other three use all cores and count time by the clock:
 Rates are medians over rounds. Ratios are medians of the ratios within a round.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import statistics

@@ -10,8 +10,6 @@ files. Memory is the peak above what the process held before. Images are a few b
 into a temporary folder, which TMPDIR chooses.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from pathlib import Path

@@ -8,8 +8,6 @@ in points of accuracy. Their 95 % interval is that of 2,000 bootstrap resamples 
 where a row has several seeds, of its seeds.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import statistics

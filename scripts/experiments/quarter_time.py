@@ -18,8 +18,6 @@ its checkpoint. Several of these commands may run side by side: each chooses run
 holds. Tables and figures: `python -m scripts.experiments.quarter_report`.
 """
 
-from __future__ import annotations
-
 import base64
 import fcntl
 import json

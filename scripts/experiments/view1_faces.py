@@ -12,8 +12,6 @@ With --tuning, the pairs are those of pairsDevTrain, and the people in them are 
 Settings are chosen on these.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -13,8 +13,6 @@ more than 10 s, and a crash, for which a process of its own does the reading. Ex
 a failure.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import signal

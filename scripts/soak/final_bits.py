@@ -7,8 +7,6 @@ are ordered by their own hashes, so that neither their names nor their places co
 on the processor and on the version of torch: compare two checkouts on one machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

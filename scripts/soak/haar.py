@@ -7,8 +7,6 @@ FastFace's detector must equal its definition, evaluated in long double, to 1e-1
 |D|. Exit code 1: one of them does not.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.signal import lfilter
 

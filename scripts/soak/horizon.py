@@ -11,8 +11,6 @@ the first 15 % of the run; decays on the constant loss, and none on the falling 
 the bar is missed.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 import random
