@@ -1,18 +1,18 @@
 """Verification `.bin` files: a pickle of (list of encoded images, list of bool), two images per
 pair.
 
-The files are untrusted, and unpickling runs whatever a pickle names. So nothing is unpickled here:
-opcodes are read with the table in `pickletools`, which executes nothing, and the few that such a
-file needs act on plain values. No name in the file is ever looked up. Known names (`numpy.dtype`,
-…) only select a branch below; others are refused.
+The files are untrusted, and unpickling runs whatever a pickle names. So the unpickler here is the
+standard library's without most of its opcodes: those that are left make lists, tuples, bytes, text
+and numbers. No name in the file is ever looked up. Known names (`numpy.dtype`, …) only select a
+branch below; others are refused.
 """
 
-import codecs
 import math
 import mmap
 import pickle
 import pickletools
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,22 @@ _NAMES = {
     "numpy ndarray": "ndarray",
     "_codecs encode": "encode",
 }
+_BROKEN = ValueError, LookupError, TypeError, OverflowError, AttributeError, pickle.UnpicklingError
 _DTYPE = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248]|\?|[bBhHiIlLqQefd])")
-_LITERALS = {
+_ADMITTED = (
+    *("PROTO", "FRAME", "STOP", "MARK", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"),
+    *("GET", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE"),
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-}
-_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "READONLY_BUFFER"),
+    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("GLOBAL", "STACK_GLOBAL"),  # through `find_class` below
+)
 
 
 class _Name(str):
     """A known global, e.g. "dtype"; never the object it stands for."""
-
-
-class _Mark:
-    """The opcode MARK on the stack."""
 
 
 class _Dtype:
@@ -104,10 +104,12 @@ def read_bin(path: str | Path) -> tuple[list[bytes], np.ndarray]:
         raise ValueError(f"{path}: empty file; expected a verification .bin")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         try:
-            return _pairs(_interpret(mapped, max_steps=100_000 + len(mapped) // 100))
+            return _pairs(_Unpickler(mapped, max_steps=100_000 + len(mapped) // 100).load())
         except RecursionError:
             raise ValueError(f"{path}: refused: nested too deep") from None
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
+        except (EOFError, struct.error):
+            raise ValueError(f"{path}: refused: truncated, it has no end mark") from None
+        except _BROKEN as error:
             raise ValueError(
                 f"{path}: refused: {str(error)[:300] or type(error).__name__}"
             ) from None
@@ -124,94 +126,61 @@ def write_bin(path: str | Path, images: list[bytes], same: np.ndarray) -> None:
         pickle.dump(([bytes(x) for x in images], [bool(x) for x in same]), file, protocol=4)
 
 
-def _interpret(source: Any, *, max_steps: int) -> Any:
-    """The value that the opcodes describe. Nothing recurses, is copied, or is called by its
-    name."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
+class _Unpickler(pickle._Unpickler):
+    """The unpickler written in Python, whose table of opcodes can be replaced."""
 
-    def to_mark() -> list[Any]:
-        at = len(stack) - 1
-        while at >= 0 and stack[at] is not _Mark:
-            at -= 1
-        if at < 0:
-            raise ValueError("items without a mark")
-        items = stack[at + 1 :]
-        del stack[at:]
-        return items
+    stack: list[Any]
 
-    for _ in range(max_steps):
-        name, arg = _next_opcode(source)
-        if name in _LITERALS:
-            stack.append(arg)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in ("STRING", "BINSTRING", "SHORT_BINSTRING"):  # Python 2's str: bytes
-            stack.append(arg.encode("latin-1"))
-        elif name == "BYTEARRAY8":
-            stack.append(bytes(arg))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if name == "MEMOIZE" else arg] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[arg])
-        elif name == "MARK":
-            stack.append(_Mark)
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name in ("LIST", "TUPLE"):
-            stack.append(to_mark() if name == "LIST" else tuple(to_mark()))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("APPEND", "APPENDS"):
-            items = to_mark() if name == "APPENDS" else [stack.pop()]
-            if type(stack[-1]) is not list:
-                raise ValueError(f"append to {type(stack[-1]).__name__}")
-            stack[-1].extend(items)
-        elif name == "GLOBAL":
-            stack.append(_known(arg))
-        elif name == "STACK_GLOBAL":
-            attribute, module = stack.pop(), stack.pop()
-            stack.append(_known(f"{module} {attribute}" if isinstance(module, str) else "?"))
-        elif name == "REDUCE":
-            args, function = stack.pop(), stack.pop()
-            stack.append(_reduce(function, args))
-        elif name == "BUILD":
-            state = stack.pop()
-            if not isinstance(stack[-1], (_Dtype, _Array)):
-                raise ValueError(f"state for {type(stack[-1]).__name__}")
-            stack[-1].build(state)
-        elif name == "STOP":
-            return stack[-1]
-        elif name not in ("PROTO", "FRAME", "READONLY_BUFFER"):
+    def __init__(self, source: Any, *, max_steps: int) -> None:
+        super().__init__(source, encoding="bytes")  # Python 2's str: bytes
+        self.dispatch = _Opcodes(max_steps)  # type: ignore[assignment, misc]
+
+    def find_class(self, module: str, name: str) -> _Name:
+        """The known name. It stands for itself: nothing is imported."""
+        found = _NAMES.get(f"{module} {name}")
+        if found is None:
             raise ValueError(
-                f"opcode {name}; only lists, tuples, bytes, bool, int, str and numpy numbers "
-                "are admitted"
+                f"it names {module}.{name}"[:109] + "; only numpy's scalars and arrays are admitted"
             )
-    raise ValueError(f"more than {max_steps} steps; no image list needs so many")
+        return _Name(found)
+
+    def reduce(self) -> None:
+        """In place of a call."""
+        args = self.stack.pop()
+        self.stack[-1] = _reduce(self.stack[-1], args)
+
+    def build(self) -> None:
+        """In place of `__setstate__`."""
+        state, made = self.stack.pop(), self.stack[-1]
+        if not isinstance(made, (_Dtype, _Array)):
+            raise ValueError(f"state for {type(made).__name__}")
+        made.build(state)
 
 
-def _next_opcode(source: Any) -> tuple[str, Any]:
-    code = source.read(1)
-    if not code:
-        raise ValueError("truncated: the pickle ends before its end mark")
-    opcode = _OPCODES.get(code.decode("latin-1"))
-    if opcode is None:
-        raise ValueError(f"not a pickle: byte {code!r} at {source.tell() - 1}")
-    # Python 2 wrote the bytes of images as STRING, and the table's reader admits ASCII alone
-    if opcode.name == "STRING":
-        escaped = source.readline().strip()[1:-1]
-        content = codecs.escape_decode(escaped)[0]
-        return opcode.name, content.decode("latin-1")  # type: ignore[attr-defined]
-    return opcode.name, opcode.arg.reader(source) if opcode.arg else None
+class _Opcodes:
+    """What each admitted opcode does. It is asked at most `steps` times."""
 
+    def __init__(self, steps: int) -> None:
+        known = pickle._Unpickler.dispatch
+        self.methods: dict[int, Any] = {
+            **{code: known[code] for code in (getattr(pickle, name)[0] for name in _ADMITTED)},
+            pickle.BYTEARRAY8[0]: known[pickle.BINBYTES8[0]],
+            pickle.REDUCE[0]: _Unpickler.reduce,
+            pickle.BUILD[0]: _Unpickler.build,
+        }
+        self.steps = self.left = steps
 
-def _known(name: str) -> _Name:
-    if name not in _NAMES:
-        raise ValueError(
-            f"it names {name.replace(' ', '.')[:100]}; only numpy's scalars and arrays are admitted"
-        )
-    return _Name(_NAMES[name])
+    def __getitem__(self, code: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"more than {self.steps} steps; no image list needs so many")
+        if code not in self.methods:
+            names = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+            raise ValueError(
+                f"opcode {names.get(code, code)}; only lists, tuples, bytes, bool, int, str and "
+                "numpy numbers are admitted"
+            )
+        return self.methods[code]
 
 
 def _reduce(function: Any, args: Any) -> Any:
