@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import io
 import re
 import zlib
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.report.plots import png
 from recognition.logs import read_metrics
 
 LOG_LINE = re.compile(
@@ -100,6 +100,4 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
     rate.set(xlabel="optimizer step", ylabel="learning rate", yscale="log")
     for axes in (loss, rate):
         axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    return png(figure, dpi=120)

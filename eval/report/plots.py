@@ -27,7 +27,7 @@ def roc_png(curves: dict[str, Curve]) -> bytes:
     axes.set(xlabel="false accept rate", ylabel="true accept rate, %")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
 def scores_png(histograms: dict[str, Histogram]) -> bytes:
@@ -45,10 +45,11 @@ def scores_png(histograms: dict[str, Histogram]) -> bytes:
         axes.set(xlim=(counts.edges[seen[0]], counts.edges[seen[-1] + 1]))
         axes.set(xlabel=f"cosine similarity, {name}", ylabel="share of pairs, %")
         axes.legend(fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any, dpi: int = 130) -> bytes:
+    """The figure as the bytes of a PNG file."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
