@@ -117,7 +117,7 @@ def from_list(pairs: str | Path, images: str | Path) -> Pairs:
 
 
 def from_bin(path: str | Path) -> Pairs:
-    """A verification .bin, read without unpickling anything."""
+    """A verification .bin; nothing that it names is looked up or run."""
     encoded, same = read_bin(path)
     rows = np.arange(len(encoded))
     return Pairs(BytesImages(encoded, str(path)), rows[0::2], rows[1::2], same, fold_notes(same))
