@@ -4,8 +4,6 @@ Exit code 0: trained and evaluated. 1: the training failed. 2: a mistake in an a
 or the data. 130: stopped; --resume goes on.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

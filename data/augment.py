@@ -9,8 +9,6 @@ These are two batched matrix products, whatever is switched on. Random numbers a
 from one seed, so that a seed gives the same augmentation on every device.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

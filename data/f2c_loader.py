@@ -17,8 +17,6 @@ proportional to n^w, and it may come twice in a step. Where most people have one
 uniform draws would mostly pair an image with itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

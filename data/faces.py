@@ -1,7 +1,5 @@
 """Opens a face set of any format: each file in data/formats/ is one format."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Files that many threads and processes read at once, and files that are written atomically."""
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Encoded images by number: in memory, as files, or as stored entries of a zip."""
 
-from __future__ import annotations
-
 import os
 import struct
 import zipfile
@@ -14,16 +12,16 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class Images(Protocol):
-    """Encoded images by number; a FaceSet is one, too."""
+    """Encoded images by number."""
 
     def __len__(self) -> int:
         """Number of images."""
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes of an image."""
+        """Encoded bytes (JPEG, PNG, …) of an image; errors name the file and the key."""
 
     def describe(self, index: int) -> str:
-        """Where an image is, for messages."""
+        """File and key of an image, for messages."""
 
 
 def stem(name: str) -> str:

@@ -5,8 +5,6 @@ pickled or copied between processes, and scripts/bench/loader.py measures thread
 Python code between two decodes costs a few µs per image.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 import weakref
@@ -174,7 +172,7 @@ class Loader:
         finally:
             decoder.close()
 
-    def _finish(self, pending: _Pending) -> Batch:
+    def _finish(self, pending: "_Pending") -> Batch:
         """Waits until a batch is decoded, and puts it onto the device."""
         bad = [failure for future in pending.futures for failure in future.result()]
         labels = self.faces.labels[pending.indices].astype(np.int64)
@@ -205,7 +203,7 @@ class Loader:
         labels.record_stream(current)
         return Batch(images=images, labels=labels)
 
-    def _replace(self, pending: _Pending, labels: Int64, bad: Failures) -> None:
+    def _replace(self, pending: "_Pending", labels: Int64, bad: Failures) -> None:
         """Puts the next good image of the batch, with its label, into the place of each bad one."""
         rows = {row for row, _ in bad}
         for row, error in bad:

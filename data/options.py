@@ -4,8 +4,6 @@
 of a dataclass and the parameters behind the `*` of a `build` are options alike.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -5,8 +5,6 @@ not depend on the number of ranks. A position in the order is therefore one numb
 of the epoch all ranks together have handed out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@
 not parts.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """Run one benchmark, on a trained model or on stored embeddings; or write embeddings to a file."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import sys

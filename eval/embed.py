@@ -1,7 +1,5 @@
 """Images to embeddings, batch by batch: the decoded images of a set are never all in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 

@@ -3,8 +3,6 @@
 An extraction that was stopped continues where it was.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -124,8 +122,4 @@ def model_digest(path: str | Path) -> str:
     """sha256 of a model file, or of `model.pt` in a run folder."""
     path = Path(path)
     file = path / "model.pt" if path.is_dir() else path
-    with open(file, "rb") as content:
-        digest = hashlib.sha256()
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,7 +1,5 @@
 """Embeddings from a file in place of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ A folder is written under another name, flushed to disk, and then renamed. Files
 `torch.load(weights_only=True)`, so nothing in a checkpoint is executed.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -5,8 +5,6 @@ checks a file against them; `python train.py --help`, docs/configuration.md and 
 repeat them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal

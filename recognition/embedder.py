@@ -1,7 +1,5 @@
 """A trained backbone as a function from images to embeddings, loaded from a run folder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

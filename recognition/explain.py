@@ -1,7 +1,5 @@
 """What every key of a config means, for `train.py --help`, `--explain` and the generated docs."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import textwrap

@@ -1,7 +1,5 @@
 """The logs of a run: lines on the terminal, metrics.jsonl with TensorBoard, and training.png."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -20,7 +18,7 @@ from recognition.parts import Parts
 @contextmanager
 def open_logs(
     folder: Path, parts: Parts, *, total_steps: int, first_step: int, saved_step: int
-) -> Iterator[RunLogs]:
+) -> Iterator["RunLogs"]:
     """The logs of a run that starts at `first_step`; only rank 0 writes any.
 
     saved_step: the step of the checkpoint that the run resumes from, 0 for a new run.
@@ -40,8 +38,8 @@ def open_logs(
 class RunLogs:
     """Where the lines of a run go: to the terminal and to files, or nowhere."""
 
-    console: Console | None
-    metrics: Metrics | None
+    console: "Console | None"
+    metrics: "Metrics | None"
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """Log the figures of a window of training steps."""
@@ -70,7 +68,7 @@ class Console:
         self._advised_epoch = -1
         self._bar: Any = None
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> "Console":
         if sys.stdout.isatty():
             from rich import progress
 

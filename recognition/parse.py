@@ -3,8 +3,6 @@
 Every mistake is a `ConfigError` of one line: file, key, what was found and what was expected.
 """
 
-from __future__ import annotations
-
 import inspect
 import typing
 from collections.abc import Mapping, Sequence

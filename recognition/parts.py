@@ -1,7 +1,5 @@
 """What a run is made of, and its state: all that the next step depends on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

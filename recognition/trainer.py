@@ -5,8 +5,6 @@ data, and `Progress`. Random numbers come from seeds made of (run seed, step, mi
 a resumed run computes the same numbers.
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading

@@ -1,10 +1,7 @@
 """Loss curves of our runs and of published logs: reading, thinning and drawing."""
 
-from __future__ import annotations
-
 import csv
 import gzip
-import io
 import re
 import zlib
 from collections.abc import Sequence
@@ -14,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.report.plots import png
 from recognition.logs import read_metrics
 
 LOG_LINE = re.compile(
@@ -101,6 +99,4 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
     lr.set(xlabel="optimizer step", ylabel="learning rate", yscale="log")
     for axes in (loss, lr):
         axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    return png(figure, dpi=120)

@@ -1,7 +1,5 @@
 """The published rows with their recipes, and our runs of them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -122,15 +120,11 @@ def _unfinished(lines: list[dict[str, Any]], epochs: int) -> Iterator[str]:
 
 def _changed(tree: dict[str, Any], row: str) -> Iterator[str]:
     """Settings of the recipe in which a run's config.yaml differs from configs/ROW.yaml."""
-    ran, config = flat(tree), flat(to_tree(load_config(_config(row))))
+    ran, config = flat(tree), flat(to_tree(load_config(CONFIGS / f"{row}.yaml")))
     for key in sorted(ran.keys() | config.keys()):
         in_recipe = any(key == name or key.startswith(name + ".") for name in RECIPE)
         if in_recipe and ran.get(key) != config.get(key):
             yield f"{key} {ran.get(key)}, the config has {config.get(key)}"
-
-
-def _config(row: str) -> Path:
-    return CONFIGS / f"{row}.yaml"
 
 
 def read_rows(table: str, runs: Sequence[Run]) -> list[Row]:
@@ -143,7 +137,7 @@ def read_rows(table: str, runs: Sequence[Run]) -> list[Row]:
 
 
 def _read_row(name: str, published: dict[str, Any], runs: Sequence[Run]) -> Row:
-    path = _config(name)
+    path = CONFIGS / f"{name}.yaml"
     command = start_command(path)
     torchrun = re.match(r"torchrun --nproc_per_node=(\d+) ", command)
     ranks = int(torchrun[1]) if torchrun else 1

@@ -1,7 +1,5 @@
 """Tables of scripts, as Markdown that can be pasted into docs, and as CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@
 The schema lets editors complete and check the files in configs/.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

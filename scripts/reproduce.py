@@ -11,8 +11,6 @@ run count too: `python -m eval templates --model RUN --root IJBC --out RUN/ijbc`
 Files are written to --out: tables.md, tables.csv and, if there are runs or --logs, loss.png.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ A command is a module with `main(argv)`. Modules whose names begin with an under
 The arguments of a command are the parameters of a function, so that each of them exists once.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib
@@ -16,10 +14,9 @@ import inspect
 import json
 import pkgutil
 import sys
-import typing
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from data.options import describe, fit
 from data.parts import hint, option_texts
@@ -62,7 +59,7 @@ def command(function: Callable[..., Record | None]) -> Callable[[list[str] | Non
 
     Parameters before the `*` are positional arguments, and those behind it are options. The help
     consists of the module's docstring and of the lines `name: text` in the function's docstring.
-    Call this last in a module.
+    A positional argument with a default is a list that may be empty. Call this last in a module.
     """
 
     def main(argv: list[str] | None = None) -> int:
@@ -70,7 +67,7 @@ def command(function: Callable[..., Record | None]) -> Callable[[list[str] | Non
         assert module.__spec__ is not None
         parser = command_parser(module.__spec__.name, module.__doc__)
         values_for = add_options(parser, function, positionals=True)
-        options = parser.parse_args(argv)
+        options = parser.parse_intermixed_args(argv)
         return run_command(lambda _: function(**values_for(options)), options)
 
     if function.__module__ == "__main__":
@@ -93,7 +90,7 @@ def add_options(
     positionals: add an argument for each parameter before the `*` too. Returns a function from the
     parsed options to the values of all these parameters.
     """
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = get_type_hints(function, include_extras=True)
     texts, names = option_texts(function), []
     for name, one in inspect.signature(function).parameters.items():
         text = texts.get(name, "").rstrip(".").replace("%", "%%")
@@ -103,6 +100,8 @@ def add_options(
             settings |= {"required": required, "default": None if required else one.default}
             parser.add_argument(f"--{name.replace('_', '-')}", **settings)
         elif positionals:
+            if one.default is not one.empty:
+                settings |= {"nargs": "*", "default": one.default}
             parser.add_argument(name, metavar=name.upper(), **settings)
         else:
             continue
@@ -112,14 +111,14 @@ def add_options(
 
 def _settings(hint: Any, default: Any) -> dict[str, Any]:
     """argparse's settings for a type: bool, Literal, tuple, or a type that is made from a text."""
-    inside = [one for one in typing.get_args(hint) if one is not type(None)]
-    if type(None) in typing.get_args(hint):
+    inside = [one for one in get_args(hint) if one is not type(None)]
+    if type(None) in get_args(hint):
         return _settings(inside[0], default)
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction if default else "store_true"}
-    if typing.get_origin(hint) is Literal:
+    if get_origin(hint) is Literal:
         return {"choices": inside}
-    if typing.get_origin(hint) is tuple:
+    if get_origin(hint) is tuple:
         return {"nargs": "+", **_settings(inside[0], default)}
     kind = (inside or [hint])[0]
     bounds = describe(hint).removeprefix(f"{describe(kind)} ")

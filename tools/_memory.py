@@ -4,8 +4,6 @@ The figures come from /proc/self/status. Systems without /proc have only `ru_max
 which may count the parent's memory too, because it survives the start of a new program.
 """
 
-from __future__ import annotations
-
 import re
 import resource
 import sys

@@ -9,11 +9,8 @@
 A call continues where a killed one stopped. A file appears under its name only when it is complete.
 """
 
-from __future__ import annotations
-
-import typing
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -67,8 +64,8 @@ def run(
     format: format of SOURCE, needed only where several could be meant.
     """
     kind = to or target.suffix.lstrip(".") or "folder"
-    if kind not in typing.get_args(Kind):
-        raise ValueError(f"{target}: unknown suffix; give --to {' | '.join(typing.get_args(Kind))}")
+    if kind not in get_args(Kind):
+        raise ValueError(f"{target}: unknown suffix; give --to {' | '.join(get_args(Kind))}")
     if kind != "folder" and not shard and target.exists():
         raise FileExistsError(f"{target}: exists already; remove it or choose another name")
     if kind != "bin":

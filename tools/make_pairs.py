@@ -6,8 +6,6 @@ Half of the pairs show one person. The pairs form ten folds that share no person
 in .txt gets lines of `path path 0|1`, which needs a face set of image files in folders.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

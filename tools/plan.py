@@ -9,12 +9,8 @@ two moments: the start of the backward pass, when all activations exist, and the
 when all gradients do.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -22,11 +18,12 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 
+from data.options import Count
 from data.parts import find_part, part_names
 from recognition.classifiers import ClassifierFacts, Overrides, Sizes
 from recognition.config import Config, ConfigError, Part
 from recognition.parse import build_part, load_config
-from tools._cli import command_parser, run_command
+from tools._cli import command
 from tools._memory import resident_bytes
 
 CLASSIFIERS = "recognition.classifiers"
@@ -202,7 +199,7 @@ def memory(text: str) -> int:
     """Bytes of `24GB`, `512M`, `8000000000`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)i?B?", text.strip(), re.IGNORECASE)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 24GB")
+        raise ValueError(f"--device-memory {text}: expected a size such as 24GB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
@@ -226,30 +223,26 @@ def show(result: dict[str, Any]) -> None:
         print("  none alone: combine several, use more ranks, or a smaller backbone")
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Plan and print."""
-    result = plan(
-        options.config, options.overrides, options.classes, options.device_memory, options.ranks
-    )
+def run(
+    overrides: tuple[str, ...] = (),
+    *,
+    config: str,
+    classes: Count | None = None,
+    device_memory: str | None = None,
+    ranks: Count = 1,
+) -> dict[str, Any]:
+    """Plan and print.
+
+    overrides: changes of the config, section.key=value.
+    config: a YAML file, see configs/.
+    classes: identities (default: counted in data.train).
+    device_memory: what must be enough, such as 24GB.
+    ranks: processes of the run, over which centers are sharded.
+    """
+    limit = memory(device_memory) if device_memory else None
+    result = plan(config, overrides, classes, limit, ranks)
     show(result)
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("tools.plan", __doc__)
-    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="changes of the config"
-    )
-    parser.add_argument(
-        "--classes", type=int, help="identities; counted in data.train if not given"
-    )
-    parser.add_argument("--device-memory", type=memory, metavar="24GB", help="what must be enough")
-    parser.add_argument(
-        "--ranks", type=int, default=1, help="processes of the run, over which centers are sharded"
-    )
-    return run_command(run, parser.parse_intermixed_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

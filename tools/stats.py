@@ -6,8 +6,6 @@ It prints a histogram of the images per identity, and draws it if --png is given
 and bytes are means of 500 images, spread evenly over the set.
 """
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -7,8 +7,6 @@ that cannot be decoded, images of another size than most (or than --size), label
 and exact duplicates, within an identity or across two. Exit code 1: there are faults.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections import Counter

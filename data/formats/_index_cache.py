@@ -1,7 +1,5 @@
 """Keeps the arrays of a slow scan in a file beside the files that were scanned."""
 
-from __future__ import annotations
-
 import logging
 import os
 import zipfile

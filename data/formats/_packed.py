@@ -1,7 +1,5 @@
 """Images inside larger files (zip, tar, LMDB): flat arrays say where each image lies."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Iterable

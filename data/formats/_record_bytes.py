@@ -11,8 +11,6 @@ left out. The flag of a record says which segment it is: 0 the whole, 1 the firs
 3 the last.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 

@@ -7,8 +7,6 @@ lies. The lmdb package is not used: it maps the file into memory, and a truncate
 process with SIGBUS (tried) where this code raises an error.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from itertools import islice

@@ -7,8 +7,6 @@ are identity records, whose two labels are the key range [start, end) of that id
 a record 0 every key is an image.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

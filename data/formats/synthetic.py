@@ -9,20 +9,18 @@ The path is a line of options, each of which may be missing:
 the identities first…first+identities-1, so sets with different `first` have no person in common.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2
 import numpy as np
 
+from data.decode import encode_jpeg
 from data.faces import GENERATED
 from data.types import Int64, Pixels
 
 DEFAULTS = {"identities": 200, "images": 20, "first": 0, "seed": 0, "size": 112}
 # Drawings kept in memory, a few kB each: only the first epoch draws.
 KEPT_IMAGES = 1 << 16
-JPEG_QUALITY = 95
 SUBPIXEL = 4  # OpenCV counts coordinates in 1/2**SUBPIXEL pixels
 
 
@@ -49,7 +47,9 @@ class SyntheticSet:
         if encoded is None:
             identity, image = divmod(range(len(self))[index], self.images)
             person = self.first + identity
-            encoded = _encode(draw(seed=self.seed, identity=person, image=image, size=self.size))
+            encoded = encode_jpeg(
+                draw(seed=self.seed, identity=person, image=image, size=self.size)
+            )
             if len(self._drawn) < KEPT_IMAGES:
                 self._drawn[index] = encoded
         return encoded
@@ -243,8 +243,3 @@ def _photograph(canvas: Pixels, rng: np.random.Generator) -> Pixels:
     if u() < 0.5:
         picture = picture[:, ::-1]
     return np.ascontiguousarray(np.clip(picture + grain, 0, 255).astype(np.uint8))
-
-
-def _encode(image: Pixels) -> bytes:
-    _, encoded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return encoded.tobytes()

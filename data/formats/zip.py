@@ -5,8 +5,6 @@ complete path; the same path in two shards is the same identity. Members may be 
 The index of all members is kept beside the shards.
 """
 
-from __future__ import annotations
-
 import struct
 import zipfile
 import zlib

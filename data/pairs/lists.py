@@ -1,7 +1,5 @@
 """Listed pairs: a list file with an image folder or zip, FastFace's folder, or a .bin."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

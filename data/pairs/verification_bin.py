@@ -6,8 +6,6 @@ such a file needs act on plain values. No name in the file is ever looked up. Kn
 (`numpy.dtype`, …) only select a branch below; others are refused.
 """
 
-from __future__ import annotations
-
 import codecs
 import math
 import mmap
@@ -81,7 +79,7 @@ class _Array:
         _, shape, dtype, fortran, data = state
         self.fill(data, dtype, shape, "F" if fortran else "C")
 
-    def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> _Array:
+    def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> "_Array":
         if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
             raise ValueError("numpy array that does not hold plain numbers")
         known = isinstance(shape, tuple) and len(shape) <= 4

@@ -3,8 +3,6 @@
 The files are .rec, .idx and `property`, and `_names.txt` if the identities have names.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import IO

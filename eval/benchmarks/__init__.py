@@ -13,12 +13,9 @@ the embeddings come from a file. Configs (`evaluate.sets`), the command line and
 nothing else.
 """
 
-from __future__ import annotations
-
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from data.faces import resolve_path
 from data.options import PathText
@@ -42,9 +39,9 @@ def open_benchmark(
     options = dict(item)
     optional = options.pop("optional", False)
     module = find_part(PACKAGE, options.pop("protocol"))
-    hints = typing.get_type_hints(module.build, include_extras=True)
+    hints = get_type_hints(module.build, include_extras=True)
     for key, hint in hints.items():
-        if options.get(key) and PathText in (hint, *typing.get_args(hint)):
+        if options.get(key) and PathText in (hint, *get_args(hint)):
             options[key] = resolve_path(options[key], root)
     if "stored" in hints:
         options["stored"] = stored

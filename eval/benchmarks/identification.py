@@ -4,8 +4,6 @@ Both are folders with one folder per person: `gallery/NAME/*.jpg`. A probe of a 
 the gallery is unmated; such probes give the open-set figures.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -5,8 +5,6 @@ squared distance is chosen on nine consecutive, unshuffled folds and applied to 
 insightface's code for LFW's protocol.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ The set is a folder as RFW distributes it (`txts/African/African_pairs.txt` and 
 `data/African/NAME/NAME_0001.jpg`), or a folder with one `.bin` per group, `African_test.bin`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 
@@ -66,12 +64,12 @@ def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Res
         curves |= {f"{name} {group}": curve for curve in result.curves.values()}
     accuracy = np.array([result.metrics["accuracy"] for result in results.values()])
     errors = 100 - accuracy
-    figures["accuracy"] = float(accuracy.mean())
-    figures["accuracy_std"] = float(accuracy.std())
-    figures["spread"] = float(np.ptp(accuracy))
-    figures["error_ratio"] = (
-        float(errors.max() / errors.min()) if errors.min() > 0 else float("inf")
-    )
+    figures |= {
+        "accuracy": float(accuracy.mean()),
+        "accuracy_std": float(accuracy.std()),
+        "spread": float(np.ptp(accuracy)),
+        "error_ratio": float(errors.max() / errors.min()) if errors.min() > 0 else float("inf"),
+    }
     return Result(
         name,
         PROTOCOL,

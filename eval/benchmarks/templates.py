@@ -10,8 +10,6 @@ The set is a folder with these files, where IJB-B has `ijbb` for `ijbc` and S1, 
     meta/ijbc_1N_probe_mixed.csv            template, subject (only for 1:N)
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from functools import partial

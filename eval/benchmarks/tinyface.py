@@ -5,8 +5,6 @@ folder is the original `Testing_Set`, or an aligned copy with the same three fol
 the probe's identity among the first entries is a hit, as AdaFace and the authors of the set count.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

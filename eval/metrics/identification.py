@@ -3,8 +3,6 @@
 The mate of a probe is an entry of the gallery with the probe's identity.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Templates: several images of one person as one vector, and scores of pairs of templates."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.sparse import csr_matrix
 

@@ -5,8 +5,6 @@ threshold. In the ten-fold protocol, which has squared distances, a pair is acce
 is below the threshold, as published. Rates are fractions in [0, 1].
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a benchmark returns: figures, the curves they came from, and warnings to show with them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,7 +33,7 @@ class Curve:
     tar: np.ndarray
 
     @classmethod
-    def thinned(cls, curve: Roc, points: int = 2000) -> Curve:
+    def thinned(cls, curve: Roc, points: int = 2000) -> "Curve":
         """At most `points` points, spread evenly over the logarithm of the FAR, for plots."""
         rates = np.geomspace(1 / curve.impostors, 1, points - 1)
         counts = np.append(0, rates * curve.impostors + 0.5)

@@ -1,7 +1,5 @@
 """Results as tables, and as the Markdown text around them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Results as files: results.json for programs, the others for people."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Gradient checkpointing: less memory, for a second forward pass of each block of a backbone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 

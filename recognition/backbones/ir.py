@@ -5,8 +5,6 @@ dicts load strictly (AdaFace's own checkpoints prefix them with "model.", CVLfac
 AdaFace's class returns the normalized embedding and its length; ours returns their product.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

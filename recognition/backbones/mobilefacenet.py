@@ -4,8 +4,6 @@ At width 64 the parameter names and shapes are insightface's (arcface_torch): it
 dicts load strictly.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

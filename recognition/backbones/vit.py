@@ -5,8 +5,6 @@ skips the blocks, and a learned token replaces them before the embedding layer (
 Parameter names and shapes are insightface's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,18 +4,14 @@ A classifier's module exports `build(…) -> Classifier` and `FACTS`, a `Classif
 config check, the run and the memory planner must know before a classifier is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from data.loader import Loader
 from recognition.config import Config
-
-if TYPE_CHECKING:
-    from data.loader import Loader
 
 Overrides = list[str]
 """`section.key=value` texts, as on the command line."""

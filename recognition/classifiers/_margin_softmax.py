@@ -9,8 +9,6 @@ products out of three, and saves the memory of a B x C matrix and the time to mo
 The target's logit stays out of the sum, so that a small loss keeps its precision.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Matrix products in float32 or bfloat16."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -9,8 +9,6 @@ rollback is a plan that is not committed: until then, no feature that a backward
 overwritten.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -13,8 +13,6 @@ centers need four (_margin_softmax.py). Nothing of size B x S exists. The backwa
 the columns, which may have changed by then.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -147,7 +145,7 @@ def _update_stats(
 
 
 def _pushed_away(
-    units: torch.Tensor, columns: torch.Tensor, swept: _Swept, touched: torch.Tensor, hardest: int
+    units: torch.Tensor, columns: torch.Tensor, swept: "_Swept", touched: torch.Tensor, hardest: int
 ) -> torch.Tensor:
     """Sum of max(cos, 0) over the hardest columns, or over all of them (B,).
 

@@ -4,8 +4,6 @@ Each is the step of torch.optim.SGD or torch.optim.AdamW, on the given rows alon
 optimizer would need a gradient of all centers, and would also move those without one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

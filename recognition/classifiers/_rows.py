@@ -3,8 +3,6 @@
 A new center depends only on its class and the seed, never on the number of ranks.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ _pool_loss.py). A gallery network, which follows the trained one, computes them.
 batch is drawn uniformly by image, two thirds uniformly by identity (data/f2c_loader.py).
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from typing import Any, Literal

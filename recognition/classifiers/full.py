@@ -1,7 +1,5 @@
 """The full classifier: one center (or a few) per identity, all of them in every step's softmax."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -6,8 +6,6 @@ trained by torch.optim.SGD or AdamW. The sample does not depend on the number of
 draws the same one and keeps the centers that it holds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """What all margin heads share: the interface to a classifier, and the angular formulas."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Literal

@@ -7,8 +7,6 @@ range of theta - m z open. The released code clips it to [0.001, pi - 0.001]; he
 [0, pi].
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

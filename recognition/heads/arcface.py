@@ -1,7 +1,5 @@
 """ArcFace (arXiv 1801.07698, eq. 3): cos(theta + m) for the sample's own class."""
 
-from __future__ import annotations
-
 import torch
 
 from data.options import NonNegative, Positive

@@ -3,8 +3,6 @@
 With m1 = 1 and m2 = m3 = 0 it is NormFace (arXiv 1704.06369).
 """
 
-from __future__ import annotations
-
 import torch
 
 from data.options import NonNegative, Positive

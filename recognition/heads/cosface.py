@@ -1,7 +1,5 @@
 """CosFace (arXiv 1801.09414, eq. 4): cos(theta) - m for the sample's own class."""
 
-from __future__ import annotations
-
 import torch
 
 from data.options import NonNegative, Positive

@@ -4,8 +4,6 @@ A negative with cos > cos(theta_y + m) enters as cos (t + cos), where t is the r
 targets' cosines. The target has the released code's guard past pi.
 """
 
-from __future__ import annotations
-
 import torch
 
 from data.options import NonNegative, Positive, Share

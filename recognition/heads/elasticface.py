@@ -4,8 +4,6 @@ The draws depend on `seed` and on the number of losses so far, which is part of 
 therefore equal on all ranks and after a resume.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

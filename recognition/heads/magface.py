@@ -7,8 +7,6 @@ embeddings. Past pi the released code's guard applies. The gradient flows into a
 clipped.
 """
 
-from __future__ import annotations
-
 import torch
 
 from data.options import NonNegative, Positive

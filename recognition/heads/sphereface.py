@@ -6,8 +6,6 @@ As in its successors the embedding is normalized and scaled (SphereFace-R, arXiv
 without annealing.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 

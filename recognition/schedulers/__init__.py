@@ -5,8 +5,6 @@ steps, if it has parameters of these names. It returns a torch LRScheduler: one 
 step alone (`by_step`), or a `LossReader`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable

@@ -4,8 +4,6 @@ The speed of a shared machine changes within seconds. Therefore variants are mea
 by round, and figures are compared within a round.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence

@@ -10,8 +10,6 @@ medians over steps. The variant `plain` is the textbook module: float32, NCHW, e
 rounding changes the losses, with which the differences of bf16 training should be compared.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence

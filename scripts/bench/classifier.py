@@ -8,8 +8,6 @@ median step, and memory is the peak of the process. Ratios are to the first vari
 `plain` is normalize, linear, margin, cross_entropy and torch.optim.SGD in float32.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -15,8 +15,6 @@ Each part runs in a separate process, so that its peak memory can be measured. O
 literal loops alternate, and figures are medians.
 """
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

@@ -20,8 +20,6 @@ The other three jobs use all cores and count wall-clock time:
 Rates are medians over rounds. Ratios are medians of the ratios within a round.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import statistics

@@ -10,8 +10,6 @@ result of that scan beside the files. Memory is the peak above what the process 
 are a few bytes long. Files go into a temporary folder, which TMPDIR chooses.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from pathlib import Path

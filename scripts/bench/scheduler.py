@@ -6,8 +6,6 @@ Blocks of steps alternate between the two in one process. Figures are medians of
 also shows the size of the state as JSON, because it must not grow with the steps.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import statistics

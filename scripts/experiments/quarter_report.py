@@ -8,8 +8,6 @@ in points of accuracy. Their 95 % intervals come from 2,000 bootstrap resamples 
 a row has several seeds, of its seeds.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import statistics
@@ -62,9 +60,8 @@ class Row:
     runs: list[Record]
     right: np.ndarray
 
-    @property
-    def accuracy(self) -> float:
-        return statistics.fmean(run["accuracy"] for run in self.runs)
+    def mean(self, key: str) -> float:
+        return statistics.fmean(run[key] for run in self.runs)
 
 
 def read_runs(results: Path) -> list[Record]:
@@ -119,10 +116,6 @@ def show(found: tuple[float, float, float]) -> str:
     return f"{found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}]"
 
 
-def mean(row: Row, key: str) -> float:
-    return statistics.fmean(run[key] for run in row.runs)
-
-
 def table(rows: Sequence[Row]) -> list[str]:
     """Markdown lines, one per row, with its differences from the baseline and from FastFace."""
     by_name = {row.name: row for row in rows}
@@ -138,10 +131,10 @@ def table(rows: Sequence[Row]) -> list[str]:
                 "seeds": len(row.runs),
                 "images": f"{run['images']:,}",
                 "steps": f"{run['steps']:,}",
-                "CPU min": f"{mean(row, 'cpu_seconds') / 60:.1f}",
-                "last loss": f"{mean(row, 'final_loss'):.2f}",
+                "CPU min": f"{row.mean('cpu_seconds') / 60:.1f}",
+                "last loss": f"{row.mean('final_loss'):.2f}",
                 "decays": ", ".join(decays),
-                "accuracy %, each seed": f"**{row.accuracy:.2f}**"
+                "accuracy %, each seed": f"**{row.mean('accuracy'):.2f}**"
                 + (f" ({seeds})" if len(row.runs) > 1 else ""),
             }
         )
@@ -165,9 +158,11 @@ def report(runs: Sequence[Record]) -> str:
             seeds = len(doubled[0].runs)
             words = f"The baseline with twice the epochs, {seeds} seed{'s' if seeds > 1 else ''}"
             gain = show(difference(doubled[0], rows[0]))
-            lines += [f"{words}: {doubled[0].accuracy:.2f} %, {gain} points.", ""]
+            lines += [f"{words}: {doubled[0].mean('accuracy'):.2f} %, {gain} points.", ""]
     if tuned := rows_of(runs, "tune"):
-        rates = ", ".join(f"{row.name.removeprefix('lr')}: {row.accuracy:.2f} %" for row in tuned)
+        rates = ", ".join(
+            f"{row.name.removeprefix('lr')}: {row.mean('accuracy'):.2f} %" for row in tuned
+        )
         lines += [f"Base rate, chosen on pairsDevTrain (2,200 pairs) with multi-step: {rates}.", ""]
     if varied := rows_of(runs, "sensitivity"):
         lines += ["**Sensitivity**", "", *table(varied), ""]
@@ -220,10 +215,10 @@ def draw_accuracy(runs: Sequence[Record]) -> Figure:
         baseline, *rows = rows_of(runs, part)
         draw_intervals(axis, rows, baseline)
         for place, row in enumerate(rows):
-            seeds = [run["accuracy"] - baseline.accuracy for run in row.runs]
+            seeds = [run["accuracy"] - baseline.mean("accuracy") for run in row.runs]
             axis.plot(seeds, [place] * len(seeds), "|", color="black", markersize=8)
         axis.axvline(-1, color="gray", linewidth=0.8, linestyle="--")
-        title = f"part {part}: {TESTS[part]}; baseline {baseline.accuracy:.2f} %"
+        title = f"part {part}: {TESTS[part]}; baseline {baseline.mean('accuracy'):.2f} %"
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(
             "points above the baseline at a quarter of its images (dashed: one point below)"
@@ -240,7 +235,7 @@ def draw_sensitivity(runs: Sequence[Record]) -> Figure:
     for place, points in enumerate(draw_intervals(axis, rows, usual)):
         text = f"{rows[place].runs[0]['decays']:.0f} decays"
         axis.annotate(text, (points, place), (0, 6), textcoords="offset points", fontsize=7)
-    axis.set_xlabel(f"points above the usual constants ({usual.accuracy:.2f} %)")
+    axis.set_xlabel(f"points above the usual constants ({usual.mean('accuracy'):.2f} %)")
     return figure
 
 

@@ -18,8 +18,6 @@ its checkpoint. Several of these commands may run at the same time: each chooses
 one holds. `python -m scripts.experiments.quarter_report` makes the tables and figures.
 """
 
-from __future__ import annotations
-
 import base64
 import fcntl
 import json
@@ -39,7 +37,8 @@ import torch
 from data.files import atomic_write
 from data.pairs.lists import from_list
 from data.parts import hint
-from eval.embed import embed_views
+from eval.benchmarks.pairs import score_pairs
+from eval.embed import embed_faces
 from eval.metrics import verification as metrics
 from recognition.embedder import load_embedder
 from scripts._curves import run_curve, thinned, training_lines
@@ -215,16 +214,13 @@ def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarra
             file.write(alternating(faces / "protocol/pairsDevTrain.txt"))
     pairs = from_list(pairs_file, faces / "lfw_112.zip")
     embed, size = load_embedder(runs / run.name, "cpu")
-    plain, mirrored = embed_views(embed, pairs.images, size, mirror=True)
-    assert mirrored is not None
-    distances = metrics.pair_distances(plain + mirrored, pairs.first, pairs.second)
-    folds = metrics.grid_accuracy(distances, pairs.same)
-    right = (distances < folds.thresholds[metrics.fold_of(len(distances))]) == pairs.same
-    curve = metrics.roc(-distances, pairs.same)
-    figures = {"accuracy": 100 * folds.mean, "accuracy_std": 100 * folds.std}
-    figures |= {"exact_accuracy": 100 * metrics.exact_accuracy(distances, pairs.same).mean}
-    figures |= {"tar@0.01": 100 * metrics.tar_at_far(curve, 1e-2), "auc": 100 * metrics.auc(curve)}
-    return figures, right
+    embeddings = embed_faces(embed, pairs.images, size)
+    found = score_pairs(run.name, embeddings, pairs.first, pairs.second, pairs.same).metrics
+    kept = ("accuracy", "accuracy_std", "exact_accuracy", "tar@0.01", "auc")
+    distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
+    thresholds = metrics.grid_accuracy(distances, pairs.same).thresholds
+    right = (distances < thresholds[metrics.fold_of(len(distances))]) == pairs.same
+    return {key: found[key] for key in kept}, right
 
 
 def loss_curve(folder: Path) -> dict[str, list[float]]:

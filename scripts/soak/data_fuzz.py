@@ -13,8 +13,6 @@ identity per label. Everything else is a failure: another exception, a wrong ima
 crash, or more than 10 s. Exit code 1: there was a failure.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import signal

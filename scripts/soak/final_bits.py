@@ -7,8 +7,6 @@ sorted by their own hashes, so that neither their names nor their places matter.
 the processor and on the version of torch, so compare two checkouts on one machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

@@ -7,8 +7,6 @@ The signal of MovingHaarDetector must equal, bit for bit, that of a fresh one th
 largest |D|. Exit code 1: one of them does not.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.signal import lfilter
 

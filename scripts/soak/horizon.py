@@ -11,8 +11,6 @@ in the first 15 % of the run; a decay on the constant loss, and none on the fall
 1: the bar is missed.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 import random
