@@ -1,7 +1,7 @@
 """Train a face-recognition model: python train.py --config configs/NAME.yaml [section.key=value …]
 
 Exit code 0: trained and evaluated. 1: the training failed. 2: a mistake in an argument, the config
-or the data. 130: stopped; --resume goes on.
+or the data. 130: stopped; --resume continues.
 """
 
 import argparse
@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says, and return the exit code."""
     parser = command_parser("train", __doc__)
     parser.prog, parser.epilog = "train.py", f"keys of a config:\n{listing()}"
-    parser.add_argument("--config", help="a YAML file, see configs/")
+    parser.add_argument("--config", help="a YAML file, such as configs/quickstart.yaml")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint of run.output"
+        "--resume", action="store_true", help="continue from the newest checkpoint in run.output"
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved config and stop"
@@ -33,18 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--explain",
         metavar="KEY",
-        help="print what a key means (head.margin) or all of a section (optim), and stop; with "
-        "--config only for the parts that it names",
+        help="explain a key (head.margin) or all keys of a section (optim), and stop; with "
+        "--config only those of the parts that it chooses",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="e.g. optim.lr=0.05 data.root=/faces",
+        help="such as optim.lr=0.05 data.root=/faces",
     )
     options = parser.parse_intermixed_args(argv)
     if not (options.config or options.explain):
-        parser.error("--config is missing: give a YAML file, see configs/")
+        parser.error("--config is missing: give a YAML file, such as configs/quickstart.yaml")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         return _act(options)

@@ -30,19 +30,20 @@ class Augment:
     flip: Share = 0.5
     """Probability of mirroring."""
     shift: CountOrZero = 0
-    """Largest shift in pixels, up to which each image is moved each way; edges are repeated."""
+    """Largest shift in pixels, in each direction. Edges are repeated."""
     zoom: ShareBelowOne = 0.0
-    """Largest change of scale: an image is scaled by 1 ± zoom."""
+    """Largest change of the scale: an image is scaled by a factor from 1 − zoom to 1 + zoom."""
     crop: Share = 0.0
-    """Probability of black outside a random rectangle of 20 to 100 % of the area."""
+    """Probability that the pixels outside a random rectangle become black. The rectangle has 20 to
+    100 % of the area."""
     photometric: Share = 0.0
-    """Probability of brightness, contrast and saturation changed by factors from 0.5 to 1.5."""
+    """Probability that brightness, contrast and saturation change by factors from 0.5 to 1.5."""
     low_resolution: Share = 0.0
-    """Probability of shrinking to 20 to 100 % of the side and back."""
+    """Probability that an image is shrunk to 20 to 100 % of its side and enlarged again."""
     blur: Share = 0.0
     """Probability of a Gaussian blur of σ from 0.2 to 2 pixels."""
     gray: Share = 0.0
-    """Probability of dropping the color."""
+    """Probability that an image becomes gray."""
 
 
 def normalize(images: Tensor) -> Tensor:

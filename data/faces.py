@@ -24,7 +24,7 @@ def detect_format(path: str | Path) -> str:
         raise ValueError(f"{text}: could be {' or '.join(found)}; name the format")
     if ":" not in text and not Path(text).exists():
         raise FileNotFoundError(f"{text}: no such file or folder")
-    raise ValueError(f"{text}: holds none of the known formats ({', '.join(names)})")
+    raise ValueError(f"{text}: is in none of the known formats ({', '.join(names)})")
 
 
 def open_faces(path: str | Path, format: str = "auto", *, check: bool = True) -> FaceSet:

@@ -141,7 +141,7 @@ def describe(hint: Any) -> str:
     if kind in (Sequence, tuple):
         return f"a list (each {describe(inside[0])})"
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    return {**words, type(None): "null"}.get(kind, "anything")
+    return {**words, type(None): "null"}.get(kind, "anything" if kind is Any else "keys and values")
 
 
 def choices_of(hint: Any) -> list[Any]:

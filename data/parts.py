@@ -27,7 +27,7 @@ def find_part(package: str, name: str) -> ModuleType:
     names = part_names(package)
     if name not in names:
         kind = package.rpartition(".")[2]
-        raise ValueError(f"no {kind} part named {name!r}; {hint(name, names)}")
+        raise ValueError(f"there is no {name!r} in {kind}; {hint(name, names)}")
     return importlib.import_module(f"{package}.{name}")
 
 

@@ -1,4 +1,4 @@
-"""Run one benchmark, on a trained model or on stored embeddings; or write embeddings to a file."""
+"""Run one benchmark on a trained model or on stored embeddings, or write embeddings to a file."""
 
 import argparse
 import inspect
@@ -58,11 +58,11 @@ def run_benchmark(
     """Run the benchmark of an entry as in `evaluate.sets`, print its figures and return them.
 
     model: run folder or model.pt.
-    embeddings: .npy file of embeddings, in place of a model.
+    embeddings: .npy file of embeddings, if you give no model.
     names: text file with the image name of each embedding, one per line.
     device: where the model runs: auto, cpu, cuda or mps.
     out: folder for results.json, results.md, report.html, roc.png and scores.png.
-    published: row of eval/report/published.yaml to print beside the figures.
+    published: row of eval/report/published.yaml whose figures are printed beside yours.
     """
     row = published_row(published) if published else None
     benchmark = open_benchmark(item, stored=embeddings is not None)
@@ -86,12 +86,12 @@ def write_embeddings(
 ) -> dict[str, Any]:
     """Write the embeddings of a set to a .npy file.
 
-    data: record file, folder, .bin, any other set of faces, or a list of names with `images`.
-    to: .npy file to write; the names are written beside it, as .txt.
+    data: record file, folder, .bin or any other set of faces; with `images`, a list of image names.
+    to: .npy file to write. The image names are written beside it, into a .txt file.
     model: run folder or model.pt.
     images: folder or uncompressed zip with the images of the list.
     mirror: add the embedding of the mirror image to that of the image.
-    dtype: of the numbers in the file.
+    dtype: type of the numbers in the file.
     device: where the model runs: auto, cpu, cuda or mps.
     """
     source, names = open_source(data, images)

@@ -27,7 +27,7 @@ def restarts(text: str) -> int | None:
 # default holds.
 Settings = dict[str, tuple[Callable[[str], Any], str]]
 FOR_HORIZON: Settings = {
-    "total_steps": (int, "T of the run (default: the steps in the file)"),
+    "total_steps": (int, "T, the steps of the run (default: the steps in the file)"),
     "threshold": (float, "λ: a step whose signal lies below it is stationary"),
     "factor": (float, "what a decay multiplies the learning rate by"),
     "max_decays": (int, "largest number of decays"),
@@ -37,12 +37,12 @@ FASTFACE: Settings = {
     **FOR_HORIZON,
     "alpha": (float, "weight of the newest loss in its average"),
     "beta": (float, "weight of the newest fall in its average"),
-    "patience_fraction": (float, "fraction of the run that must be stationary"),
+    "patience_fraction": (float, "share of the run's steps that must be stationary in a row"),
 }
 MOVING_HAAR: Settings = {
-    "window": (int, "m, steps (published run: 4000); always needed"),
+    "window": (int, "m, the steps in a window (published run: 4000); must be given"),
     "threshold": FOR_HORIZON["threshold"],
-    "patience_steps": (int, "steps that must be stationary (default: two windows)"),
+    "patience_steps": (int, "steps in a row that must be stationary (default: two windows)"),
     "factor": FOR_HORIZON["factor"],
     "restart_after": (restarts, "decays in a row before the learning rate is raised, or 'never'"),
     "restart_factor": (float, "what a restart multiplies the learning rate by"),
@@ -52,13 +52,17 @@ MOVING_HAAR: Settings = {
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m fastface", description="Learning-rate schedulers that read the loss."
+        prog="python -m fastface", description="Learning-rate schedulers that watch the loss."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    about = "when would a scheduler have changed the learning rate of a logged run?"
+    about = "Shows when a scheduler would have changed the learning rate of a logged run."
     command = commands.add_parser("replay", help=about, description=about)
     add = command.add_argument
-    add("losses", metavar="LOSSES.csv", help="columns step and loss, others are ignored; .gz too")
+    add(
+        "losses",
+        metavar="LOSSES.csv",
+        help="file with the columns step and loss, which may be gzipped; other columns are ignored",
+    )
     add("--scheduler", choices=("fastface", "moving-haar"), default="fastface")
     add("--horizon", action="store_true", help="fastface: FastFaceLR.for_horizon, for short runs")
     add("--lr", type=float, default=0.02, help="base learning rate (default: the published 0.02)")
@@ -86,7 +90,7 @@ def make_scheduler(options: argparse.Namespace, optimizer: Optimizer, steps: int
     if strange:
         asked = f"--scheduler {options.scheduler}" + (" --horizon" if options.horizon else "")
         flags, known = ", ".join(map(flag, strange)), ", ".join(map(flag, own))
-        raise ValueError(f"{asked} does not take {flags}; it takes {known}")
+        raise ValueError(f"{asked} has no {flags}; it has {known}")
     settings = {name: getattr(options, name) for name in given}
     if moving_haar:
         if "window" not in settings:

@@ -49,29 +49,31 @@ class DataConfig:
     """Training set: a record file, a folder, or another form that `data/formats` knows.
     `concat:PATH;PATH` joins several sets."""
     root: PathText | None = None
-    """Folder that relative paths of `data` and `evaluate` start from. null: working directory."""
+    """Folder from which relative paths of `data` and `evaluate` start. null: the working
+    directory."""
     format: Annotated[str, PartOf("data.formats", others=("auto",))] = "auto"
-    """Format of the training set. auto: the one that recognizes it."""
+    """Format of the training set. auto: the format that recognizes the files."""
     size: Annotated[int, Range(at_least=16)] = 112
     """Side of the square input, in pixels."""
     threads: Count | None = None
-    """Decode threads. null: one per core."""
+    """Threads that decode images, per process. null: one per core."""
     order: Literal["shuffled", "block", "balanced"] = "shuffled"
-    """Order of the images. block: runs of neighboring images, for spinning disks and network
-    drives. balanced: four images of each identity per batch, identities equally often. A class pool
-    brings an order of its own."""
+    """Order of the images in an epoch. shuffled: at random. block: runs of neighboring images stay
+    together, for spinning disks and network drives. balanced: four images per identity in a batch,
+    and all identities equally often. A class pool needs shuffled, because it draws its images in
+    its own way."""
     augment: Augment = Augment()
-    """Augmentation of the training images, on the device."""
+    """Random changes of the training images, computed on the device."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer of backbone and class centers."""
+    """Optimizer of the backbone and of the class centers."""
 
     lr: Positive
-    """Base learning rate, which the schedule multiplies."""
+    """Base learning rate. The schedule multiplies it by a factor in each step."""
     batch_size: Annotated[int, Range(at_least=2)]
-    """Images per rank and micro-batch. Batch norm needs two."""
+    """Images per process and micro-batch. Batch norm needs at least two."""
     epochs: Count
     """Passes over the training set."""
     name: Literal["sgd", "adamw"] = "sgd"
@@ -81,14 +83,14 @@ class OptimConfig:
     nesterov: bool = False
     """Nesterov's form of the momentum, for SGD."""
     weight_decay: NonNegative = 5e-4
-    """Weight decay: added to the gradient by SGD, decoupled from it by AdamW."""
+    """Weight decay. SGD adds it to the gradient; AdamW applies it apart from the gradient."""
     no_decay_1d: bool = False
-    """No weight decay on biases, PReLU and batch norm."""
+    """Leave biases, PReLU and batch norm without weight decay."""
     accumulation: Count = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step; their gradients are averaged."""
     clip_norm: Positive | None = 5.0
-    """Largest norm of the backbone's gradient. A longer one is scaled down to it. null: no
-    limit."""
+    """Largest norm of the backbone's gradient. A gradient with a larger norm is scaled down to it.
+    null: no limit."""
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
@@ -97,14 +99,14 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The keys that every set of `evaluate.sets` has beside the options of its protocol."""
+    """The keys of every set in `evaluate.sets`, whatever its protocol."""
 
     name: str
     """Name of the set in logs and results."""
     protocol: Annotated[str, PartOf("eval.benchmarks")] = "pairs"
-    """Benchmark protocol."""
+    """Protocol of the benchmark: a file of `eval/benchmarks`."""
     optional: bool = False
-    """Skip the set, and say so in the results, where its files are missing."""
+    """If files of the set are missing, skip the set and note that in the results."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class EvaluateConfig:
     """When the model is evaluated, and on what."""
 
     every_epochs: CountOrZero = 1
-    """Epochs between evaluations. 0: only at the end."""
+    """Epochs between two evaluations. 0: evaluate only at the end."""
     published: str | None = None
     """Row of `eval/report/published.yaml` whose figures the report prints beside ours."""
     sets: Annotated[tuple[Mapping[str, Any], ...], PartOf("eval.benchmarks")] = ()
@@ -129,24 +131,25 @@ class RunConfig:
     """Where and how the run computes, and what it writes."""
 
     output: PathText
-    """Run folder. A relative one starts from the working directory."""
+    """Folder that the run writes. A relative path starts from the working directory."""
     seed: CountOrZero = 0
     """Seed of all random numbers."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Device of the run. auto: cuda if there is one, else mps, else cpu."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number type of the backbone's matrix products. With fp16 the loss is scaled, so that small
-    gradients are kept."""
+    gradients do not become 0."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
     channels_last: bool = False
-    """Keep images and convolutions in channels-last memory layout."""
+    """Store images and weights of convolutions in the channels-last memory layout."""
     log_steps: Count = 20
-    """Optimizer steps between lines of metrics.jsonl."""
+    """Optimizer steps between two log lines."""
     checkpoint_steps: CountOrZero = 0
-    """Optimizer steps between checkpoints beside those at the end of every epoch. 0: none."""
+    """Optimizer steps between two checkpoints, in addition to one at the end of every epoch. 0: no
+    additional ones."""
     keep: Count = 2
-    """Checkpoints kept, the newest ones."""
+    """Number of checkpoints that are kept: the newest ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +161,13 @@ class Config:
     backbone: Annotated[Part, PartOf("recognition.backbones")]
     """Network from an image to an embedding."""
     head: Annotated[Part, PartOf("recognition.heads")]
-    """Margin loss: what happens to the cosine between an embedding and a class center."""
+    """Margin loss: how the cosine between an embedding and a class center is changed."""
     classifier: Annotated[Part, PartOf("recognition.classifiers")] = Part("full")
     """What embeddings are compared with: all class centers, a sample of them, or a class pool."""
     optim: OptimConfig
-    """The optimizer of backbone and class centers."""
+    """Optimizer of the backbone and of the class centers."""
     scheduler: Annotated[Part, PartOf("recognition.schedulers")]
-    """Learning-rate schedule."""
+    """Schedule of the learning rate."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """When the model is evaluated, and on what."""
     run: RunConfig

@@ -122,7 +122,7 @@ def run(
 
     table: tables of eval/report/published.yaml (default: all).
     runs: folder that holds run folders.
-    logs: published logs for loss.png, CSV or .log, perhaps gzipped.
+    logs: published logs for loss.png: CSV or .log files, which may be gzipped.
     out: folder for the files.
     """
     names = choose_tables(table)

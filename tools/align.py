@@ -1,10 +1,10 @@
-"""Aligns ordinary photos: each becomes a crop on the five-point template of ArcFace.
+"""Aligns ordinary photos: each becomes a crop that fits the five-point template of ArcFace.
 
     python -m tools.align PHOTOS OUT
 
-OUT gets the tree of PHOTOS with one JPEG per photo. OUT/align_report.tsv lists the photos that were
-left out: those without a face, and those with several (unless --largest is given). A photo whose
-crop exists already is not aligned again.
+OUT gets the folders of PHOTOS, with one JPEG per photo. OUT/align_report.tsv lists the photos that
+were left out: those without a face, and those with several (unless --largest is given). A photo
+whose crop exists already is not aligned again.
 
 The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel contains the weights (2 MB). The
 package pins older releases than this project runs on, so install it without its dependencies:
@@ -105,8 +105,8 @@ def run(photos: Path, out: Path, *, size: Count = 112, largest: bool = False) ->
 
     photos: folder of photos, with one folder per person.
     out: folder for the crops.
-    size: side of a crop in pixels.
-    largest: use the largest face of a photo that shows several.
+    size: side of the square crops in pixels.
+    largest: if a photo shows several faces, use the largest one.
     """
     if not photos.is_dir():
         raise FileNotFoundError(f"{photos}: no such folder")

@@ -59,9 +59,9 @@ def run(
     source: any face set; with --pairs, the folder or zip of the listed images.
     target: file or folder to write.
     to: format of TARGET (default: by its suffix).
-    shard: zip and tar: images per file; TARGET becomes a folder of files.
-    pairs: bin: the pair list.
-    format: format of SOURCE, needed only where several could be meant.
+    shard: for zip and tar: images per file, so that TARGET becomes a folder of files; 0: one file.
+    pairs: for bin: the pair list.
+    format: format of SOURCE, needed only if SOURCE could be read in several formats.
     """
     kind = to or target.suffix.lstrip(".") or "folder"
     if kind not in get_args(Kind):
@@ -75,7 +75,7 @@ def run(
         write_pairs(target, listed)
         record = {"pairs": len(listed.same), "genuine": int(listed.same.sum())}
     else:
-        raise ValueError(f"{target}: a .bin needs --pairs LIST")
+        raise ValueError(f"{target}: a .bin is written from a pair list; give --pairs LIST")
     print(f"wrote {target}: " + ", ".join(f"{count} {name}" for name, count in record.items()))
     return record
 

@@ -2,8 +2,9 @@
 
     python -m tools.make_pairs MY_FACES my_pairs.bin --count 6000
 
-Half of the pairs show one person. The pairs form ten folds that share no person. A target that ends
-in .txt gets lines of `path path 0|1`, which needs a face set of image files in folders.
+Half of the pairs show one person. The pairs are in ten folds, and no person is in two folds. A
+target that ends in .txt gets lines of `path path 0|1`, which needs a face set of image files in
+folders.
 """
 
 from pathlib import Path
@@ -45,7 +46,7 @@ def run(faces: str, target: Path, *, count: Count = 6000, seed: CountOrZero = 0)
     faces: any face set.
     target: name of the .bin or .txt to write.
     count: number of pairs.
-    seed: another seed draws other pairs.
+    seed: seed of the drawing; another seed draws other pairs.
     """
     if target.suffix not in (".bin", ".txt"):
         raise ValueError(f"{target}: expected a name that ends in .bin or .txt")

@@ -1,12 +1,12 @@
-"""What a training run will need in memory, and which settings fit where it needs too much.
+"""Plans the memory of a training run, and finds settings that fit if it needs too much.
 
     python -m tools.plan --config configs/NAME.yaml [section.key=value …] [--classes N]
         [--device-memory 24GB] [--ranks K] [--json]
 
-Nothing of the run's size is allocated: the backbone's forward pass is traced on tensors without
-storage, and the classifier says what it needs. Figures are for one rank. The peak is the larger of
-two moments: the start of the backward pass, when all activations exist, and the optimizer step,
-when all gradients do.
+The command itself needs little memory: it traces the backbone's forward pass on tensors without
+storage, and asks the classifier what it needs. Figures are for one rank (process). The peak is the
+larger of two moments: the start of the backward pass, when all activations exist, and the optimizer
+step, when all gradients do.
 """
 
 import json
@@ -215,12 +215,14 @@ def show(result: dict[str, Any]) -> None:
     if need["peak"] <= result["limit"]:
         print(f"fits in {limit}")
         return
-    print(f"does not fit in {limit}; settings that do:")
+    print(f"does not fit in {limit}; settings that fit:")
     for fit in result["fitting"]:
         words = " ".join(repr(word) if " " in word else word for word in fit["overrides"])
         print(f"  {fit['peak'] / 1e9:10.3f} GB  {words}")
     if not result["fitting"]:
-        print("  none alone: combine several, use more ranks, or a smaller backbone")
+        print(
+            "  no single setting is enough: combine several, use more ranks, or a smaller backbone"
+        )
 
 
 def run(

@@ -73,7 +73,7 @@ def run(faces: str, *, format: str = "auto", png: str | None = None) -> dict[str
     """Describe one face set.
 
     faces: any face set.
-    format: format of FACES, needed only where several could be meant.
+    format: format of FACES, needed only if FACES could be read in several formats.
     png: file to draw the histogram into.
     """
     form = detect_format(faces) if format == "auto" else format

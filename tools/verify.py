@@ -144,8 +144,8 @@ def run(faces: str, *, format: str = "auto", size: Count | None = None) -> dict[
     """Look for faults in one face set.
 
     faces: any face set.
-    format: format of FACES, needed only where several could be meant.
-    size: side that every image should have, in pixels (default: the most frequent one).
+    format: format of FACES, needed only if FACES could be read in several formats.
+    size: side in pixels that every image should have (default: the most frequent side).
     """
     findings = verify(faces, form=format, size=size)
     for found in findings:

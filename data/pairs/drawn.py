@@ -42,7 +42,8 @@ def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int
             if len(drawn) < each:
                 kind = "genuine" if genuine else "impostor"
                 raise ValueError(
-                    f"{path}: fold {k} has {len(drawn)} of {each} {kind} pairs; lower count={count}"
+                    f"{path}: fold {k} has only {len(drawn)} {kind} pairs, but count={count} "
+                    f"needs {each} in each fold; lower count"
                 )
             pairs += drawn
     first, second = np.array(pairs).T

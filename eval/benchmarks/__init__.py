@@ -49,7 +49,7 @@ def open_benchmark(
         benchmark: Benchmark = module.build(**options)
     except FileNotFoundError as error:
         if not optional:
-            hint = "`optional: true` in evaluate.sets skips a missing set"
+            hint = "in a config, `optional: true` skips a set with missing files"
             raise FileNotFoundError(f"{error} ({hint})") from None
         name = item.get("name") or item["protocol"]
         skipped = Result(name, module.PROTOCOL, {}, skipped=str(error))

@@ -40,11 +40,13 @@ def build(
 ) -> Benchmark:
     """1:N identification with two folders that have one folder per person.
 
-    name: in the results; without it, the name of the probe folder.
-    gallery: folder of the people who are known.
-    probe: folder of the images to identify; the same person has the same folder name in both.
+    name: name in the results. Without it, the name of the probe folder is used.
+    gallery: folder with images of the people who are known.
+    probe: folder with the images to identify. A person has the same folder name in gallery and
+        probe.
     mirror: add the embedding of the mirror image to that of the image.
-    pool: one gallery entry per person, the normalized mean; otherwise one per image.
+    pool: make one gallery entry per person, the normalized mean of the images; otherwise each image
+        is an entry.
     """
     folders = existing_folder(gallery), existing_folder(probe)
     return partial(run, name or folders[1].name, *folders, mirror, pool)

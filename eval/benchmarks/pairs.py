@@ -64,14 +64,15 @@ def build(
     """Ten-fold verification on pairs from one source: pairs with images, bin, folder, or faces.
 
     stored: whether the embeddings come from a file; then `pairs` needs no images.
-    name: in the results; without it, the name of the source without its suffix.
-    pairs: pair list of LFW, CALFW, CPLFW or SLLFW, or lines `path path 0|1`.
+    name: name in the results. Without it, the file name of the source is used.
+    pairs: pair list as published for LFW, CALFW, CPLFW or SLLFW, or lines `path path label` with
+        label 1 for one person and 0 for two.
     images: folder or uncompressed zip with the images of the pair list.
     bin: verification .bin of insightface.
     folder: folder with imgs/0.jpg, imgs/1.jpg, … (two per pair) and pair_label.npy.
-    faces: any set of faces, to draw pairs from.
-    count: pairs to draw from `faces`, a multiple of 20.
-    seed: another seed draws other pairs.
+    faces: any set of faces. Pairs are drawn from it.
+    count: number of pairs to draw from `faces`, a multiple of 20.
+    seed: seed of the pairs that are drawn from `faces`.
     mirror: add the embedding of the mirror image to that of the image.
     """
     sources: dict[str, tuple[str | None, Callable[[str], Pairs]]] = {
@@ -84,7 +85,7 @@ def build(
     goes_with_images = images or stored if pairs else not images
     if len(given) != 1 or not goes_with_images:
         raise ValueError(
-            "give one source: pairs with images, bin, folder, or faces; "
+            "give exactly one source: pairs together with images, bin, folder, or faces; "
             f"found {', '.join(given) or 'none'}{' with images' if images else ''}"
         )
     ((source, opened),) = given.values()

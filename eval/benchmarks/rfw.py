@@ -31,8 +31,8 @@ PROTOCOL = Protocol(
 def build(*, name: str = "rfw", root: PathText, mirror: bool = True) -> Benchmark:
     """Racial Faces in the Wild, all four groups.
 
-    name: in the results.
-    root: folder with txts/ and data/, or with a GROUP_test.bin per group.
+    name: name in the results.
+    root: folder with txts/ and data/, or with one GROUP_test.bin per group.
     mirror: add the embedding of the mirror image to that of the image.
     """
     groups: dict[str, Benchmark] = {}

@@ -70,13 +70,13 @@ def build(
 ) -> Benchmark:
     """IJB-B or IJB-C. Published rows use `mirror`, `keep_norm` and `detector_score`.
 
-    name: in the results; without it, the target.
+    name: name in the results. Without it, the target is used.
     root: folder with meta/ and loose_crop/.
-    target: `ijbb` or `ijbc`.
+    target: which of the two sets: `ijbb` or `ijbc`.
     mirror: add the embedding of the mirror image to that of the image.
     keep_norm: weigh each embedding by its norm; otherwise normalize it before pooling.
     detector_score: weigh each embedding by the score of the face detector.
-    one_to_n: search the two galleries, too.
+    one_to_n: also search in the galleries G1 and G2 (1:N).
     """
     lists = Lists(Path(root), target)
     for listed in (IDS, IMAGES, PAIRS, *((PROBES, *GALLERIES[target]) if one_to_n else ())):

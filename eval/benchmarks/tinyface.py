@@ -24,7 +24,7 @@ PROTOCOL = identification.PROTOCOL
 def build(*, name: str = "tinyface", root: PathText, mirror: bool = True) -> Benchmark:
     """TinyFace identification.
 
-    name: in the results.
+    name: name in the results.
     root: folder with Probe, Gallery_Match and Gallery_Distractor.
     mirror: add the embedding of the mirror image to that of the image.
     """

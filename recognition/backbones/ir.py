@@ -123,14 +123,15 @@ def build(
 ) -> IR:
     """An IR network, for square images of `size` pixels per side.
 
-    depth: layers.
-    se: with squeeze-excite, IR-SE.
-    width: channels of the first stage; 64 published.
+    depth: number of layers.
+    se: whether each block has squeeze-and-excitation, as in IR-SE.
+    width: channels of the first stage. The published networks have 64.
     embedding: numbers per embedding.
     dropout: probability of dropping a number before the embedding layer.
-    bgr: reverse the channels first, for AdaFace's published checkpoints, which were trained on BGR.
-        Images stay RGB.
-    checkpoint: compute each block again in the backward pass: less memory, a third more time.
+    bgr: reverse the color channels inside the network. Set it for AdaFace's published checkpoints,
+        which were trained on BGR; the images that you give stay RGB.
+    checkpoint: compute each block again in the backward pass. This needs less memory and a third
+        more time.
     """
     return IR(
         UNITS[depth],

@@ -105,11 +105,12 @@ def build(
 ) -> IResNet:
     """An iResNet, for square images of `size` pixels per side.
 
-    depth: layers.
-    width: channels of the first stage; 64 published.
+    depth: number of layers.
+    width: channels of the first stage. The published networks have 64.
     embedding: numbers per embedding.
     dropout: probability of dropping a number before the embedding layer.
-    checkpoint: compute each block again in the backward pass: less memory, a third more time.
+    checkpoint: compute each block again in the backward pass. This needs less memory and a third
+        more time.
     """
     return IResNet(
         LAYERS[depth],

@@ -99,8 +99,9 @@ def build(
 ) -> MobileFaceNet:
     """MobileFaceNet, for square images of `size` pixels per side.
 
-    width: half the channels of the first stage; 64 published.
+    width: half the channels of the first stage. The published network has 64.
     embedding: numbers per embedding.
-    checkpoint: compute each block again in the backward pass: less memory, a third more time.
+    checkpoint: compute each block again in the backward pass. This needs less memory and a third
+        more time.
     """
     return MobileFaceNet(width=width, size=size, embedding=embedding, checkpoint=checkpoint)

@@ -183,16 +183,17 @@ def build(
 ) -> VisionTransformer:
     """A face transformer, for square images of `size` pixels per side.
 
-    variant: the published network whose numbers are used where none is given below.
-    width: numbers per token, a multiple of `heads`; null for the variant's.
-    depth: blocks; null for the variant's.
+    variant: the published network whose value is used for every option below that is null.
+    width: numbers per token, a multiple of `heads`. null: the variant's value.
+    depth: number of blocks. null: the variant's value.
     heads: attention heads per block.
     patch: side of a patch in pixels.
     embedding: numbers per embedding.
-    drop_path: probability that a sample skips the last block; the blocks before it are skipped less
-        often. null for the variant's.
-    mask: share of the patches hidden in training; null for the variant's.
-    checkpoint: compute each block again in the backward pass: less memory, a third more time.
+    drop_path: probability that a sample skips the last block. The blocks before it are skipped less
+        often. null: the variant's value.
+    mask: share of the patches that are hidden in training. null: the variant's value.
+    checkpoint: compute each block again in the backward pass. This needs less memory and a third
+        more time.
     """
     chosen = VARIANTS[variant]
     width = chosen.width if width is None else width

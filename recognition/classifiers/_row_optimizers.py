@@ -23,8 +23,8 @@ def check_own_step(config: Config, *, adamw: bool) -> None:
     if optim.nesterov or (optim.name == "adamw" and not adamw):
         raise ValueError(
             f"optim.name: found {optim.name!r}{' with nesterov' if optim.nesterov else ''}, "
-            f"expected {'adamw, or ' if adamw else ''}sgd without nesterov, the step that the "
-            f"{config.classifier.name} classifier takes on its own centers"
+            f"expected {'adamw, or ' if adamw else ''}sgd without nesterov, because "
+            f"the {config.classifier.name} classifier updates its own centers"
         )
 
 

@@ -182,10 +182,14 @@ def make_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: An
         most = 3 * present // BATCH_MULTIPLE * BATCH_MULTIPLE
         raise ValueError(
             f"optim.batch_size: found {batch_size}, expected {most} or less: a class pool draws a "
-            f"third as many different identities, and the set has {present}"
+            f"third as many different identities per step, and the set has only {present}"
         )
     if (single := single_image_identities(faces.labels)) and loader.get("rank", 0) == 0:
-        log.info("%d of %d identities have one image: it is given twice", single, faces.num_classes)
+        log.info(
+            "%d of %d identities have one image, which is used as both images of a pair",
+            single,
+            faces.num_classes,
+        )
     return dual_loader(
         faces,
         identities=batch_size // 3,
@@ -233,16 +237,17 @@ def build(
 ) -> ClassPoolClassifier:
     """F²C's class pool: a few columns that the identities share.
 
-    size: columns, as a share of the identities (up to 1) or as a number.
-    ema_decay: share of itself that the gallery network keeps in a step.
-    swap: add a second loss, with the roles of the batch's halves exchanged.
+    size: number of columns. A value up to 1 is a share of the identities.
+    ema_decay: share of its own weights that the gallery network keeps in a step; the rest comes
+        from the backbone.
+    swap: add a second loss, in which the two halves of the batch exchange their roles.
     image_weight: how much an identity's number of images counts when identities are drawn, from 0
         (all are drawn equally often, as published) to 1 (in proportion to their images).
     outside: the columns that push away a probe whose identity is not in the pool: the `hardest`
         (0.02 % of the pool, 3 to 10, as in the released code) or `all` (as in the paper's text).
-    chunk: columns computed at a time, or `auto`: as many as suit the device.
-    matmul_dtype: type to which the inputs of the products with the columns are rounded, except the
-        columns that a batch touches.
+    chunk: columns whose logits are computed at a time. auto: as many as suit the device.
+    matmul_dtype: number type to which embeddings and columns are rounded before their matrix
+        products. Columns that the batch changes are not rounded.
     """
     columns = pool_columns(size, classes, needed=ranks.world * batch_size // 2)
     return ClassPoolClassifier(
@@ -261,12 +266,12 @@ def _check(config: Config) -> None:
     if batch_size % BATCH_MULTIPLE:
         raise ValueError(
             f"optim.batch_size: found {batch_size}, expected a multiple of {BATCH_MULTIPLE}, such "
-            f"as {_near(batch_size)}, as a class pool's batch has three thirds of two halves"
+            f"as {_near(batch_size)}, because a class pool divides a batch into six equal parts"
         )
     if order != "shuffled":
         raise ValueError(
-            f"data.order: found {order!r}, expected 'shuffled', as the {config.classifier.name} "
-            "classifier brings an order of its own"
+            f"data.order: found {order!r}, expected 'shuffled', because the "
+            f"{config.classifier.name} classifier draws the images in its own way"
         )
 
 

@@ -103,14 +103,15 @@ def build(
 ) -> FullClassifier:
     """One center per identity.
 
-    chunk: classes computed at a time, or `auto`: as many as suit the device.
-    matmul_dtype: type to which the inputs of the products with the centers are rounded.
+    chunk: classes whose logits are computed at a time. auto: as many as suit the device.
+    matmul_dtype: number type to which embeddings and centers are rounded before their matrix
+        products.
     sub_centers: centers per identity, of which the nearest counts.
-    filter_above: a negative with a larger cosine counts as mislabeled and gets logit 0; 0 means
-        that none does.
-    fused: update the centers in the backward pass, which then makes no gradient of their size. It
-        needs plain SGD, and neither accumulation nor fp16.
-    momentum_dtype: type of the fused update's momentum.
+    filter_above: a cosine. An image that is more alike than this to the center of another class
+        counts as mislabeled, and that logit becomes 0. 0: no filter.
+    fused: update the centers in the backward pass, so that no gradient of their size is stored.
+        This needs SGD without nesterov, no accumulation, and no fp16.
+    momentum_dtype: number type in which the fused update stores the momentum of the centers.
     """
     rows = shard(classes, ranks)
     held = range(rows.start * sub_centers, rows.stop * sub_centers)
@@ -141,8 +142,8 @@ def _check(config: Config) -> None:
     if config.optim.accumulation > 1 or config.run.precision == "fp16":
         raise ValueError(
             f"classifier.fused: found true with optim.accumulation={config.optim.accumulation} and "
-            f"run.precision={config.run.precision}, expected 1 and fp32 or bf16, as the backward "
-            "pass updates the centers; or set classifier.fused=false"
+            f"run.precision={config.run.precision}, expected 1 and fp32 or bf16, because "
+            "the backward pass updates the centers; or set classifier.fused=false"
         )
 
 

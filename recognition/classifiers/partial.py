@@ -232,13 +232,14 @@ def build(
 ) -> PartialFC:
     """Partial FC: a random share of the identities in each step.
 
-    sample_rate: share of the identities in each step, the batch's own included.
-    chunk: classes computed at a time, or `auto`: as many as suit the device.
-    matmul_dtype: type to which the inputs of the products with the centers are rounded.
+    sample_rate: share of the identities that take part in each step, including those of the batch.
+    chunk: classes whose logits are computed at a time. auto: as many as suit the device.
+    matmul_dtype: number type to which embeddings and centers are rounded before their matrix
+        products.
     sub_centers: centers per identity, of which the nearest counts.
-    filter_above: a negative with a larger cosine counts as mislabeled and gets logit 0; 0 means
-        that none does.
-    momentum_dtype: type of the centers' momentum.
+    filter_above: a cosine. An image that is more alike than this to the center of another class
+        counts as mislabeled, and that logit becomes 0. 0: no filter.
+    momentum_dtype: number type in which the momentum of the centers is stored.
     """
     rows = shard(classes, ranks)
     held = range(rows.start * sub_centers, rows.stop * sub_centers)

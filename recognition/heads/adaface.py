@@ -55,9 +55,10 @@ def build(
 ) -> AdaFace:
     """AdaFace: a margin that follows the embedding's length.
 
-    margin: m, in radians and in units of the cosine.
+    margin: m. It changes the angle by up to m radians, and the cosine by up to 2 m.
     scale: factor from cosines to logits.
-    h: 1/h standard deviations of the length, on either side of its mean, fill z's range [-1, 1].
+    h: how fast the margin changes with the length. z reaches -1 and 1 where the length is 1/h
+        standard deviations below and above its mean.
     t_alpha: weight of the newest batch in the running mean and standard deviation.
     """
     return AdaFace(margin=margin, scale=scale, h=h, t_alpha=t_alpha)

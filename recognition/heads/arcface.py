@@ -29,7 +29,9 @@ def build(
 
     margin: radians added to the angle between an embedding and its own class center.
     scale: factor from cosines to logits.
-    gradient: `exact`, or `straight_through` (slope 1 in the cosine, as insightface computes).
-    guard: beyond an angle of pi in all, continue with a line that goes on falling.
+    gradient: `exact`, or `straight_through`, whose slope in the cosine is always 1, as insightface
+        computes.
+    guard: where angle plus margin is more than pi, the cosine would rise again. With the guard the
+        logit goes on falling there.
     """
     return ArcFace(margin=margin, scale=scale, gradient=gradient, guard=guard)

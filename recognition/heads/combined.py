@@ -36,8 +36,9 @@ def build(
 
     m1: factor on the angle.
     m2: radians added to the angle.
-    m3: what is subtracted from the cosine.
+    m3: subtracted from the cosine.
     scale: factor from cosines to logits.
-    gradient: `exact`, or `straight_through` (slope 1 in the cosine, as insightface computes).
+    gradient: `exact`, or `straight_through`, whose slope in the cosine is always 1, as insightface
+        computes.
     """
     return Combined(m1=m1, m2=m2, m3=m3, scale=scale, gradient=gradient)

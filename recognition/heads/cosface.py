@@ -24,7 +24,7 @@ def build(
 ) -> CosFace:
     """CosFace: a margin on the cosine.
 
-    margin: what is subtracted from the cosine of an embedding and its own class center.
+    margin: subtracted from the cosine of an embedding and its own class center.
     scale: factor from cosines to logits.
     """
     return CosFace(margin=margin, scale=scale)

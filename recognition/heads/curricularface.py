@@ -45,6 +45,7 @@ def build(
 
     margin: radians added to the angle between an embedding and its own class center.
     scale: factor from cosines to logits.
-    t_alpha: weight of the newest batch in t, the running mean of the targets' cosines.
+    t_alpha: weight of the newest batch in t, the running mean of the cosines between embeddings and
+        their own class centers.
     """
     return CurricularFace(margin=margin, scale=scale, t_alpha=t_alpha)

@@ -53,7 +53,8 @@ def build(
     """ElasticFace: a margin drawn anew for every sample.
 
     kind: `arc` adds the margin to the angle, `cos` subtracts it from the cosine.
-    margin: mean of the margins, radians (`arc`) or cosine (`cos`); null for 0.5 and 0.35.
+    margin: mean of the margins, in radians (`arc`) or in units of the cosine (`cos`). null: 0.5 for
+        `arc` and 0.35 for `cos`.
     std: standard deviation of the margins.
     scale: factor from cosines to logits.
     """

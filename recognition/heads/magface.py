@@ -50,12 +50,12 @@ def build(
 ) -> MagFace:
     """MagFace: margin and regularizer grow with the embedding's length.
 
-    l_margin: radians added to the angle at length `l_a`.
-    u_margin: radians added to the angle at length `u_a`.
-    l_a: lengths below count as this one.
-    u_a: lengths above count as this one; more than `l_a`.
+    l_margin: margin in radians for embeddings of length `l_a`.
+    u_margin: margin in radians for embeddings of length `u_a`.
+    l_a: smallest length. Shorter embeddings count as having this length.
+    u_a: largest length, more than `l_a`. Longer embeddings count as having this length.
     scale: factor from cosines to logits.
-    lambda_g: weight of the regularizer.
+    lambda_g: weight of the regularizer, which rewards long embeddings.
     """
     if l_a >= u_a:
         raise ValueError(f"head.l_a: found {l_a}, expected less than head.u_a, which is {u_a}")

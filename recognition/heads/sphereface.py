@@ -39,7 +39,7 @@ def build(
 ) -> SphereFace:
     """SphereFace: a factor on the angle.
 
-    margin: m, the factor on the angle.
+    margin: m, by which the angle is multiplied.
     scale: factor from cosines to logits.
     """
     return SphereFace(margin=margin, scale=scale)

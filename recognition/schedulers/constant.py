@@ -1,4 +1,4 @@
-"""The base learning rate throughout, after an optional linear warm-up."""
+"""The base learning rate in every step, after an optional linear warm-up."""
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR

@@ -19,7 +19,7 @@ def build(
     """Half a cosine over the steps that follow the warm-up.
 
     warmup_steps: optimizer steps of linear warm-up, part of the run's steps.
-    final: last rate as a share of the base rate.
+    final: last learning rate, as a share of the base learning rate.
     """
     span = max(total_steps - warmup_steps, 1)
 

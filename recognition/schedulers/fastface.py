@@ -27,15 +27,16 @@ def build(
 ) -> FastFaceLR:
     """Defaults are the published values, made for runs of 200,000 steps and losses of scale 64.
 
-    for_horizon: use constants and a stationarity test that fit runs of 1000 steps and more
+    for_horizon: choose the averages by the noise of the loss, for runs of 1,000 to 200,000 steps
         (`FastFaceLR.for_horizon`). alpha, beta and patience_fraction are then not used.
-    alpha: rate of the first average of the loss.
-    beta: rate of the second average of the loss.
-    threshold: λ, in loss per step. A step whose loss falls more slowly is stationary. null: the
-        published 5e-5, or 10.11625 / total steps with for_horizon.
-    patience_fraction: share of the run's steps that must be stationary in a row before a decay.
-    factor: what a decay multiplies the rate by.
-    max_decays: decays after which the rate stays.
+    alpha: weight of the newest loss in the running average of the loss.
+    beta: weight of the newest fall in the running average of the falls of the loss.
+    threshold: λ, in loss per step. A step is stationary if the averaged loss falls more slowly.
+        null: the published 5e-5, or with for_horizon 10.11625 divided by the steps of the run.
+    patience_fraction: share of the run's steps that must be stationary in a row before the learning
+        rate is lowered.
+    factor: the learning rate is multiplied by it when it is lowered.
+    max_decays: how often the learning rate may be lowered.
     warmup_steps: optimizer steps of linear warm-up, in which no step counts as stationary.
     """
     check_warmup(warmup_steps, total_steps)

@@ -23,12 +23,15 @@ def build(
 ) -> MovingHaarLR:
     """Defaults are those of the published MS1MV3 run; see `fastface.MovingHaarLR`.
 
-    window: steps in each of the two windows whose mean losses are compared.
-    threshold: λ, in units of the loss. A step whose windows differ by less is stationary.
-    patience_steps: stationary steps in a row before the rate changes. null: twice the window.
-    factor: what a decay multiplies the rate by.
-    restart_after: decays in a row before the rate is raised instead. null: never.
-    restart_factor: what a restart multiplies the rate by.
+    window: m, the number of losses in each moving window.
+    threshold: λ, in units of the loss. A step is stationary if H, the fall of the loss from the
+        older to the newer window, is below λ.
+    patience_steps: stationary steps in a row before the learning rate changes. null: twice the
+        window.
+    factor: the learning rate is multiplied by it when it is lowered.
+    restart_after: number of decays in a row after which the learning rate is raised instead. null:
+        never.
+    restart_factor: the learning rate is multiplied by it when it is raised.
     warmup_steps: optimizer steps of linear warm-up, in which no step counts as stationary.
     """
     check_warmup(warmup_steps, total_steps)

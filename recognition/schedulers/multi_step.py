@@ -1,4 +1,4 @@
-"""The learning rate times `factor` at given epochs: the classical baseline of the papers."""
+"""The learning rate is multiplied by `factor` at given epochs, as in the papers' baselines."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ def build(
 ) -> LambdaLR:
     """The base learning rate, multiplied by `factor` at each milestone.
 
-    milestones: epochs since the start of the run, fractions allowed, in ascending order.
-    factor: what the rate is multiplied by.
+    milestones: epochs since the start of the run, in ascending order. Fractions are allowed.
+    factor: the learning rate is multiplied by it at each milestone.
     warmup_steps: optimizer steps of linear warm-up, part of the run's steps.
     """
     steps = [epoch * steps_per_epoch for epoch in milestones]

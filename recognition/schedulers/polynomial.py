@@ -17,7 +17,7 @@ def build(
     """base learning rate · (1 − step/total)^power, both counted from the end of the warm-up.
 
     warmup_steps: optimizer steps of linear warm-up, part of the run's steps.
-    power: exponent. 1 is a straight line.
+    power: the exponent. With 1 the learning rate falls in a straight line.
     """
     span = max(total_steps - warmup_steps, 1)
 

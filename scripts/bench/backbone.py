@@ -154,13 +154,13 @@ def run(
     """Compare the variants of one backbone.
 
     backbone: file in recognition/backbones/.
-    depth: its depth (default: its own default).
+    depth: depth of the backbone (default: the backbone's own default).
     size: side of an image in pixels.
     batch: images per step.
     steps: timed steps per round.
     rounds: rounds over all variants.
-    variants: what is compared; ratios are to the first.
-    losses: compare the losses of this many steps, in one round.
+    variants: variants that are compared; ratios are to the first one.
+    losses: compare the losses of this many steps in one round; 0: measure speed instead.
     table: measure every backbone instead, in bf16.
     """
     if table:

@@ -174,7 +174,7 @@ def run(
     chunk: classes per chunk; 0 chooses by the width of an embedding.
     steps: timed steps per round.
     rounds: rounds over all variants.
-    variants: what is compared; ratios are to the first.
+    variants: variants that are compared; ratios are to the first one.
     """
 
     def once(variant: str) -> tuple[list[float], int]:

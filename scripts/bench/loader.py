@@ -170,7 +170,7 @@ def run(
     size: side of an image in pixels.
     rounds: rounds over all jobs.
     images: images per round.
-    memory: show what is held after each of this many epochs, in place of rates.
+    memory: show memory and open files after each of this many epochs, instead of rates.
     """
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -29,7 +29,7 @@ def run(
     size: columns of the pool.
     samples: identities that one update brings, at most as many as the pool has columns.
     embedding: numbers per embedding.
-    updates: number of updates; the first third is not counted.
+    updates: number of updates, of which the first third is not counted.
     threads: threads of torch.
     """
     torch.set_num_threads(threads)

@@ -88,7 +88,7 @@ def compare(longest: int) -> Iterator[dict[str, Any]]:
 def run(*, longest: Count = 7) -> dict[str, Any]:
     """Compare the schedulers.
 
-    longest: measure up to step 10 to this power.
+    longest: measure up to step 10^LONGEST.
     """
     return {"rows": show_table(compare(longest))}
 

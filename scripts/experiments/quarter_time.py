@@ -301,7 +301,7 @@ def run_experiment(
 
     faces: folder of the sets and lists.
     parts: parts of the experiment.
-    only: runs by their names, in place of parts.
+    only: names of single runs, instead of parts.
     runs: folder for run folders.
     results: folder for finished runs.
     list: print the runs and their overrides, and stop.

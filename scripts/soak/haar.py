@@ -44,7 +44,7 @@ def definition(losses: np.ndarray) -> np.ndarray:
 def run(*, steps: Count = 10**7) -> dict[str, float]:
     """Feed all detectors with the same losses.
 
-    steps: losses that they see; ten million need 2 GB of memory.
+    steps: number of losses for each detector; ten million need 2 GB of memory.
     """
     # Moving Haar on all losses, and a fresh one on the last two windows.
     losses = losses_of(steps)

@@ -139,7 +139,7 @@ def run(
     losses: a log with columns step and loss (default: a test fixture).
     horizon: steps of the short run.
     noise: standard deviation of the noise.
-    correlation: of the noise of neighboring steps.
+    correlation: correlation between the noise of neighboring steps.
     seeds: number of seeds of the noise.
     """
     curve, drawn = compress(losses, horizon), Noise(noise, correlation)

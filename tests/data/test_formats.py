@@ -220,7 +220,7 @@ def test_detection_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="could be folder or zip; name the format"):
         open_faces(tmp_path)
     assert by_label(open_faces(tmp_path, "zip")) == EXPECTED
-    with pytest.raises(ValueError, match="no formats part named 'zap'; did you mean zip"):
+    with pytest.raises(ValueError, match="there is no 'zap' in formats; did you mean zip"):
         open_faces(tmp_path, "zap")
 
 

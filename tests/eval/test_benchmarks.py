@@ -148,5 +148,5 @@ def test_a_config_with_a_wrong_entry_is_refused(item: str, told: str) -> None:
 
 def test_an_optional_set_may_not_be_wrong() -> None:
     item = {"protocol": "pairs", "name": "mine", "bin": "a.bin", "folder": "b", "optional": True}
-    with pytest.raises(ValueError, match="give one source"):
+    with pytest.raises(ValueError, match="give exactly one source"):
         open_benchmark(item, None)
