@@ -4,8 +4,6 @@ Exit code 0: trained and evaluated. 1: the training failed. 2: a mistake in an a
 or the data. 130: stopped; --resume continues.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging
@@ -22,7 +20,7 @@ from tools._cli import command_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the arguments say, and return the exit code."""
+    """Train as the command line says, and return the exit code."""
     parser = command_parser("train", __doc__)
     parser.prog, parser.epilog = "train.py", f"keys of a config:\n{listing()}"
     parser.add_argument("--config", help="a YAML file, such as configs/quickstart.yaml")

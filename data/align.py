@@ -1,7 +1,5 @@
 """Aligns a face to the ArcFace template by its five landmarks."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

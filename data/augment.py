@@ -9,8 +9,6 @@ These are two batched matrix products, whatever is switched on. Random numbers a
 from one seed, so that a seed gives the same augmentation on every device.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -27,8 +25,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augment:
-    """Which augmentations an image meets. The last five are probabilities; AdaFace has 0.2 for
-    crop, photometric and low_resolution."""
+    """Which augmentations an image gets; AdaFace has 0.2 for crop, photometric, low_resolution."""
 
     flip: Share = 0.5
     """Probability of mirroring."""
@@ -63,7 +60,7 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
     count, _, height, width = images.shape
     device = images.device
 
-    # mirror, shift and zoom: a matrix each for rows and columns; a mirror alone costs less
+    # Mirror, shift and zoom are one matrix for rows and one for columns. A mirror alone needs none.
     mirrored = torch.rand(count, generator=rng) < options.flip
     if options.shift or options.zoom:
         scale = 1 + options.zoom * (2 * torch.rand(count, generator=rng) - 1)
@@ -80,7 +77,7 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
     if options.crop:
         pixels = pixels * crop_mask(count, height, width, options.crop, rng).to(device)
 
-    # low resolution and blur: matrices again, for the images alone that drew one of them
+    # Low resolution and blur are matrices, too, but only for the images that drew one of them.
     if options.low_resolution or options.blur:
         chosen, rows, columns = _soften(count, height, width, options, rng)
         if len(chosen):
@@ -88,6 +85,7 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
             softened = resample(pixels[chosen], rows.to(device), columns.to(device))
             pixels[chosen] = softened.clamp_(0, 255)
 
+    # Colors change pixel by pixel, without matrices.
     if options.photometric or options.gray:
         pixels = recolor(pixels, *_color_factors(count, options, rng).to(device))
     return normalize(pixels)
@@ -96,7 +94,8 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """R · image · Cᵀ of images float (B,3,H,W), with R = rows (B,H,H) and C = columns (B,W,W).
 
-    Line i of R holds the weights of the input's rows in row i of the output; C likewise.
+    Line i of R holds the weights of the input's rows in row i of the output. C does the same for
+    columns.
     """
     return rows[:, None] @ images @ columns.transpose(1, 2)[:, None]
 
@@ -104,27 +103,27 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def place_matrix(size: int, *, shift: Tensor, scale: Tensor) -> Tensor:
     """(B,size,size): scales by `scale` (B,) about the middle, then moves by `shift` (B,) pixels.
 
-    Bilinear; edges are repeated.
+    Sampling is bilinear, and edges are repeated.
     """
     middle = (size - 1) / 2
 
-    # where in the input each output pixel lies; a place outside is moved to the edge
+    # The place of each output pixel in the input; a place outside is moved to the edge.
     source = (torch.arange(size) - middle - shift[:, None]) / scale[:, None] + middle
     source = source.clamp(0, size - 1)
 
-    # bilinear weights: 1 − distance, for the two pixels nearer than 1
+    # Bilinear weights are 1 − distance, for the two pixels nearer than 1.
     return (1 - (source[:, :, None] - torch.arange(size)).abs()).clamp_(min=0)
 
 
 def blur_matrix(size: int, sigma: Tensor) -> Tensor:
     """(B,size,size): Gaussian blur of `sigma` (B,) pixels; edges are repeated."""
-    # weights (B, 2r+1), cut off at three times the largest sigma
+    # Weights (B, 2r+1), cut off at three times the largest sigma.
     radius = int(3 * sigma.max().item()) + 1
     taps = torch.arange(-radius, radius + 1)
     weights = torch.exp(-(taps**2) / (2 * sigma[:, None] ** 2))
     weights = weights / weights.sum(1, keepdim=True)
 
-    # taps beyond an edge add their weight to the edge's pixel
+    # Taps beyond an edge add their weight to the edge's pixel.
     source = (torch.arange(size)[:, None] + taps).clamp(0, size - 1)
     matrix = torch.zeros(len(sigma), size, size)
     places = source.expand(len(sigma), -1, -1)
@@ -133,6 +132,7 @@ def blur_matrix(size: int, sigma: Tensor) -> Tensor:
 
 def shrink_matrix(size: int, small: int, down: str, up: str) -> Tensor:
     """(size,size): to `small` pixels by mode `down` and back by mode `up` of F.interpolate."""
+    # The identity's rows, interpolated, are the interpolation's matrix.
     shrunk = F.interpolate(torch.eye(size)[None, None], size=(small, size), mode=down)[0, 0]
     return F.interpolate(torch.eye(small)[None, None], size=(size, small), mode=up)[0, 0] @ shrunk
 
@@ -144,7 +144,7 @@ def _soften(
 
     `chosen` are the places in the batch of the images that drew one of them.
     """
-    # all random numbers first: how many are drawn then depends on nothing that was drawn
+    # All random numbers come first, so that their count never depends on an earlier draw.
     low = torch.rand(count, generator=rng) < options.low_resolution
     blurred = torch.rand(count, generator=rng) < options.blur
     ratio = 0.2 + 0.8 * torch.rand(count, generator=rng)
@@ -154,14 +154,14 @@ def _soften(
     chosen = torch.nonzero(low | blurred)[:, 0]
     both = []
     for size in (height, width):
-        # identity, unless the image drew low resolution
+        # The identity, unless the image drew low resolution.
         matrices = torch.eye(size).repeat(len(chosen), 1, 1)
         for row, image in enumerate(chosen.tolist()):
             if low[image]:
                 down, up = DOWN_MODES[modes[0][image]], UP_MODES[modes[1][image]]
                 matrices[row] = shrink_matrix(size, max(1, int(ratio[image] * size)), down, up)
 
-        # blur comes second, so its matrix stands to the left
+        # Blur comes second, so its matrix stands on the left.
         soft = blurred[chosen]
         if soft.any():
             matrices[soft] = blur_matrix(size, sigma[chosen][soft]) @ matrices[soft]
@@ -176,17 +176,18 @@ def crop_mask(
 
     The rectangle has 20 to 100 % of the area, and an aspect ratio from 3/4 to 4/3.
     """
-    # sides from area and aspect, the aspect uniform in its logarithm
+    # The sides follow from the area and the aspect ratio, whose logarithm is uniform.
     area = (0.2 + 0.8 * torch.rand(count, generator=rng)) * height * width
     aspect = torch.exp((2 * torch.rand(count, generator=rng) - 1) * math.log(4 / 3))
     tall = (area / aspect).sqrt().round().clamp(max=height)
     wide = (area * aspect).sqrt().round().clamp(max=width)
 
-    # a place at which the rectangle fits
+    # A place at which the rectangle fits.
     top = ((height + 1 - tall) * torch.rand(count, generator=rng)).floor()
     left = ((width + 1 - wide) * torch.rand(count, generator=rng)).floor()
     kept = torch.rand(count, generator=rng) >= probability
 
+    # A pixel is inside if its row and its column are.
     y, x = torch.arange(height), torch.arange(width)
     inside_y = (y >= top[:, None]) & (y < (top + tall)[:, None])
     inside_x = (x >= left[:, None]) & (x < (left + wide)[:, None])
@@ -195,8 +196,7 @@ def crop_mask(
 
 
 def _color_factors(count: int, options: Augment, rng: torch.Generator) -> Tensor:
-    """(3,B): factors of brightness, contrast and saturation. 1 changes nothing, saturation 0 is
-    gray."""
+    """(3,B): factors of brightness, contrast and saturation. 1 changes nothing."""
     chosen = torch.rand(count, generator=rng) < options.photometric
     factors = torch.where(chosen, 0.5 + torch.rand(3, count, generator=rng), torch.ones(()))
     gray = torch.rand(count, generator=rng) < options.gray
@@ -209,14 +209,17 @@ def recolor(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Te
 
     Contrast spreads about the image's mean gray, saturation about each pixel's own gray.
     """
-    factor = (len(pixels), 1, 1, 1)
+    per_image = (len(pixels), 1, 1, 1)
 
-    pixels = (pixels * brightness.view(factor)).clamp_(0, 255)
+    # Brightness.
+    pixels = (pixels * brightness.view(per_image)).clamp_(0, 255)
 
+    # Contrast: lerp goes from the mean gray to the pixel by the factor, and beyond it above 1.
     mean = _gray(pixels).mean((2, 3), keepdim=True)
-    pixels = torch.lerp(mean, pixels, contrast.view(factor)).clamp_(0, 255)
+    pixels = torch.lerp(mean, pixels, contrast.view(per_image)).clamp_(0, 255)
 
-    return torch.lerp(_gray(pixels), pixels, saturation.view(factor)).clamp_(0, 255)
+    # Saturation.
+    return torch.lerp(_gray(pixels), pixels, saturation.view(per_image)).clamp_(0, 255)
 
 
 def _gray(pixels: Tensor) -> Tensor:

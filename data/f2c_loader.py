@@ -6,18 +6,16 @@ batch of the Loader holds them as [A₁ | I₁ | A₂ | I₂]; its halves of b +
 
     x = A₁ ∪ I₁    and    y = A₂ ∪ I₂,    with x.labels[:b] == y.labels[:b].
 
-An epoch is one pass over all images by the instance-based half. It leaves out N mod b images, other
-ones in each epoch. Identities come in shuffled rounds. Each round leaves out I mod b identities, so
-the b identities of a step always differ. Each visit of an identity draws two different images. An
-identity with one image gives it twice; augmentation draws for each image of a batch, so those two
-copies are mirrored independently.
+An epoch is one pass over all images by the instance-based batches. It leaves out N mod b images,
+different ones in each epoch. Identities come in shuffled rounds. Each round leaves out I mod b
+identities, so the b identities of a step always differ. Each visit of an identity draws two
+different images. An identity with one image gives it twice; the two copies are augmented
+independently.
 
 With `image_weight` w > 0 (ours, not published) the probability of an identity with n images is
 proportional to n^w, and it may come twice in a step. Where most people have one or two images,
 uniform draws would mostly pair an image with itself.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -37,7 +35,8 @@ def dual_order(
     steps = len(labels) // b
     rng = np.random.default_rng([seed, epoch, 1])
 
-    # The identities of all steps, (steps · b,).
+    # The identities of all steps, (steps · b,). With weights, a uniform number picks the identity
+    # in whose interval it falls: the intervals' lengths are the weights.
     if image_weight:
         reach = np.cumsum(table.counts.astype(np.float64) ** image_weight)
         picked = np.searchsorted(reach[:-1], rng.random(steps * b) * reach[-1], side="right")
@@ -52,6 +51,7 @@ def dual_order(
     first = rng.integers(0, counts)
     second = (first + 1 + rng.integers(0, np.maximum(counts - 1, 1))) % counts
 
+    # One row per step: [A₁ | I₁ | A₂ | I₂].
     a1 = table.order[starts + first].reshape(steps, b)
     a2 = table.order[starts + second].reshape(steps, b)
     instances = shuffled(len(labels), seed=seed, epoch=epoch)[: steps * b].reshape(steps, 2, b // 2)

@@ -1,7 +1,5 @@
 """Opens a face set of any format: each file in data/formats/ is one format."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 from data.parts import find_part, part_names
 from data.types import FaceSet
 
-GENERATED, JOINED = "synthetic:", "concat:"  # a line that begins with one of these is no path
+GENERATED, JOINED = "synthetic:", "concat:"  # a line that begins with one of these is not a path
 FORMATS = "data.formats"
 log = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ def open_faces(path: str | Path, format: str = "auto", *, check: bool = True) ->
 
 
 def resolve_path(path: str, root: str | None) -> str:
-    """The path of a set below `root`; without a root, the path itself.
+    """The path of a set below `root`, or the path itself if there is no root.
 
     In `concat:PATH;PATH` each path is resolved. Generators and absolute paths stay as they are.
     """

@@ -1,7 +1,5 @@
 """Files that many threads and processes read at once, and files that are written atomically."""
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections.abc import Iterator
@@ -58,7 +56,7 @@ class PreadFile:
 def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
     """A file that appears under its name only when it is complete.
 
-    It is written beside its place, flushed to disk if `durable`, and then renamed.
+    It is written under a temporary name, flushed to disk if `durable`, and then renamed.
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

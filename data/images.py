@@ -1,7 +1,5 @@
 """Encoded images by number: in memory, as files, or as stored entries of a zip."""
 
-from __future__ import annotations
-
 import os
 import struct
 import zipfile
@@ -14,16 +12,16 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class Images(Protocol):
-    """Encoded images by number; a FaceSet is one, too."""
+    """Encoded images by number."""
 
     def __len__(self) -> int:
         """Number of images."""
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes of an image."""
+        """Encoded bytes (JPEG, PNG, …) of an image; errors name the file and the key."""
 
     def describe(self, index: int) -> str:
-        """Where an image is, for messages."""
+        """File and key of an image, for messages."""
 
 
 def stem(name: str) -> str:
@@ -76,7 +74,7 @@ class ZipImages:
         return len(self.entries)
 
     def read(self, index: int) -> bytes:
-        # the local header has 30 bytes, then a name and extra fields of their own lengths
+        # The local header has 30 bytes, then a name and extra fields, whose lengths it holds.
         entry = self.entries[index]
         with open(self.path, "rb") as file:
             file.seek(entry.header_offset)
@@ -123,7 +121,7 @@ def _open_zip(path: Path, names: list[str]) -> ZipImages:
         entries = [
             entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)
         ]
-    # lists name images by their whole path, by its last folder too, or by the file alone
+    # Lists name images by their whole path, by the last folder and the file, or by the file alone.
     by_name: dict[str, list[zipfile.ZipInfo]] = {}
     for entry in entries:
         parts = stem(entry.filename).split("/")

@@ -1,11 +1,9 @@
 """From a FaceSet to batches: threads decode images into one uint8 array per batch, ahead of use.
 
-Threads and not processes: the decoders and `pread` release the GIL, nothing is pickled or copied
-between processes, and scripts/bench/loader.py measures threads as faster. The Python code between
-two decodes costs a few µs per image.
+It uses threads and not processes, because the decoders and `pread` release the GIL, nothing is
+pickled or copied between processes, and scripts/bench/loader.py measures threads as faster. The
+Python code between two decodes costs a few µs per image.
 """
-
-from __future__ import annotations
 
 import logging
 import time
@@ -44,8 +42,8 @@ class Loader:
     drop_last: False keeps a smaller last batch (one rank only).
     order: the order of images (default: shuffled by seed and epoch); see data/order.py.
     prefetch: number of batches that are decoded ahead.
-    channels_last: memory layout of the images.
-    device: batches are copied to a CUDA device from pinned memory while the one before is in use.
+    device: where batches go. A batch is copied to a CUDA device from pinned memory while the one
+        before is in use.
 
     Batches depend on (seed, epoch, step) only, never on threads.
 
@@ -174,8 +172,8 @@ class Loader:
         finally:
             decoder.close()
 
-    def _finish(self, pending: _Pending) -> Batch:
-        """Waits until a batch is decoded, and puts it into the layout and onto the device."""
+    def _finish(self, pending: "_Pending") -> Batch:
+        """Waits until a batch is decoded, and puts it onto the device."""
         bad = [failure for future in pending.futures for failure in future.result()]
         labels = self.faces.labels[pending.indices].astype(np.int64)
         self.seen += len(labels)
@@ -189,12 +187,12 @@ class Loader:
         return Batch(images.to(self.device), torch.from_numpy(labels).to(self.device))
 
     def _to_cuda(self, images: torch.Tensor, labels: torch.Tensor) -> Batch:
-        """Copies from pinned memory on a stream of its own.
+        """Copies from pinned memory on a separate stream.
 
         The copy therefore overlaps the training step that is still running.
         """
         current = torch.cuda.current_stream(self.device)
-        self._stream = self._stream or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._stream = self._stream or torch.cuda.Stream(self.device)
         with torch.cuda.stream(self._stream):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
@@ -205,7 +203,7 @@ class Loader:
         labels.record_stream(current)
         return Batch(images=images, labels=labels)
 
-    def _replace(self, pending: _Pending, labels: Int64, bad: Failures) -> None:
+    def _replace(self, pending: "_Pending", labels: Int64, bad: Failures) -> None:
         """Puts the next good image of the batch, with its label, into the place of each bad one."""
         rows = {row for row, _ in bad}
         for row, error in bad:
@@ -229,7 +227,7 @@ class Loader:
 class _Pending:
     """A batch that is being decoded.
 
-    indices: of its images, (B,).
+    indices: the indices of its images, (B,).
     buffer: uint8 (B,H,W,3), which the threads fill.
     futures: each gives (row, error) of the images that could not be read.
     """

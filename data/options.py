@@ -4,11 +4,8 @@
 of a dataclass and the parameters behind the `*` of a `build` are options alike.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
-import math
 import re
 import types
 import typing
@@ -19,6 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Interval, MinLen, Predicate
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import core_schema
+
 from data.parts import hint as nearest
 from data.parts import option_texts, part_names
 
@@ -26,33 +27,15 @@ REQUIRED = inspect.Parameter.empty
 """The default of an option that has none."""
 
 
-@dataclass(frozen=True)
-class Range:
+def Range(
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Interval:
     """Bounds of a number; None means no bound. `above` and `below` exclude the bound itself."""
-
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def holds(self, number: float) -> bool:
-        """Whether the number lies within all bounds; NaN and infinities never do."""
-        return (
-            abs(number) < float("inf")
-            and (self.at_least is None or number >= self.at_least)
-            and (self.at_most is None or number <= self.at_most)
-            and (self.above is None or number > self.above)
-            and (self.below is None or number < self.below)
-        )
-
-    def __str__(self) -> str:
-        bounds = (
-            ("at least", self.at_least),
-            ("more than", self.above),
-            ("at most", self.at_most),
-            ("less than", self.below),
-        )
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+    return Interval(ge=at_least, le=at_most, gt=above, lt=below)
 
 
 @dataclass(frozen=True)
@@ -67,21 +50,22 @@ class PartOf:
         """All names that are admitted."""
         return [*self.others, *part_names(self.package)]
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a part of this name."""
-        return name in self.names
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.literal_schema(self.names)
 
 
-@dataclass(frozen=True)
-class Ascending:
+def Ascending() -> Predicate:
     """The order of a list of numbers; equal neighbors are in order."""
+    return Predicate(_in_ascending_order)
 
-    def holds(self, numbers: Sequence[float]) -> bool:
-        """Whether no number is smaller than the one before it."""
-        return all(earlier <= later for earlier, later in pairwise(numbers))
 
-    def __str__(self) -> str:
-        return "in ascending order"
+def _in_ascending_order(numbers: Sequence[float]) -> bool:
+    return all(earlier <= later for earlier, later in pairwise(numbers))
+
+
+def _with_home(path: str) -> str:
+    """`~` at the start of a path, and of each in `concat:PATH;PATH`, as the home folder."""
+    return re.sub(r"(?<![^:;])~(?=/|$)", lambda _: str(Path.home()), path)
 
 
 Positive = Annotated[float, Range(above=0)]
@@ -91,7 +75,7 @@ Share = Annotated[float, Range(at_least=0, at_most=1)]
 ShareBelowOne = Annotated[float, Range(at_least=0, below=1)]
 Count = Annotated[int, Range(at_least=1)]
 CountOrZero = Annotated[int, Range(at_least=0)]
-PathText = Annotated[str, "path"]
+PathText = Annotated[str, MinLen(1), AfterValidator(_with_home)]
 """A path as a config writes it: `~` is the home folder, a relative one starts at `data.root`."""
 
 
@@ -117,46 +101,41 @@ def options_of(owner: Any) -> dict[str, Option]:
 
 def fit(hint: Any, value: Any) -> Any:
     """`value` as the type `hint` holds it: fit(Positive, 3) -> 3.0. ValueError where it can't."""
-    kind, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind is Annotated:
-        with suppress(ValueError):
-            fitted = fit(inside[0], value)
-            if "path" in inside and fitted:
-                return _with_home(fitted)
-            if all(rule != "path" and rule.holds(fitted) for rule in inside[1:]):
-                return fitted
-    elif kind in (typing.Union, types.UnionType):
-        for choice in inside:
-            with suppress(ValueError):
-                return fit(choice, value)
-    elif kind is Literal:
-        if any(value == choice and type(value) is type(choice) for choice in inside):
-            return value
-    elif kind in (Sequence, tuple):
-        if isinstance(value, (list, tuple)):
-            return tuple(fit(inside[0], item) for item in value)
-    elif kind is float:
-        with suppress(ValueError, TypeError, OverflowError):
-            number = float(value)  # of text too: YAML 1.1 reads 1e-3 as text
-            if math.isfinite(number) and not isinstance(value, bool):
-                return number
-    elif kind is Any or type(value) is kind:
-        return value
+    with suppress(ValidationError):
+        fitted = adapter(hint).validate_python(value)
+        if _exact(value, fitted):
+            return tuple(fitted) if isinstance(fitted, list) else fitted  # configs are frozen
     known = [choice for choice in choices_of(hint) if isinstance(choice, str)]
     if known and isinstance(value, str):
         raise ValueError(f"found {value!r}; {nearest(value, known)}")
     raise ValueError(f"found {value!r}, expected {describe(hint)}")
 
 
+def adapter(hint: Any) -> TypeAdapter[Any]:
+    """pydantic's validator of a type, which also gives its JSON schema. No number is infinite."""
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def _exact(value: Any, fitted: Any) -> bool:
+    """Whether pydantic kept the type of the value. A float may come from text or a whole number.
+
+    pydantic also admits 1.0 and "1" as 1, and 1 as true. Its strict mode does not, but that refuses
+    text for a float, and to YAML 1.1 `1e-3` is text.
+    """
+    if isinstance(fitted, (list, tuple)):
+        return all(map(_exact, value, fitted))
+    return type(value) is type(fitted) or (type(fitted) is float and type(value) is not bool)
+
+
 def describe(hint: Any) -> str:
     """The type in words: describe(Positive | None) -> "a number more than 0 or null"."""
     kind, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind is Annotated and "path" in inside:
+    if hint == PathText:
         return "a path"
     if choices := choices_of(hint):
         return _either([str(choice) for choice in choices])
     if kind is Annotated:
-        return " ".join([describe(inside[0]), *map(str, inside[1:])])
+        return " ".join([describe(inside[0]), *map(_rule_in_words, inside[1:])])
     if kind in (typing.Union, types.UnionType):
         return _either([describe(choice) for choice in inside])
     if kind in (Sequence, tuple):
@@ -173,14 +152,22 @@ def choices_of(hint: Any) -> list[Any]:
     return [name for rule in inside if isinstance(rule, PartOf) for name in rule.names]
 
 
+def _rule_in_words(rule: Interval | Predicate) -> str:
+    """The bounds of a number, or the name of the function that checks a list."""
+    if isinstance(rule, Predicate):
+        return rule.func.__name__.strip("_").replace("_", " ")
+    bounds = (
+        ("at least", rule.ge),
+        ("more than", rule.gt),
+        ("at most", rule.le),
+        ("less than", rule.lt),
+    )
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+
+
 def _either(words: Sequence[str]) -> str:
     *first, last = words
     return f"{', '.join(first)} or {last}" if first else last
-
-
-def _with_home(path: str) -> str:
-    """`~` at the start of a path, and of each in `concat:PATH;PATH`, as the home folder."""
-    return re.sub(r"(?<![^:;])~(?=/|$)", lambda _: str(Path.home()), path)
 
 
 def _field_texts(owner: type) -> Mapping[str, str]:

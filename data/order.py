@@ -5,8 +5,6 @@ not depend on the number of ranks. A position in the order is therefore one numb
 of the epoch all ranks together have handed out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,18 +44,21 @@ def shuffled(count: int, *, seed: int, epoch: int) -> Indices:
 
 
 def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int = 64) -> Indices:
-    """A permutation of range(count) for disks that seek slowly: blocks of `block` images stay near.
+    """A permutation of range(count) for disks that seek slowly: blocks of images stay together.
 
     Blocks are shuffled first, and then the images within each run of `mixed` blocks, so a reader
-    works in `mixed` places at a time. The boundaries of blocks move from epoch to epoch. Set
-    `block` to the number of images that the disk reads well at once.
+    works in `mixed` places at a time. The boundaries of blocks move from epoch to epoch. `block` is
+    the number of neighboring images that the disk reads well at once.
     """
     rng = np.random.default_rng([seed, epoch])
+
+    # The first block has a random length, and all others but the last have `block` images.
     first = int(rng.integers(block))
     starts = np.concatenate([[0], np.arange(first if first else block, count, block)])
     shuffled_starts = rng.permutation(starts)
     ends = dict(zip(starts.tolist(), [*starts[1:].tolist(), count], strict=True))
 
+    # Within each run of `mixed` blocks, the images of all its blocks are shuffled together.
     order = np.empty(count, index_dtype(count))
     at = 0
     for run in np.array_split(shuffled_starts, max(1, len(starts) // mixed)):
@@ -84,7 +85,7 @@ def balanced(labels: Int64, *, seed: int, epoch: int, images: int) -> Indices:
     picked = np.concatenate([rng.permutation(identities) for _ in range(rounds)])[:groups]
     visit = np.repeat(np.arange(rounds), identities)[:groups]
 
-    # A visit takes the next K images of its identity, from the first again after the last.
+    # A visit uses the next K images of its identity, and goes on with the first after the last.
     within = (visit[:, None] * images + np.arange(images)) % table.counts[picked][:, None]
     places = table.starts[picked][:, None] + within
 

@@ -4,8 +4,6 @@
 not parts.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect
@@ -17,8 +15,7 @@ from typing import Any
 
 
 def part_names(package: str) -> list[str]:
-    """Names of all parts in a package, e.g. part_names("recognition.heads") -> ["adaface",
-    "arcface", ...]."""
+    """Names of all parts in a package: part_names("recognition.heads") -> ["adaface", ...]."""
     paths = importlib.import_module(package).__path__
     return sorted(
         module.name for module in pkgutil.iter_modules(paths) if not module.name.startswith("_")
@@ -26,7 +23,7 @@ def part_names(package: str) -> list[str]:
 
 
 def find_part(package: str, name: str) -> ModuleType:
-    """The module `package.name`. ValueError names the nearest parts that exist."""
+    """The module `package.name`, or a ValueError that names the nearest parts that exist."""
     names = part_names(package)
     if name not in names:
         kind = package.rpartition(".")[2]

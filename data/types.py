@@ -1,7 +1,5 @@
 """The two types that all parts share: a set of face images on disk, and a batch in memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,11 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.images import Images
+
 Int64 = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 
 
-class FaceSet(Protocol):
+class FaceSet(Images, Protocol):
     """Encoded face images with their identities.
 
     Reading changes no state, so threads and forked or spawned workers may share a set.
@@ -24,14 +24,6 @@ class FaceSet(Protocol):
 
     labels: Int64
     num_classes: int
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """Encoded bytes (JPEG, PNG, ...) of image `index`; errors name the file and the key."""
-
-    def describe(self, index: int) -> str:
-        """File and key of image `index`, for messages."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Run one benchmark on a trained model or on stored embeddings, or write embeddings to a file."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import sys
@@ -116,7 +114,7 @@ def write_embeddings(
 def load_embed(
     model: str | None, embeddings: str | None, names: str | None, device: str
 ) -> tuple[Embed, int]:
-    """The model and the side of its input in pixels; or stored embeddings, and 0."""
+    """(model, side of its input in pixels), or (stored embeddings, 0)."""
     if embeddings:
         if not names:
             raise ValueError("--embeddings needs --names X.txt, one image name per line")

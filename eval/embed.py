@@ -1,7 +1,5 @@
 """Images to embeddings, batch by batch: the decoded images of a set are never all in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,16 +11,18 @@ from data.images import Images
 from eval.stored import Stored
 
 BATCH = 64  # images
-THREADS = 2  # that decode
+THREADS = 2  # decode threads
 Embed = Callable[[torch.Tensor], torch.Tensor] | Stored
-"""uint8 (B,3,S,S) RGB on the CPU -> (B,D) on any device: a model in eval mode that normalizes its
-input. Or stored embeddings."""
+"""A model in eval mode that normalizes its input, or stored embeddings.
+
+A model maps uint8 (B,3,S,S) RGB on the CPU to (B,D) on any device.
+"""
 Crop = Callable[[int, int], np.ndarray]
 """(image number, S) -> its face, uint8 (S,S,3) RGB."""
 
 
 def mirror_setting(embed: Embed, mirror: bool) -> object:
-    """The setting to report: what stored embeddings were made of is not known."""
+    """The setting to report; for stored embeddings it is not known."""
     return "as stored" if isinstance(embed, Stored) else mirror
 
 
@@ -35,8 +35,10 @@ def embed_faces(
     mirror: bool = True,
     crop: Crop | None = None,
 ) -> np.ndarray:
-    """Embeddings float32 (N,D), not normalized; with `mirror`, each is the sum of the embeddings of
-    the image and of its mirror image."""
+    """Embeddings float32 (N,D), not normalized.
+
+    With `mirror`, each is the sum of the embeddings of the image and of its mirror image.
+    """
     plain, mirrored = embed_views(embed, images, size, indices=indices, mirror=mirror, crop=crop)
     return plain if mirrored is None else np.add(plain, mirrored, out=plain)
 
@@ -67,7 +69,7 @@ def embed_views(
         for view in range(1 + mirror):
             with torch.inference_mode():
                 vectors = embed(pixels.flip(3) if view else pixels).float().cpu().numpy()
-            # D is known from the first batch on
+            # D is known from the first batch on.
             if len(views) == view:
                 views.append(np.empty((len(indices), vectors.shape[1]), np.float32))
             views[view][done : done + len(batch)] = vectors
@@ -88,8 +90,8 @@ def decoded_batches(
 ) -> Iterator[np.ndarray]:
     """uint8 (B,S,S,3) of the images in the order of `indices`.
 
-    The next batch is decoded while the caller uses one. An image that cannot be decoded is a
-    ValueError that names it: skipping it would change the figures.
+    The next batch is decoded while the caller uses one. An image that cannot be decoded raises a
+    ValueError that names it, because skipping it would change the figures.
 
     crop: makes the pixels of an image; without it, the whole image is resized.
     """

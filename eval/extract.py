@@ -3,8 +3,6 @@
 An extraction that was stopped continues where it was.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -21,14 +19,15 @@ from data.images import SUFFIXES, FileImages, Images, open_images
 from data.pairs.lists import from_bin
 from eval.embed import Embed, embed_faces
 
-BLOCK = 2048  # images between two savings of the position
+BLOCK = 2048  # images between two writes of the position
 
 
 def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]]:
     """The images of `data` and a name for each.
 
-    data: a file that lists names of images in `images` (folder or uncompressed zip); a verification
-    .bin; any set of faces; or a folder of image files at any depth, named by their paths in it.
+    data: a verification .bin, any set of faces, or a folder of image files at any depth, which are
+    named by their paths in it. With `images`, a folder or uncompressed zip, `data` is a file that
+    lists the names of its images.
     """
     path = Path(data)
     if images:
@@ -66,9 +65,9 @@ def extract(
 ) -> dict[str, Any]:
     """Write `out` (.npy, (N,D) of dtype) and a .txt beside it with one name per line.
 
-    Returns the number of images, how many an earlier start had done, and the seconds. Until `out`
-    is complete, it is called `out`.part and has a position file. An earlier start is continued if
-    model, names and options are the same; otherwise it is a ValueError.
+    Returns the number of images, how many an earlier call had done, and the seconds. Until `out` is
+    complete, it is called `out`.part and has a position file. A call continues an earlier one with
+    the same model, names and options, and raises ValueError if they differ.
 
     model: text that differs between models, e.g. a digest of the file.
     """
@@ -89,7 +88,7 @@ def extract(
         done = int(saved["done"])
     start, resumed = time.monotonic(), done
     while done < len(names):
-        # every block opens the file anew: what was written is on disk before the position says so
+        # Every block opens the file again, so that it is on disk before the position says so.
         block = np.arange(done, min(done + BLOCK, len(names)))
         vectors = embed_faces(embed, images, size, indices=block, mirror=mirror)
         if np.abs(vectors).max() > np.finfo(dtype).max:
@@ -123,8 +122,4 @@ def model_digest(path: str | Path) -> str:
     """sha256 of a model file, or of `model.pt` in a run folder."""
     path = Path(path)
     file = path / "model.pt" if path.is_dir() else path
-    with open(file, "rb") as content:
-        digest = hashlib.sha256()
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,7 +1,5 @@
 """Embeddings from a file in place of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,8 @@ from data.images import Images, stem
 class Stored:
     """Embeddings made elsewhere.
 
-    embeddings: (N,D) of any float type. rows: name of an image without its suffix -> its row.
-    source: the file of names, for error messages.
+    embeddings: (N,D) of any float type. rows: name of an image without its suffix -> row in
+    `embeddings`. source: the file of names, for error messages.
     """
 
     embeddings: np.ndarray
@@ -24,7 +22,7 @@ class Stored:
     source: str
 
     def lookup(self, images: Images, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Embeddings (n,D) of these images; not a copy if they are all rows in their order."""
+        """Embeddings (n,D) of these images, without a copy if they are all rows in order."""
         rows = np.array([self.row(images.describe(int(i))) for i in indices])
         if len(np.unique(rows)) < len(rows):
             raise ValueError(
@@ -35,7 +33,7 @@ class Stored:
         return np.asarray(self.embeddings[rows], np.float32)
 
     def row(self, path: str) -> int:
-        """Row of the image whose name is the longest end of `path`, without its suffix."""
+        """Row of the image whose name is the longest end of `path` (without its suffix)."""
         folders = stem(path).split("/")
         for start in range(len(folders)):
             row = self.rows.get("/".join(folders[start:]))

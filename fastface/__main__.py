@@ -23,7 +23,7 @@ def restarts(text: str) -> int | None:
     return None if text == "never" else int(text)
 
 
-# The settings of each scheduler, by the names of its arguments; without a flag the scheduler's own
+# The flags of each scheduler, named as its arguments. Where a flag is missing, the scheduler's own
 # default holds.
 Settings = dict[str, tuple[Callable[[str], Any], str]]
 FOR_HORIZON: Settings = {

@@ -91,10 +91,10 @@ class HorizonDetector:
         σ_t = (√π / 2) n_t                          for normal white noise
         α_t = β_t = (2 λ / (5 σ_t))^(2/3)           kept within 50 / T and 202.325 / T
 
-    This holds the noise of D at λ / 5, or as near to it as averages of at most T / 50 steps come.
-    Longer averages answer later, by 2 / α_t - T / 101.1625 steps (`delay_steps`): the loss has been
-    stationary for that long when D falls below λ. The signal is None until t α_t = 4, when the
-    noise of the first losses has worn off. Time and memory are constant.
+    This holds the noise of D at λ / 5, or as near to it as averages over at most T / 50 steps can.
+    Longer averages respond later, by 2 / α_t - T / 101.1625 steps (`delay_steps`): the loss has
+    been stationary for that long when D falls below λ. The signal is None until t α_t = 4, when the
+    noise of the first losses has faded. Time and memory are constant.
 
     Args:
         total_steps: T, at least 1000.
@@ -186,7 +186,7 @@ class MovingHaarDetector:
         self.window = window
         self.seen = 0
         self.total = 0
-        self.sums = [0] * (2 * window + 1)  # a ring: Q_t lies at t modulo its length
+        self.sums = [0] * (2 * window + 1)  # a ring buffer: Q_t lies at t modulo its length
         self.signal: float | None = None
 
     def update(self, loss: float) -> float | None:
@@ -195,7 +195,7 @@ class MovingHaarDetector:
         head = seen % len(sums)
         newest = sums[head]
         if seen >= 2 * window - 1:
-            # Negative indices count from the end of the list, as a ring should.
+            # Negative indices count from the end of the list, which makes it a ring.
             middle = head - (window + 1) // 2
             response = 2 * (sums[middle] - sums[middle - window]) - newest + sums[head - 2 * window]
             self.signal = response / (window * window) / FIXED_POINT

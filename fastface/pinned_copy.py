@@ -1,4 +1,4 @@
-"""Reads a loss from a GPU without a wait of the CPU for the step that has just been queued."""
+"""Copies a loss from a GPU while the CPU goes on, without waiting for the step just queued."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ class PinnedCopy:
     `start` queues the copy and returns at once. `value` is called one step later, when the GPU has
     usually finished the copy. If it has not, `value` waits, and the GPU does not idle meanwhile:
     the whole next step is in its queue. The value never depends on timing, so all ranks and resumed
-    runs decide alike.
+    runs make the same decisions.
     """
 
     def __init__(self) -> None:

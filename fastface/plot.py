@@ -39,7 +39,7 @@ def draw(trace: Trace, path: str | Path, title: str) -> None:
         for panel in (loss_panel, signal_panel, lr_panel):
             panel.axvline(change.step, color="gray", linewidth=0.5, linestyle=":")
 
-    # Written beside its place and renamed: under its name the picture is always complete.
+    # The picture is written under a temporary name, so a file with the final name is complete.
     target = Path(path)
     beside = target.with_name(target.name + ".partial")
     try:

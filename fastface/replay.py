@@ -23,7 +23,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Trace:
-    """A replayed run: all changes, and for a plot the state after each logged step."""
+    """A replayed run: all changes, and the state after each logged step, for a plot."""
 
     changes: list[Change]
     steps: list[int]
@@ -39,7 +39,8 @@ def read_losses(path: str | Path) -> list[tuple[int, float]]:
     Losses may have any value, NaN and infinity included.
 
     Raises:
-        OSError, ValueError: the file cannot be read or is no such table, or its steps do not rise.
+        OSError: the file cannot be opened.
+        ValueError: the file is damaged or not such a table, or its steps do not rise.
     """
     rows: list[tuple[int, float]] = []
     open_text = gzip.open if str(path).endswith(".gz") else open
@@ -79,7 +80,7 @@ def _parse(row: dict[str, str], before: int | None, where: str) -> tuple[int, fl
 def every_step(rows: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
     """(step, loss) of all steps from the first row to the last.
 
-    Losses between two rows are interpolated linearly. Those of the rows must be finite.
+    Losses between two rows are interpolated linearly. The losses of the rows must be finite.
     """
     for (step, loss), (next_step, next_loss) in pairwise(rows):
         slope = (next_loss - loss) / (next_step - step)

@@ -14,13 +14,13 @@ Detector = FastFaceDetector | HorizonDetector | MovingHaarDetector
 
 
 class LossScheduler(LRScheduler):
-    """What FastFaceLR and MovingHaarLR share: all but when the rate changes, and by how much.
+    """What FastFaceLR and MovingHaarLR share. They add when the learning rate changes, and how.
 
     At optimizer step t (0-based) the learning rate of a parameter group is
 
         base learning rate × `scale` × min(1, (t + 1) / warmup_steps).
 
-    Plain numbers for logs and plots, which may be read at any time:
+    These attributes are plain numbers for logs and plots:
         signal: D_t or H_t of the last loss; None while undefined.
         threshold: λ; a step whose signal lies below it is stationary.
         patience_steps: the learning rate changes after more than this many stationary steps in a
@@ -143,7 +143,7 @@ class LossScheduler(LRScheduler):
     def _initial_step(self) -> None:
         """Sets the first learning rates; torch's constructor calls it.
 
-        The method of torch calls `step`, which here needs a loss.
+        Torch's own method would call `step`, which needs a loss here.
         """
         self._step_count = 1
         self.last_epoch = 0
@@ -187,7 +187,7 @@ class LossScheduler(LRScheduler):
         raise NotImplementedError
 
     def _change(self, factor: float) -> None:
-        # A group that was added later entered with its base learning rate × scale.
+        # A group that was added later came with base learning rate × scale.
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:
             self.base_lrs.append(group.setdefault("initial_lr", group["lr"] / self.scale))
         self.scale *= factor

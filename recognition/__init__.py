@@ -1,2 +1,1 @@
-"""Training: backbones, margin heads, classifiers, the trainer and the experiment that joins the
-parts."""
+"""Training: backbones, margin heads, classifiers, the trainer, and the run that joins them."""

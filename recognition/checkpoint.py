@@ -7,8 +7,6 @@ A folder is written under another name, flushed to disk, and then renamed. Files
 `torch.load(weights_only=True)`, so nothing in a checkpoint is executed.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -55,19 +53,20 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step`, keep the newest `keep`, and remove the others.
 
-    Every rank calls it. shared: the state that is equal on all ranks. local: this rank's own.
+    Every rank calls it. shared: the state that is equal on all ranks. local: the state that only
+    this rank holds.
     """
     first = ranks.rank == 0
     final = folder / f"step_{step:08d}"
     partial = folder / f"step_{step:08d}.partial"
 
-    # What an interrupted call left behind goes first.
+    # Remove what an interrupted call left behind.
     if first:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     ranks.barrier()
 
-    # All ranks write at the same time, each its own file.
+    # All ranks write at the same time, each to its own file.
     save_tensors(partial / f"rank_{ranks.rank}.pt", local)
     if first:
         save_tensors(partial / "shared.pt", {**shared, "world": ranks.world})

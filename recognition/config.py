@@ -5,11 +5,11 @@ checks a file against them; `python train.py --help`, docs/configuration.md and 
 repeat them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+
+import pydantic.dataclasses
 
 from data.augment import Augment
 from data.options import (
@@ -28,12 +28,17 @@ class ConfigError(ValueError):
     """A mistake in a config or its overrides, as one line for the person who wrote it."""
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class Part:
     """A part by file name, with the options of its `build`: `{name: arcface, margin: 0.5}`."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @pydantic.model_serializer
+    def as_written(self) -> dict[str, Any]:
+        """One mapping, as a config holds it."""
+        return {"name": self.name, **self.options}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The device of a run, its precision, and how models and images lie in its memory."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -4,8 +4,6 @@ A run is one process unless torchrun started it. Model code receives a `Ranks` a
 process group.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A trained backbone as a function from images to embeddings, loaded from a run folder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from recognition.parse import build_part, parse_config
 class Embedder:
     """Embeds uint8 (B,3,S,S) RGB images as float32 (B,D), not normalized.
 
-    size: S, the side of the input in pixels. precision, channels_last: as `run` has them.
+    size: S, the side of the input in pixels. precision, channels_last: as in the config's `run`.
     """
 
     backbone: nn.Module
@@ -60,7 +58,7 @@ def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int
     """The model of a run folder and its input size in pixels.
 
     path: the run folder, or a model.pt that lies beside its config.yaml. Raises FileNotFoundError
-    for a missing file, and ValueError for one that is not what its name says.
+    for a missing file, and ValueError for a file with other contents.
     """
     path = Path(path)
     folder, weights = (path, path / "model.pt") if path.is_dir() else (path.parent, path)

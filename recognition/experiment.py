@@ -1,7 +1,5 @@
 """The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,8 +34,8 @@ from recognition.trainer import train
 def run(config: Config, source: str, *, resume: bool = False) -> Path:
     """Train and evaluate as `config` says, and return the run folder.
 
-    source: the config file's name, for errors. Raises ConfigError, before training begins, for what
-    the config asks and this machine or these files cannot give.
+    source: the config file's name, for errors. Raises ConfigError, before training begins, if this
+    machine or the files do not allow what the config asks.
     """
     device = choose_device(config, source)
     with ranks_of_this_run(device) as ranks:
@@ -53,7 +51,7 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         with _config_errors(source):
             parts = build_parts(config, faces, device, ranks)
 
-        # All that may be refused was built above: a corrected command finds no folder in its way.
+        # All that may be refused was built above, so a command that fails leaves no folder behind.
         folder = Path(config.run.output)
         if ranks.rank == 0:
             open_run_folder(config, resume)
@@ -126,7 +124,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         total_steps=steps_per_epoch * optim.epochs,
         steps_per_epoch=steps_per_epoch,
     )
-    # The growth interval is arcface_torch's: fp16 runs of a few thousand steps find their scale.
+    # With arcface_torch's growth interval, fp16 runs of a few thousand steps find their scale.
     fp16 = run_.precision == "fp16"
     scaler = torch.amp.GradScaler(device.type, enabled=fp16, growth_interval=100)
     return Parts(
@@ -165,7 +163,7 @@ def _ordinary_loader(faces: FaceSet, config: Config, *, batch_size: int, **loade
 def _build_optimizer(
     optim: OptimConfig, backbone: nn.Module, classifier: nn.Module
 ) -> torch.optim.Optimizer:
-    """The run's optimizer. A checkpoint tells each rank's centers by the names of its groups."""
+    """The run's optimizer. A checkpoint finds a rank's centers by the name of their group."""
     weights = list(backbone.parameters())
     if optim.no_decay_1d:
         flat = [p for p in weights if p.ndim <= 1]
@@ -200,7 +198,7 @@ def _open_training_faces(config: Config) -> FaceSet:
 
 @contextmanager
 def _config_errors(source: str, key: str = "") -> Iterator[None]:
-    """Tell what files and options refuse as a mistake in the config `source`."""
+    """Turn errors about files and options into ConfigErrors that name the config `source`."""
     try:
         yield
     except ConfigError:

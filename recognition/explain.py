@@ -1,7 +1,5 @@
 """What every key of a config means, for `train.py --help`, `--explain` and the generated docs."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import textwrap
@@ -73,9 +71,9 @@ def parts_of(key: Key) -> Iterator[PartKeys]:
 
 
 def listing() -> str:
-    """All sections and keys, each with type, default and one sentence."""
+    """All sections and keys, those of every part too, each with type, default and one sentence."""
     lines = []
-    for key in keys_of(Config):
+    for key in _all_keys():
         sentence = key.option.text.split(". ")[0].rstrip(".")
         if is_dataclass(key.option.hint):
             lines += ["", f"{key.name}: {sentence}"]
@@ -86,15 +84,19 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def _all_keys() -> Iterator[Key]:
+    for key in keys_of(Config):
+        yield key
+        yield from chain(*(part.keys for part in parts_of(key)))
+
+
 def explain(asked: str, config: Config | None = None) -> str:
     """A key, or all keys of a section or of its parts: type, default and full text of each.
 
     config: leave out the parts that it does not choose. ConfigError names the nearest keys where no
     section and no part has the key.
     """
-    keys = []
-    for key in keys_of(Config):
-        keys += [key, *chain(*(part.keys for part in parts_of(key)))]
+    keys = list(_all_keys())
     if config is not None:
         keys = [key for key in keys if _chosen(key, config)]
     found = [key for key in keys if f"{key.name}.".startswith((f"{asked}.", f"{asked}[]."))]

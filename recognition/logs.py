@@ -1,7 +1,5 @@
 """The logs of a run: lines on the terminal, metrics.jsonl with TensorBoard, and training.png."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -20,7 +18,7 @@ from recognition.parts import Parts
 @contextmanager
 def open_logs(
     folder: Path, parts: Parts, *, total_steps: int, first_step: int, saved_step: int
-) -> Iterator[RunLogs]:
+) -> Iterator["RunLogs"]:
     """The logs of a run that starts at `first_step`; only rank 0 writes any.
 
     saved_step: the step of the checkpoint that the run resumes from, 0 for a new run.
@@ -40,8 +38,8 @@ def open_logs(
 class RunLogs:
     """Where the lines of a run go: to the terminal and to files, or nowhere."""
 
-    console: Console | None
-    metrics: Metrics | None
+    console: "Console | None"
+    metrics: "Metrics | None"
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """Log the figures of a window of training steps."""
@@ -70,7 +68,7 @@ class Console:
         self._advised_epoch = -1
         self._bar: Any = None
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> "Console":
         if sys.stdout.isatty():
             from rich import progress
 
@@ -96,17 +94,17 @@ class Console:
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl, and advice once per epoch where data are too slow."""
-        loss, rate = f"loss {line['loss']:.4f}", f"lr {line['learning_rate']:.6f}"
+        loss, lr = f"loss {line['loss']:.4f}", f"lr {line['learning_rate']:.6f}"
         speed = f"{line['images_per_second']:.0f} images/s"
         if self._bar is not None:  # fits 80 columns
-            self._bar.update(self._task, completed=step, description=f"{loss} {rate} {speed}")
+            self._bar.update(self._task, completed=step, description=f"{loss} {lr} {speed}")
         else:
             wait = f"data wait {line['data_wait']:.0%}"
             seconds_per_step = (time.perf_counter() - self._began) / max(step - self._first, 1)
             minutes, seconds = divmod(int((self._total - step) * seconds_per_step), 60)
             place = f"epoch {line['epoch']:.2f}  step {step}/{self._total}"
             eta = f"ETA {minutes}:{seconds:02d}"
-            print(f"{place}  {loss}  {rate}  {speed}  {wait}  {eta}", flush=True)
+            print(f"{place}  {loss}  {lr}  {speed}  {wait}  {eta}", flush=True)
 
         advice = wait_advice(line["data_wait"], threads=self._threads, cores=os.cpu_count() or 1)
         epoch = step // self._per_epoch
@@ -128,9 +126,9 @@ class Console:
 
 
 def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
-    """What to change where a run waits for data during more than a tenth of its time.
+    """What to change if a run waits for data during more than a tenth of its time, else None.
 
-    share: of the time, 0 to 1. threads: decode threads. Returns None where there is nothing to say.
+    share: the share of the time spent waiting, 0 to 1. threads: decode threads.
     """
     if share <= 0.10:
         return None

@@ -3,16 +3,15 @@
 Every mistake is a `ConfigError` of one line: file, key, what was found and what was expected.
 """
 
-from __future__ import annotations
-
 import inspect
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from pydantic_core import to_jsonable_python
 
 from data.options import REQUIRED, Option, PartOf, fit, options_of
 from data.parts import find_part, hint
@@ -53,15 +52,7 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
 
 def to_tree(config: Any) -> Any:
     """The plain mapping of a config, every default written out; `parse_config` reads it back."""
-    if isinstance(config, Part):
-        return {"name": config.name, **to_tree(config.options)}
-    if is_dataclass(config):
-        return {field.name: to_tree(getattr(config, field.name)) for field in fields(config)}
-    if isinstance(config, Mapping):
-        return {key: to_tree(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [to_tree(value) for value in config]
-    return config
+    return to_jsonable_python(config)
 
 
 def to_yaml(config: Config) -> str:
@@ -207,8 +198,8 @@ def _parse_options(
         if name not in options:
             raise ValueError(f"{dot}{name}: unknown key{of}; {hint(str(name), options)}")
     for name, option in options.items():
-        value = tree.get(name, to_tree(option.default))
-        if value is REQUIRED:
+        if name not in tree and option.default is REQUIRED:
             raise ValueError(f"{dot}{name}: missing, and it has no default")
+        value = tree[name] if name in tree else to_tree(option.default)
         values[name] = _parse_value(option.hint, value, dot + name)
     return values

@@ -1,7 +1,5 @@
 """What a run is made of, and its state: all that the next step depends on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +60,7 @@ class Parts:
         return shared, local
 
     def load_state_dict(self, shared: State, locals_: list[State]) -> None:
-        """Load the shared state, and this rank's own from those of all the ranks that saved one."""
+        """Load the shared state, and this rank's own from `locals_`, one per rank that saved."""
         same_world = len(locals_) == self.ranks.world
         local = locals_[self.ranks.rank] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])

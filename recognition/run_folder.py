@@ -1,7 +1,5 @@
 """The folder of a run: who may write into it, its resolved config, and its environment."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Seeds made of several numbers, so that nothing about randomness needs to be saved."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

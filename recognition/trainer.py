@@ -1,11 +1,9 @@
-"""The training loop. It knows what each part does, and not which parts it was given.
+"""The training loop. It knows what each part does, but not which parts it was given.
 
 A checkpoint holds all of a run's state: weights, optimizer, schedule, loss scale, position in the
 data, and `Progress`. Random numbers come from seeds made of (run seed, step, micro-batch, rank), so
 a resumed run computes the same numbers.
 """
-
-from __future__ import annotations
 
 import math
 import signal
@@ -71,9 +69,10 @@ def train(
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
     evaluate: called on rank 0 after every `evaluate.every_epochs` epochs and at the end; it returns
-    the metrics to log. resume: start from the newest checkpoint. Raises TrainingError when the loss
-    stays NaN or infinite. Raises Stopped after a checkpoint when SIGTERM or SIGINT asked for it; a
-    signal is noticed when the next line is logged.
+    the metrics to log. resume: start from the newest checkpoint.
+
+    Raises TrainingError if the loss stays NaN or infinite. After SIGTERM or SIGINT it writes a
+    checkpoint and raises Stopped; a signal is noticed when the next line is logged.
     """
     total = parts.steps_per_epoch * config.optim.epochs
     progress, saved_step = restore(parts, folder, config) if resume else (Progress(), 0)
@@ -141,7 +140,7 @@ def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress:
 def _network_input(
     config: Config, parts: Parts, batch: Batch, step: int, micro: int
 ) -> torch.Tensor:
-    """The batch's images augmented and normalized; seeds all that is random in this micro-batch."""
+    """The images of a batch, augmented and normalized. It seeds the micro-batch's randomness."""
     seed = seed_of(config.run.seed, step, micro, parts.ranks.rank)
     torch.manual_seed(seed)  # for dropout and the like
     images = lay_out(batch.images, config.run.channels_last)
@@ -149,9 +148,9 @@ def _network_input(
 
 
 def _scaled_step(parts: Parts) -> bool:
-    """The optimizer's step unless the loss scaler found infinite gradients; whether it was taken.
+    """Step the optimizer unless the loss scaler found infinite gradients; return whether it did.
 
-    A hook tells, because asking the scaler for its scale would wait for the device.
+    A hook reports the step, because asking the scaler for its scale would wait for the device.
     """
     taken: list[bool] = []
     hook = parts.optimizer.register_step_post_hook(lambda *_: taken.append(True))
@@ -162,7 +161,7 @@ def _scaled_step(parts: Parts) -> bool:
 
 
 def _steps(loader: Loader, config: Config) -> Iterator[list[Batch]]:
-    """The micro-batches of one optimizer step after another, epoch after epoch, without end.
+    """The micro-batches of each optimizer step, epoch after epoch, without end.
 
     Micro-batches that do not fill a step at the end of an epoch are dropped.
     """
@@ -209,7 +208,7 @@ class _Clock:
 
 
 def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -> dict[str, Any]:
-    """One line of the logs. Reading the loss is the one wait for the device."""
+    """One line of the logs. Only here does the loop wait for the device, to read the loss."""
     loss = float(progress.loss_sum) / progress.loss_count
     elapsed, waited = clock.read()
     progress.seconds += elapsed
@@ -259,10 +258,10 @@ def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: 
 
 
 def restore(parts: Parts, folder: Path, config: Config) -> tuple[Progress, int]:
-    """Load the newest checkpoint of `folder`; give the progress and the step at which it was saved.
+    """Load the newest checkpoint of `folder`; return the progress and the step of its saving.
 
     A run without a checkpoint starts from the beginning. With another number of processes an epoch
-    has other steps: then the position in the data is kept, and the step is counted anew.
+    has another number of steps: then the step is computed from the position in the data.
     """
     path = checkpoint.newest(folder / "checkpoints")
     if path is None:

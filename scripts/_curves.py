@@ -1,10 +1,7 @@
-"""Loss curves: of our runs and of published logs, thinned and drawn."""
-
-from __future__ import annotations
+"""Loss curves of our runs and of published logs: reading, thinning and drawing."""
 
 import csv
 import gzip
-import io
 import re
 import zlib
 from collections.abc import Sequence
@@ -14,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.report.plots import png
 from recognition.logs import read_metrics
 
 LOG_LINE = re.compile(
@@ -29,7 +27,7 @@ class Curve:
     label: str
     steps: np.ndarray
     losses: np.ndarray
-    rates: np.ndarray | None
+    lrs: np.ndarray | None
 
 
 def training_lines(run: Path) -> list[dict[str, Any]]:
@@ -47,9 +45,9 @@ def run_curve(run: Path) -> Curve:
 def read_log(path: Path) -> Curve:
     """A published log, labeled by the name of its file.
 
-    It is a CSV with columns step, loss and perhaps learning_rate, or, named .log or .txt, what
-    arcface_torch and FastFace write. Either may be gzipped, named .gz. Raises ValueError or OSError
-    where it cannot be read or holds no steps.
+    A file named .log or .txt is a log of arcface_torch or FastFace. Any other is a CSV with columns
+    step, loss and perhaps learning_rate. Both may be gzipped and named .gz. Raises ValueError or
+    OSError if the file cannot be read or holds no steps.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     name = path.name.removesuffix(".gz")
@@ -71,20 +69,19 @@ def read_log(path: Path) -> Curve:
         return np.array([float(row[key]) for row in rows])
 
     try:
-        rates = column("learning_rate") if "learning_rate" in columns else None
-        return Curve(Path(name).stem, column("step"), column("loss"), rates)
+        lrs = column("learning_rate") if "learning_rate" in columns else None
+        return Curve(Path(name).stem, column("step"), column("loss"), lrs)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected numbers in every line: {error}") from None
 
 
 def thinned(curve: Curve, points: int = POINTS) -> Curve:
-    """At most `points` points: the mean loss of each stretch, with the step and the learning rate
-    at its end."""
+    """At most `points` points: a stretch's mean loss, and the step and learning rate at its end."""
     stretches = np.array_split(np.arange(len(curve.steps)), min(points, len(curve.steps)))
     losses = np.array([curve.losses[stretch].mean() for stretch in stretches])
     ends = [stretch[-1] for stretch in stretches]
-    rates = None if curve.rates is None else curve.rates[ends]
-    return Curve(curve.label, curve.steps[ends], losses, rates)
+    lrs = None if curve.lrs is None else curve.lrs[ends]
+    return Curve(curve.label, curve.steps[ends], losses, lrs)
 
 
 def loss_png(curves: Sequence[Curve]) -> bytes:
@@ -92,16 +89,14 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")
-    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    loss, lr = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     for curve in map(thinned, curves):
         (line,) = loss.plot(curve.steps, curve.losses, linewidth=1, label=curve.label)
-        if curve.rates is not None:
-            rate.step(curve.steps, curve.rates, where="pre", color=line.get_color(), linewidth=1)
+        if curve.lrs is not None:
+            lr.step(curve.steps, curve.lrs, where="pre", color=line.get_color(), linewidth=1)
     loss.set(ylabel="loss")
     loss.legend()
-    rate.set(xlabel="optimizer step", ylabel="learning rate", yscale="log")
-    for axes in (loss, rate):
+    lr.set(xlabel="optimizer step", ylabel="learning rate", yscale="log")
+    for axes in (loss, lr):
         axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    return png(figure, dpi=120)

@@ -1,7 +1,5 @@
 """Writes the LMDB layout of a face set: one value per image, and a list of keys with labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import lmdb

@@ -1,7 +1,5 @@
 """The published rows with their recipes, and our runs of them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +17,7 @@ from scripts._curves import training_lines
 from tools.plan import plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# What makes a run one of the row. A run may change the rest: where it ran, how often it logged.
+# The keys that make a run one of the row. Others may differ: where it ran, how often it logged.
 RECIPE = (
     "data.size",
     "data.order",
@@ -35,7 +33,7 @@ Figures = dict[tuple[str, str], float]  # in percent, by benchmark and metric
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder of the published row `row`. notes: in what it is not the row's recipe."""
+    """A run folder of the published row `row`. notes: how it differs from the row's recipe."""
 
     folder: Path
     row: str
@@ -70,7 +68,7 @@ class Row:
 
 
 def choose_tables(asked: Sequence[str]) -> list[str]:
-    """The tables that are asked for, or all of them. ValueError names the nearest one."""
+    """The tables that are asked for, or all. ValueError for an unknown one names the nearest."""
     known = list(dict.fromkeys(row["table"] for row in published_rows().values()))
     for name in asked:
         if name not in known:
@@ -79,7 +77,7 @@ def choose_tables(asked: Sequence[str]) -> list[str]:
 
 
 def read_runs(root: Path) -> list[Run]:
-    """The runs below `root` that name a published row. ValueError where a file is broken."""
+    """The runs below `root` that name a published row; ValueError if a file is broken."""
     if not root.is_dir():
         raise FileNotFoundError(f"--runs {root}: no such folder; expected one with run folders")
     runs = []
@@ -101,7 +99,7 @@ def read_runs(root: Path) -> list[Run]:
 
 
 def _figures(results: list[Path]) -> Figures:
-    """The figures of all files. Where two hold the same one, the first counts."""
+    """The figures of all files. If two files hold the same one, the first file counts."""
     found: Figures = {}
     for file in results:
         try:
@@ -121,16 +119,12 @@ def _unfinished(lines: list[dict[str, Any]], epochs: int) -> Iterator[str]:
 
 
 def _changed(tree: dict[str, Any], row: str) -> Iterator[str]:
-    """Settings of the recipe in which a run's config.yaml is not configs/ROW.yaml."""
-    ran, config = flat(tree), flat(to_tree(load_config(_config(row))))
+    """Settings of the recipe in which a run's config.yaml differs from configs/ROW.yaml."""
+    ran, config = flat(tree), flat(to_tree(load_config(CONFIGS / f"{row}.yaml")))
     for key in sorted(ran.keys() | config.keys()):
-        in_recipe = any(key == part or key.startswith(part + ".") for part in RECIPE)
+        in_recipe = any(key == name or key.startswith(name + ".") for name in RECIPE)
         if in_recipe and ran.get(key) != config.get(key):
             yield f"{key} {ran.get(key)}, the config has {config.get(key)}"
-
-
-def _config(row: str) -> Path:
-    return CONFIGS / f"{row}.yaml"
 
 
 def read_rows(table: str, runs: Sequence[Run]) -> list[Row]:
@@ -143,7 +137,7 @@ def read_rows(table: str, runs: Sequence[Run]) -> list[Row]:
 
 
 def _read_row(name: str, published: dict[str, Any], runs: Sequence[Run]) -> Row:
-    path = _config(name)
+    path = CONFIGS / f"{name}.yaml"
     command = start_command(path)
     torchrun = re.match(r"torchrun --nproc_per_node=(\d+) ", command)
     ranks = int(torchrun[1]) if torchrun else 1

@@ -1,6 +1,4 @@
-"""Tables of scripts: Markdown, so that they can go into docs as they are, and CSV."""
-
-from __future__ import annotations
+"""Tables of scripts, as Markdown that can be pasted into docs, and as CSV."""
 
 import csv
 import io
@@ -12,7 +10,7 @@ TableRow = Mapping[str, Any]
 
 
 def markdown_table(rows: Iterable[TableRow]) -> Iterator[str]:
-    """The lines of a table whose heads are the keys of the rows, each as soon as its row comes."""
+    """The lines of a table, headed by the keys of the rows. A line comes as soon as its row."""
     for place, row in enumerate(rows):
         if place == 0:
             yield markdown_line(row)
@@ -25,7 +23,7 @@ def markdown_line(cells: Iterable[object]) -> str:
 
 
 def shown_number(value: object) -> object:
-    """Floats with three digits behind the point, everything else as it is."""
+    """A float with three decimals, and everything else unchanged."""
     return f"{value:.3f}" if isinstance(value, float) else value
 
 
@@ -45,7 +43,7 @@ def show_figures(figures: TableRow) -> None:
 
 
 def csv_table(rows: Sequence[TableRow]) -> str:
-    """The rows as CSV, with their keys as heads."""
+    """The rows as CSV, headed by their keys."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()

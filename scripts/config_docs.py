@@ -5,20 +5,16 @@
 The schema lets editors complete and check the files in configs/.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from data.options import REQUIRED, Option, Range, choices_of, describe, options_of
+from data.options import REQUIRED, Option, adapter, choices_of, describe, options_of
 from data.parts import find_part, part_names
 from recognition.config import Config, Part
 from recognition.explain import Key, keys_of, parts_of
@@ -28,13 +24,6 @@ from tools._cli import command_parser, run_command
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 SCHEMA = ROOT / "configs" / "schema.json"
-TYPES = {float: "number", int: "integer", bool: "boolean", str: "string", type(None): "null"}
-BOUNDS = {
-    "at_least": "minimum",
-    "at_most": "maximum",
-    "above": "exclusiveMinimum",
-    "below": "exclusiveMaximum",
-}
 HEAD = """# Configuration
 
 This page lists every key of a config, that is of a YAML file as in `configs/`.
@@ -89,25 +78,15 @@ def _table(keys: Iterable[Key]) -> list[str]:
 
 def _of_type(hint: Any) -> dict[str, Any]:
     """The schema of a type."""
-    kind, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    inside = typing.get_args(hint)
     if is_dataclass(hint):
         return _object(options_of(hint))
-    if kind is Annotated and Part in inside:
+    if Part in inside:
         names = {"enum": choices_of(hint)}
         return {"anyOf": [names, *_parts(inside[1].package)]}
-    if kind is Annotated and inside[0] == tuple[Mapping[str, Any], ...]:
+    if tuple[Mapping[str, Any], ...] in inside:
         return {"type": "array", "items": {"anyOf": _sets(inside[1].package)}}
-    if choices := choices_of(hint):
-        return {"enum": choices}
-    if kind is Annotated:
-        bounds = [vars(rule).items() for rule in inside[1:] if isinstance(rule, Range)]
-        kept = {BOUNDS[word]: bound for word, bound in chain(*bounds) if bound is not None}
-        return {**_of_type(inside[0]), **kept}
-    if kind in (typing.Union, types.UnionType):
-        return {"anyOf": [_of_type(choice) for choice in inside]}
-    if kind in (Sequence, tuple):
-        return {"type": "array", "items": _of_type(inside[0])}
-    return {"type": TYPES[kind]} if kind in TYPES else {}
+    return adapter(hint).json_schema()
 
 
 def _parts(package: str) -> list[dict[str, Any]]:

@@ -2,16 +2,14 @@
 
     python -m scripts.reproduce --table fastface --runs runs
 
-If a row was not run, the table shows the memory that it needs, and tables.csv has the command that
-trains it. The rows are those of eval/report/published.yaml, and configs/ROW.yaml trains a row. A
-folder below --runs that holds config.yaml and results.json is a run of the row that its
-`evaluate.published` names, whatever the folder is called. All results.json in the folder count, its
-own first: `python -m eval templates --model RUN --root IJBC --out RUN/ijbc` adds IJB-C.
+For a row that was not run, the table shows the memory that it needs, and tables.csv has the command
+that trains it. The rows are those of eval/report/published.yaml, and configs/ROW.yaml trains a row.
+A folder below --runs that holds config.yaml and results.json is a run of the row that its
+`evaluate.published` names, whatever the folder is called. The results.json files in folders of a
+run count too: `python -m eval templates --model RUN --root IJBC --out RUN/ijbc` adds IJB-C.
 
-Files are written to --out: tables.md, tables.csv and, where there are runs or --logs, loss.png.
+Files are written to --out: tables.md, tables.csv and, if there are runs or --logs, loss.png.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,9 +34,9 @@ Tables = Mapping[str, Sequence[Row]]
 
 
 def markdown(tables: Tables) -> str:
-    """A line for each published row, and below it one for each run of ours with the differences.
+    """One line per published row, and below it one per run of ours, with the differences.
 
-    Hours are on one GPU and memory is for one, unless another number is given.
+    Hours and memory are for one GPU, unless the cell gives another number.
     """
     lines = []
     for table, rows in tables.items():
@@ -86,8 +84,7 @@ def _our_cell(row: Row, run: Run, key: tuple[str, str]) -> str:
 
 
 def csv_rows(tables: Tables) -> Iterator[dict[str, Any]]:
-    """A row for each figure that is published or ours, for each run. A published row without any
-    figure has one row."""
+    """One row per run and figure, published or ours; a published row without any has one."""
     for row in (row for rows in tables.values() for row in rows):
         for run in row.runs or (None,):
             published, ours = row.figures, run.figures if run else {}

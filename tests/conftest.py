@@ -1,4 +1,4 @@
-"""One thread per process: more would slow the small models of the tests on a busy machine."""
+"""One thread per process: with more, the small models of the tests are slow on a busy machine."""
 
 import os
 

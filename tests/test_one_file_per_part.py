@@ -1,6 +1,6 @@
 """A new head, backbone, format and schedule: one file each, dropped into a copy of the checkout.
 
-Classifiers and benchmarks have such a test beside their own.
+Classifiers and benchmarks have such a test beside their other tests.
 """
 
 from __future__ import annotations

@@ -76,6 +76,22 @@ def test_the_rules_find_what_breaks_them(source: str) -> None:
     assert _violations(ROOT / "data" / "invented.py", source)
 
 
-def test_tests_are_no_packages() -> None:
+def test_tests_are_not_packages() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
     assert TESTS
+
+
+def _nesting(node: ast.AST, depth: int = 0) -> int:
+    """How deep blocks stand in each other below `node`; a function in a function starts anew."""
+    deepest = depth
+    for child in ast.iter_child_nodes(node):
+        block = isinstance(child, (ast.If, ast.For, ast.While, ast.With, ast.Try))
+        below = 0 if isinstance(child, ast.FunctionDef) else depth + block
+        deepest = max(deepest, _nesting(child, below))
+    return deepest
+
+
+def test_the_trainer_nests_three_deep_at_most() -> None:
+    trainer = ast.parse((ROOT / "recognition/trainer.py").read_text())
+    assert _nesting(trainer) == 3
+    assert _nesting(ast.parse("with a:\n for b in c:\n  while d:\n   if e: pass")) == 4

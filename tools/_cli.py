@@ -1,4 +1,4 @@
-"""The one manner of all command lines: `--help`, `error: …` on one line, exit codes, `--json`.
+"""What all command lines share: `--help`, `error: …` on one line, exit codes, `--json`.
 
 Exit code 0: done. 1: the command ran to its end and its answer is no. 2: a wrong argument or file.
 130: stopped with Ctrl-C.
@@ -7,8 +7,6 @@ A command is a module with `main(argv)`. Modules whose names begin with an under
 The arguments of a command are the parameters of a function, so that each of them exists once.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib
@@ -16,12 +14,11 @@ import inspect
 import json
 import pkgutil
 import sys
-import typing
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from data.options import Range
+from data.options import describe, fit
 from data.parts import hint, option_texts
 
 Record = Mapping[str, Any]
@@ -30,7 +27,7 @@ Record = Mapping[str, Any]
 class Failed(Exception):
     """The command ran to its end, and its answer is no: exit code 1.
 
-    record: what `--json` prints all the same.
+    record: what `--json` prints nevertheless.
     """
 
     def __init__(self, message: str, record: Record | None = None) -> None:
@@ -58,11 +55,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command(function: Callable[..., Record | None]) -> Callable[[list[str] | None], int]:
-    """Make `main(argv)` of a function, and run it where the function's module is the program.
+    """Make `main(argv)` from a function, and run it if the function's module is the program.
 
-    Parameters before the `*` are positional arguments, those behind it are options. Help is made of
-    the docstring of the module and of the lines `name: text` in that of the function. Write it last
-    in a module.
+    Parameters before the `*` are positional arguments, and those behind it are options. The help
+    consists of the module's docstring and of the lines `name: text` in the function's docstring.
+    A positional argument with a default is a list that may be empty. Call this last in a module.
     """
 
     def main(argv: list[str] | None = None) -> int:
@@ -70,7 +67,7 @@ def command(function: Callable[..., Record | None]) -> Callable[[list[str] | Non
         assert module.__spec__ is not None
         parser = command_parser(module.__spec__.name, module.__doc__)
         values_for = add_options(parser, function, positionals=True)
-        options = parser.parse_args(argv)
+        options = parser.parse_intermixed_args(argv)
         return run_command(lambda _: function(**values_for(options)), options)
 
     if function.__module__ == "__main__":
@@ -90,10 +87,10 @@ def add_options(
 ) -> Callable[[argparse.Namespace], dict[str, Any]]:
     """Add an option for each parameter behind the `*` of a function.
 
-    positionals: add an argument for each parameter before the `*` too. Returns what takes the
-    values of all these parameters from the parsed options.
+    positionals: add an argument for each parameter before the `*` too. Returns a function from the
+    parsed options to the values of all these parameters.
     """
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = get_type_hints(function, include_extras=True)
     texts, names = option_texts(function), []
     for name, one in inspect.signature(function).parameters.items():
         text = texts.get(name, "").rstrip(".").replace("%", "%%")
@@ -103,6 +100,8 @@ def add_options(
             settings |= {"required": required, "default": None if required else one.default}
             parser.add_argument(f"--{name.replace('_', '-')}", **settings)
         elif positionals:
+            if one.default is not one.empty:
+                settings |= {"nargs": "*", "default": one.default}
             parser.add_argument(name, metavar=name.upper(), **settings)
         else:
             continue
@@ -111,24 +110,25 @@ def add_options(
 
 
 def _settings(hint: Any, default: Any) -> dict[str, Any]:
-    """argparse's settings for a type: bool, Literal, a tuple, or what is made from one text."""
-    inside = [one for one in typing.get_args(hint) if one is not type(None)]
-    if type(None) in typing.get_args(hint):
+    """argparse's settings for a type: bool, Literal, tuple, or a type that is made from a text."""
+    inside = [one for one in get_args(hint) if one is not type(None)]
+    if type(None) in get_args(hint):
         return _settings(inside[0], default)
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction if default else "store_true"}
-    if typing.get_origin(hint) is Literal:
+    if get_origin(hint) is Literal:
         return {"choices": inside}
-    if typing.get_origin(hint) is tuple:
+    if get_origin(hint) is tuple:
         return {"nargs": "+", **_settings(inside[0], default)}
-    kind, *marks = inside or [hint]
+    kind = (inside or [hint])[0]
+    bounds = describe(hint).removeprefix(f"{describe(kind)} ")
 
     def convert(text: str) -> Any:
         value = kind(text)
-        for mark in marks:
-            if isinstance(mark, Range) and not mark.holds(value):
-                raise argparse.ArgumentTypeError(f"found {text!r}, expected {mark}")
-        return value
+        try:
+            return fit(hint, value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected {bounds}") from None
 
     convert.__name__ = kind.__name__  # argparse shows it
     return {"type": convert}
@@ -137,9 +137,10 @@ def _settings(hint: Any, default: Any) -> dict[str, Any]:
 def run_command(
     action: Callable[[argparse.Namespace], Record | None], options: argparse.Namespace
 ) -> int:
-    """Call `action`, print the record that it returns where `--json` asks for it, give the code.
+    """Call `action`, print its record if `--json` asks for it, and return the exit code.
 
-    An action raises ValueError or OSError for a wrong argument or file, and Failed for a no.
+    An action raises ValueError or OSError for a wrong argument or file, and Failed if its answer is
+    no.
     """
     try:
         record, code = action(options), 0
@@ -155,7 +156,7 @@ def run_command(
 
 
 def run_package(package: str, argv: list[str] | None = None) -> int:
-    """`python -m PACKAGE`: list the commands, or run the one that is named with what follows."""
+    """`python -m PACKAGE`: list the commands, or run the one that the first argument names."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     commands = {module.removeprefix(f"{package}."): module for module in command_names(package)}
     if name in ("-h", "--help"):
@@ -171,7 +172,7 @@ def run_package(package: str, argv: list[str] | None = None) -> int:
 
 
 def command_names(package: str) -> list[str]:
-    """The modules of a package and of the packages in it that are commands, by their full names."""
+    """Full names of the modules in a package, and in the packages in it, that are commands."""
     paths = importlib.import_module(package).__path__
     modules = pkgutil.walk_packages(paths, f"{package}.")
     return [module.name for module in modules if not module.ispkg and "._" not in module.name]

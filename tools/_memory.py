@@ -1,10 +1,8 @@
 """How much memory this process holds now, and at most so far.
 
-Measured from /proc/self/status. `ru_maxrss` of getrusage would count the parent's memory too: it
-survives the start of a new program. Systems without /proc know only that one.
+The figures come from /proc/self/status. Systems without /proc have only `ru_maxrss` of getrusage,
+which may count the parent's memory too, because it survives the start of a new program.
 """
-
-from __future__ import annotations
 
 import re
 import resource

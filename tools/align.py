@@ -6,30 +6,26 @@ OUT gets the folders of PHOTOS, with one JPEG per photo. OUT/align_report.tsv li
 were left out: those without a face, and those with several (unless --largest is given). A photo
 whose crop exists already is not aligned again.
 
-The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel carries the weights (2 MB). The
+The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel contains the weights (2 MB). The
 package pins older releases than this project runs on, so install it without its dependencies:
 
     pip install --no-deps facenet-pytorch==2.6.0 requests tqdm
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from data.align import align
-from data.decode import decode_any
+from data.decode import decode_any, encode_jpeg
 from data.files import atomic_write
 from data.images import SUFFIXES
 from data.options import Count
 from tools._cli import command
 from tools._progress import progress_bar
 
-JPEG_QUALITY = 95
 REPORT = "align_report.tsv"
 # uint8 (H,W,3) RGB -> boxes (F,4) as x1 y1 x2 y2, landmarks (F,5,2)
 Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -98,10 +94,9 @@ def _align_one(
         return "several", f"{len(boxes)} faces; --largest uses the largest"
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     crop = align(image, landmarks[int(areas.argmax())], size)
-    _, encoded = cv2.imencode(".jpg", crop[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target, durable=False) as file:
-        file.write(encoded.tobytes())
+        file.write(encode_jpeg(crop))
     return "aligned", ""
 
 

@@ -6,15 +6,11 @@
     python -m tools.convert SOURCE TARGET                    a folder with one folder per identity
     python -m tools.convert IMAGES TARGET.bin --pairs LIST   verification .bin of listed pairs
 
-If the command is killed, the same command continues its work. A file gets its name only when it is
-complete.
+A call continues where a killed one stopped. A file appears under its name only when it is complete.
 """
 
-from __future__ import annotations
-
-import typing
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -68,8 +64,8 @@ def run(
     format: format of SOURCE, needed only if SOURCE could be read in several formats.
     """
     kind = to or target.suffix.lstrip(".") or "folder"
-    if kind not in typing.get_args(Kind):
-        raise ValueError(f"{target}: unknown suffix; give --to {' | '.join(typing.get_args(Kind))}")
+    if kind not in get_args(Kind):
+        raise ValueError(f"{target}: unknown suffix; give --to {' | '.join(get_args(Kind))}")
     if kind != "folder" and not shard and target.exists():
         raise FileExistsError(f"{target}: exists already; remove it or choose another name")
     if kind != "bin":

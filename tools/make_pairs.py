@@ -7,8 +7,6 @@ target that ends in .txt gets lines of `path path 0|1`, which needs a face set o
 folders.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

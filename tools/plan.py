@@ -9,12 +9,8 @@ larger of two moments: the start of the backward pass, when all activations exis
 step, when all gradients do.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -22,16 +18,17 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 
+from data.options import Count
 from data.parts import find_part, part_names
 from recognition.classifiers import ClassifierFacts, Overrides, Sizes
 from recognition.config import Config, ConfigError, Part
 from recognition.parse import build_part, load_config
-from tools._cli import command_parser, run_command
+from tools._cli import command
 from tools._memory import resident_bytes
 
 CLASSIFIERS = "recognition.classifiers"
 CUDA_CONTEXT = 600_000_000  # bytes that a process needs on a GPU before its first tensor
-# bytes that the first training step adds on a CPU, however small the model (measured)
+# Bytes that the first training step adds on a CPU, even for a tiny model (measured).
 CPU_RUNTIME = 200_000_000
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 SMALLEST_BATCH = 8  # batches are not halved below
@@ -44,8 +41,7 @@ def facts_of(classifier: str) -> ClassifierFacts:
 
 
 def backbone_need(config: Config) -> dict[str, int]:
-    """Numbers of the backbone: parameters, and bytes that its forward pass leaves for the backward
-    pass."""
+    """The backbone's parameters and embedding, and the bytes of its activations in training."""
     options = json.dumps(dict(config.backbone.options))
     images = facts_of(config.classifier.name).trained_images(config)
     return _traced(config.backbone.name, options, images, config.data.size, config.run.precision)
@@ -55,7 +51,7 @@ def backbone_need(config: Config) -> dict[str, int]:
 def _traced(name: str, options: str, batch_size: int, size: int, precision: str) -> dict[str, int]:
     from recognition.device import autocast
 
-    # by address; that they stay here keeps other tensors from getting the same address
+    # By address. The storages stay referenced here, so that no other gets the same address.
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,8 +76,10 @@ def _traced(name: str, options: str, batch_size: int, size: int, precision: str)
 
 
 def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, int]:
-    """Bytes of one rank's memory by what needs them, and their `peak`. base: what the process needs
-    without the run."""
+    """Bytes of one rank's memory by what needs them, and their `peak`.
+
+    base: bytes that the process needs without the run.
+    """
     net, optim = backbone_need(config), config.optim
     weights = 4 * net["parameters"]
     sizes = Sizes(
@@ -97,7 +95,7 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         "process": base,
         "backbone weights": weights,
         "backbone optimizer state": weights * sizes.optimizer_states,
-        # uint8, float32, and float32 augmented
+        # uint8, float32, and augmented float32
         "batch": optim.batch_size * 3 * config.data.size**2 * (1 + 4 + 4),
         **classifier.kept,
     }
@@ -113,8 +111,11 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
 def alternatives(
     path: str, overrides: Sequence[str], config: Config
 ) -> Iterator[tuple[Overrides, Config]]:
-    """Further overrides worth a try and the configs that they make, from those that cost only time
-    to those that change the training. What a config may not say is left out."""
+    """Further overrides that need less memory, and the configs that they make.
+
+    Those that cost only time come first, those that change the training last. Overrides that make
+    an invalid config are left out.
+    """
     for tried in _proposals(config):
         try:
             yield tried, load_config(path, [*overrides, *tried])
@@ -139,8 +140,7 @@ def _proposals(config: Config) -> Iterator[Overrides]:
 def plan(
     path: str, overrides: Sequence[str], classes: int | None, limit: int | None, ranks: int
 ) -> dict[str, Any]:
-    """Estimate of the config as written and, where a limit is given and passed, of the settings
-    that fit in it."""
+    """The estimate of a config and, if it exceeds `limit`, of the settings that fit in it."""
     config = load_config(path, overrides)
     count = classes if classes is not None else classes_of(config, path)
     base = process_bytes(config)
@@ -181,8 +181,7 @@ def classes_of(config: Config, path: str) -> int:
 
 
 def process_bytes(config: Config) -> int:
-    """Bytes of a run's process without the run: this one's resident size on a CPU, the context's on
-    a GPU."""
+    """Bytes of a process without its run: on a CPU its resident size, on a GPU the context's."""
     if on_gpu(config):
         return CUDA_CONTEXT
     import recognition.experiment  # noqa: F401 - what a run imports counts
@@ -200,7 +199,7 @@ def memory(text: str) -> int:
     """Bytes of `24GB`, `512M`, `8000000000`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)i?B?", text.strip(), re.IGNORECASE)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 24GB")
+        raise ValueError(f"--device-memory {text}: expected a size such as 24GB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
@@ -226,35 +225,26 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Plan and print."""
-    result = plan(
-        options.config, options.overrides, options.classes, options.device_memory, options.ranks
-    )
+def run(
+    overrides: tuple[str, ...] = (),
+    *,
+    config: str,
+    classes: Count | None = None,
+    device_memory: str | None = None,
+    ranks: Count = 1,
+) -> dict[str, Any]:
+    """Plan and print.
+
+    overrides: changes of the config, section.key=value.
+    config: a YAML file, see configs/.
+    classes: identities (default: counted in data.train).
+    device_memory: what must be enough, such as 24GB.
+    ranks: processes of the run, over which centers are sharded.
+    """
+    limit = memory(device_memory) if device_memory else None
+    result = plan(config, overrides, classes, limit, ranks)
     show(result)
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = command_parser("tools.plan", __doc__)
-    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="changes of the config"
-    )
-    parser.add_argument(
-        "--classes", type=int, help="identities; counted in data.train if not given"
-    )
-    parser.add_argument(
-        "--device-memory",
-        type=memory,
-        metavar="24GB",
-        help="memory in which the run must fit",
-    )
-    parser.add_argument(
-        "--ranks", type=int, default=1, help="processes of the run, over which centers are sharded"
-    )
-    return run_command(run, parser.parse_intermixed_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+main = command(run)

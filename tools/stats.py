@@ -2,11 +2,9 @@
 
     python -m tools.stats FACES
 
-The command prints a histogram of the images per identity, and draws it if you give --png. Sizes in
-pixels and bytes are those of 500 images, spread evenly over the set.
+It prints a histogram of the images per identity, and draws it if --png is given. Sizes in pixels
+and bytes are means of 500 images, spread evenly over the set.
 """
-
-from __future__ import annotations
 
 import sys
 
@@ -50,7 +48,7 @@ def describe_set(faces: FaceSet) -> dict[str, float]:
 
 
 def histogram(faces: FaceSet) -> list[tuple[str, int]]:
-    """(range of images, number of identities that have so many), in ranges that widen."""
+    """(range of image counts, number of identities in it), in ranges that widen."""
     per_identity = np.bincount(faces.labels, minlength=faces.num_classes)
     rows = []
     for low, high in zip([0, *EDGES], [*EDGES, None], strict=True):

@@ -7,8 +7,6 @@ that cannot be decoded, images of another size than most (or than --size), label
 and exact duplicates, within an identity or across two. Exit code 1: there are faults.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections import Counter
@@ -33,7 +31,7 @@ AT_ONCE = 4096  # images between two moves of the progress bar
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault. kind: one word. where: file and key. what: one sentence."""
+    """A fault: its kind in one word, where it is (file and key), and a sentence about it."""
 
     kind: str
     where: str
@@ -43,7 +41,7 @@ class Finding:
 def verify(
     path: str, *, form: str = "auto", size: int | None = None, threads: int = 8
 ) -> list[Finding]:
-    """All faults of the set, in the order of its images. FileNotFoundError where there is no set.
+    """All faults of the set, in the order of its images; FileNotFoundError if there is no set.
 
     size: side in pixels that every image should have, None for the most frequent one.
     """
@@ -72,10 +70,10 @@ def verify(
             return Finding("undecodable", faces.describe(index), str(error))
         return None
 
-    with ThreadPoolExecutor(threads) as pool, progress_bar(len(faces), "reading") as advance:
+    with ThreadPoolExecutor(threads) as executor, progress_bar(len(faces), "reading") as advance:
         for start in range(0, len(faces), AT_ONCE):
             chunk = range(start, min(start + AT_ONCE, len(faces)))
-            findings += filter(None, pool.map(look, chunk))
+            findings += filter(None, executor.map(look, chunk))
             advance(len(chunk))
     return [*findings, *_sizes(faces, sizes, size), *_duplicates(faces, hashes)]
 
@@ -104,7 +102,7 @@ def _unindexed(faces: RecordSet) -> Iterator[Finding]:
             yield Finding("magic", where, "no record begins here; the walk stops")
             break
 
-        # The upper three bits tell the parts of a split record: 0 is a whole one, 1 a first part.
+        # The upper three bits number the segments of a record: 0 is a whole one, 1 the first.
         unknown += word >> 29 in (0, 1) and at not in indexed
         length = word & LONGEST_SEGMENT
         at += FRAME.size + length + -length % 4

@@ -1,6 +1,4 @@
-"""Keeps arrays that took a scan beside the files that were scanned."""
-
-from __future__ import annotations
+"""Keeps the arrays of a slow scan in a file beside the files that were scanned."""
 
 import logging
 import os

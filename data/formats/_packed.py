@@ -1,7 +1,5 @@
 """Images inside larger files (zip, tar, LMDB): flat arrays say where each image lies."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Iterable
@@ -24,10 +22,11 @@ Unwrap = Callable[[bytes, "PackedSet", int], bytes]
 class PackedSet:
     """A FaceSet on shards.
 
-    columns: arrays (N,) named shard, offset, size (bytes to read) and labels, and others that the
-        format needs; either `classes`, a number, or `names`, the identities' names (I,) as bytes.
-    unwrap: unwrap(raw, set, index) returns the image in the raw bytes. It is a function of a
-        module, so that the set pickles.
+    columns: arrays (N,) named shard, offset, size (bytes to read) and labels, others that the
+        format needs, and either `classes`, a number, or `names`, the identities' names (I,) as
+        bytes.
+    unwrap: unwrap(raw, set, index) returns the image in the raw bytes. It is a module's function,
+        so that the set can be pickled.
 
     At most OPEN_FILES shards are open at a time.
     """
@@ -109,7 +108,7 @@ def identity_columns(numbers: np.ndarray, folders: dict[bytes, int]) -> Arrays:
 
 
 def scan_shards(shards: list[str], scan: Callable[[str], Arrays]) -> Arrays:
-    """scan(path) of all shards, joined, with the number of the shard in a column of its own."""
+    """scan(path) of all shards, joined, with the number of each image's shard as a column."""
     columns = [scan(path) for path in shards]
     joined = {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
     counts = [len(one["offset"]) for one in columns]

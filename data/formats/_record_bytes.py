@@ -6,11 +6,10 @@ The layout of a whole set is in data/formats/recordio.py. All numbers are little
               multiple of 4.
     payload:  header `<IfQQ` (flag, label, id, id2); if flag > 0, `flag` float32 labels; the image.
 
-A payload with the magic at a multiple of 4 is cut there into segments, without the magic. The flag
-of a record says which segment it is: 0 the whole, 1 the first, 2 a middle one, 3 the last.
+A payload that contains the magic at a multiple of 4 is cut into segments there, and the magic is
+left out. The flag of a record says which segment it is: 0 the whole, 1 the first, 2 a middle one,
+3 the last.
 """
-
-from __future__ import annotations
 
 import re
 import struct
@@ -26,8 +25,7 @@ LONGEST_SEGMENT = (1 << 29) - 1
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
-# The frame, then flag and label of the header. A frame of another kind than WHOLE is read as an
-# enormous length.
+# The frame, then flag and label of the header. The length of any segment but WHOLE seems enormous.
 WHOLE_RECORD = struct.Struct("<IIIf")
 EXACT_LABELS = 1 << 24  # float32 holds every integer up to here
 INDEX_CHUNK = 1 << 24

@@ -1,7 +1,5 @@
 """Several sets as one: `concat:PATH;PATH;…`. Labels of a set follow those of the set before it."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from data.faces import JOINED, open_faces

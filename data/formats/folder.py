@@ -1,7 +1,5 @@
 """One folder per identity: ROOT/NAME/IMAGE.jpg. Labels follow the order of the names."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

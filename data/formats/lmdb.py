@@ -7,8 +7,6 @@ lies. The lmdb package is not used: it maps the file into memory, and a truncate
 process with SIGBUS (tried) where this code raises an error.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from itertools import islice
@@ -52,7 +50,7 @@ def open_set(path: str) -> PackedSet:
 
 
 def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
-    """The bytes in field 1 of a Datum message; a value that is no such message, as it is."""
+    """The bytes in field 1 of a Datum message, or the value itself if it is not a Datum."""
     if not raw.startswith(b"\x0a"):
         return raw
     # The length of the field is a varint: seven bits per byte, the lowest first.
@@ -77,7 +75,8 @@ def _scan(mdb: str, keys: Path) -> Arrays:
     wanted, labels, lines = _columns(_listed(keys))
     if not len(wanted):
         raise ValueError(f"{keys}: is empty")
-    rows = np.searchsorted(held, wanted)  # the tree yields its keys in order
+    # The tree yields its keys in order, so a binary search finds the listed ones.
+    rows = np.searchsorted(held, wanted)
     missing = rows == len(held)
     missing[~missing] = held[rows[~missing]] != wanted[~missing]
     if missing.any():
@@ -205,7 +204,7 @@ class _Tree:
     def _place(
         self, number: int, page: bytes, begin: int, size: int, *, big: bool
     ) -> tuple[int, int]:
-        """Where a value lies: in its node's page, or on pages of its own if it is big."""
+        """(offset, size) of a value, which lies in its node's page, or if big in separate pages."""
         path, page_size = self.file.path, self.page_size
         if big:
             if begin + 8 > page_size:

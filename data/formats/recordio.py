@@ -1,13 +1,11 @@
 """insightface record files: train.rec, train.idx and `property`.
 
-MS1MV2, MS1MV3, Glint360K and WebFace come in this form; files of plain im2rec are read too.
+MS1MV2, MS1MV3, Glint360K and WebFace come in this form. Files of plain im2rec are read as well.
 
 In insightface's layout record 0 carries two labels [a, b). Images have the keys 1…a-1. Keys a…b-1
 are identity records, whose two labels are the key range [start, end) of that identity. Without such
 a record 0 every key is an image.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
@@ -36,8 +34,8 @@ class RecordSet:
     """A FaceSet on one record file. Arrays (N,) hold key, offset and span of each image.
 
     spans: bytes from the beginning of a record to the beginning of the next.
-    headers: number of records in the index that are no image.
-    names: of the identities, if `_names.txt` lies beside the file.
+    headers: number of records in the index that are not images.
+    names: names of the identities, if `_names.txt` lies beside the file.
     """
 
     def __init__(
@@ -176,7 +174,7 @@ def _index_by_key(index: str, file: PreadFile) -> tuple[Int64, Int64]:
 
 
 def _ends(offsets: Int64, size: int) -> Int64:
-    """Where the record after each one begins, int64 (K,)."""
+    """The offset of the record after each record, int64 (K,)."""
     if (np.diff(offsets) > 0).all():
         return np.append(offsets[1:], size)
     order = np.argsort(offsets, kind="stable")
@@ -245,7 +243,7 @@ def _key_ranges(file: PreadFile, offsets: Int64) -> Int64 | None:
 def _scan(file: PreadFile, keys: Int64, offsets: Int64, rows: Int64 | slice | None) -> Arrays:
     """`rows` and `labels` of all images, from the headers of all records.
 
-    rows: those of the images; None for all records but record 0 and the identity records.
+    rows: rows of the images. None stands for all records but record 0 and the identity records.
     """
     labels, flags, lengths = read_headers(file, offsets)
     chosen = np.arange(len(keys))

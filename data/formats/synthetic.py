@@ -1,28 +1,26 @@
-"""Synthetic identities: drawn faces, with which everything runs and is tested without photos.
+"""Synthetic identities: drawn faces, so that everything can run and be tested without photos.
 
-An identity is a set of numbers for geometry and color. Pose, light, background, expression, cover,
-blur and noise differ from image to image. Image k of identity i with one seed is always the same
-drawing.
+An identity is a set of numbers for geometry and color. Pose, light, background, expression,
+occlusion, blur and noise differ from image to image. A seed, an identity and the number of an image
+always give the same drawing.
 
 The path is a line of options, each of which may be missing:
 `synthetic:identities=200,images=20,first=0,seed=0,size=112`. The labels 0…identities-1 stand for
 the identities first…first+identities-1, so sets with different `first` have no person in common.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2
 import numpy as np
 
+from data.decode import encode_jpeg
 from data.faces import GENERATED
 from data.types import Int64, Pixels
 
 DEFAULTS = {"identities": 200, "images": 20, "first": 0, "seed": 0, "size": 112}
 # Drawings kept in memory, a few kB each: only the first epoch draws.
 KEPT_IMAGES = 1 << 16
-JPEG_QUALITY = 95
 SUBPIXEL = 4  # OpenCV counts coordinates in 1/2**SUBPIXEL pixels
 
 
@@ -49,7 +47,9 @@ class SyntheticSet:
         if encoded is None:
             identity, image = divmod(range(len(self))[index], self.images)
             person = self.first + identity
-            encoded = _encode(draw(seed=self.seed, identity=person, image=image, size=self.size))
+            encoded = encode_jpeg(
+                draw(seed=self.seed, identity=person, image=image, size=self.size)
+            )
             if len(self._drawn) < KEPT_IMAGES:
                 self._drawn[index] = encoded
         return encoded
@@ -147,8 +147,8 @@ def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
     blink, frown = u(0.45, 1.0), u(-0.03, 0.03)
 
     def pixels(points: np.ndarray) -> np.ndarray:
-        placed: np.ndarray = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
-        return placed.round().astype(np.int32)
+        placed = ((points @ rotation.T + center + 1) * half - 0.5) * (1 << SUBPIXEL)
+        return np.asarray(placed.round(), np.int32)
 
     def fill(points: np.ndarray, color: np.ndarray) -> None:
         rgb = tuple(float(value) for value in np.clip(color, 0, 255))
@@ -213,7 +213,7 @@ def _face(canvas: Pixels, p: dict[str, Any], rng: np.random.Generator) -> None:
     if opened > 0.02:
         fill(oval(mx, my, mw * 0.8, opened * 0.45), np.array([60, 20, 20]))
 
-    # Moles; glasses and something in front of the face in some pictures.
+    # Moles, and in some pictures glasses or something in front of the face.
     for place, radius in zip(p["moles"], p["mole_r"], strict=True):
         if radius > 0.015:
             fill(oval(place[0] + slide[0], place[1] + 0.15, radius, radius, 8), skin * 0.35)
@@ -243,8 +243,3 @@ def _photograph(canvas: Pixels, rng: np.random.Generator) -> Pixels:
     if u() < 0.5:
         picture = picture[:, ::-1]
     return np.ascontiguousarray(np.clip(picture + grain, 0, 255).astype(np.uint8))
-
-
-def _encode(image: Pixels) -> bytes:
-    _, encoded = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return encoded.tobytes()

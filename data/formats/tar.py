@@ -5,8 +5,6 @@ identity. GNU and pax long names are understood. Compressed archives are not: th
 be read out of order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

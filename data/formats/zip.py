@@ -5,8 +5,6 @@ complete path; the same path in two shards is the same identity. Members may be 
 The index of all members is kept beside the shards.
 """
 
-from __future__ import annotations
-
 import struct
 import zipfile
 import zlib
@@ -86,8 +84,8 @@ def _scan(shards: list[str]) -> Arrays:
 def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
     """Columns offset, size, stored, length, crc and folder of the images in one archive."""
     # zipfile holds the directory of one archive as Python objects: 2.8 s and 250 MB for 424,745
-    # images. A parser of our own took a third of that and 60 more statements; only the first
-    # opening scans.
+    # images. A parser in this file took a third of that, but 60 more statements. Only the first
+    # opening of a set scans.
     try:
         with zipfile.ZipFile(path) as archive:
             directory_at = archive.start_dir
@@ -110,8 +108,8 @@ def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
         raise ValueError(f"{path}: image {outside!r} lies in no folder; expected IDENTITY/IMAGE")
     offset, stored, length, crc = table.T
 
-    # One read gets the local header and the bytes of a member, whose header has an unknown length:
-    # it ends where the next image begins, or else after the longest possible header.
+    # One read gets a member's local header and its bytes. The header's length is not known, so the
+    # read ends where the next image begins, or after the longest possible header.
     order = np.argsort(offset, kind="stable")
     span = np.empty_like(offset)
     span[order] = np.diff(offset[order], append=directory_at)

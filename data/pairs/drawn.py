@@ -1,7 +1,5 @@
 """Balanced pairs drawn from any set of faces."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

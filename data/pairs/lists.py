@@ -1,7 +1,5 @@
 """Listed pairs: a list file with an image folder or zip, FastFace's folder, or a .bin."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +14,11 @@ Line = tuple[int, list[str]]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images (N); for each pair the numbers of two of them, int64 (P,), and whether they show one
-    person, bool (P,)."""
+    """P pairs of images.
+
+    first, second: int64 (P,), numbers of images. same: bool (P,), whether both show one person.
+    notes: warnings about the pairs, for reports.
+    """
 
     images: Images
     first: np.ndarray
@@ -29,10 +30,11 @@ class Pairs:
 def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]:
     """Names of both images of each pair, and bool (P,), from a text file in one of four forms.
 
-    LFW: perhaps a first line of counts, then `NAME 1 4` (one person) or `NAME 1 OTHER 4` (two
-    people); image 1 of NAME is called NAME/NAME_0001. Plain: `path path 0|1`. CALFW and CPLFW: two
-    lines `NAME_0001.jpg K` per pair, with K = 0 on both for two people. SLLFW: two lines
-    `NAME/NAME_0001.jpg` per pair, of one person if the folder is the same.
+    LFW: `NAME 1 4` (one person) or `NAME 1 OTHER 4` (two people), where image 1 of NAME is
+        NAME/NAME_0001. A line of counts may come first.
+    Plain: `path path 0|1`, where 1 means one person.
+    CALFW and CPLFW: two lines `NAME_0001.jpg K` per pair. K = 0 on both lines means two people.
+    SLLFW: two lines `NAME/NAME_0001.jpg` per pair. The same folder means one person.
     """
     path = _existing(path, "a pair list")
     lines: list[Line] = []
@@ -66,10 +68,10 @@ def _read_one_line(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]]
 
 
 def _read_two_lines(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]]:
-    """CALFW, CPLFW and SLLFW.
+    """The pairs of CALFW, CPLFW and SLLFW lists.
 
-    The first two list all genuine pairs before all others. So each of the ten folds gets a tenth of
-    both kinds, in the order of the list, as FaceX-Zoo reads these files
+    CALFW and CPLFW list all genuine pairs before all others. Therefore each of the ten folds gets a
+    tenth of both kinds, in the order of the list, as in FaceX-Zoo
     (test_protocol/lfw/pairs_parser.py).
     """
     marked = len(lines[0][1]) == 2
@@ -91,7 +93,7 @@ def _read_two_lines(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]
     if not marked:
         return pairs
 
-    # a tenth of the genuine pairs, a tenth of the others, and so on
+    # A tenth of the genuine pairs, a tenth of the others, the next tenth of both, and so on.
     genuine = np.array([same for *_, same in pairs])
     kinds = np.flatnonzero(genuine), np.flatnonzero(~genuine)
     tenths = zip(*(np.array_split(kind, 10) for kind in kinds), strict=True)
@@ -103,8 +105,7 @@ def _lfw_name(person: str, number: str) -> str:
 
 
 def index_names(pairs: list[tuple[str, str]]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The distinct names in order of appearance, and the numbers of both sides of each pair,
-    int64 (P,)."""
+    """(the distinct names in order of appearance, first, second), as in `Pairs`."""
     rows: dict[str, int] = {}
     first = np.array([rows.setdefault(a, len(rows)) for a, _ in pairs])
     second = np.array([rows.setdefault(b, len(rows)) for _, b in pairs])
@@ -126,8 +127,7 @@ def from_bin(path: str | Path) -> Pairs:
 
 
 def from_numbered(folder: str | Path) -> Pairs:
-    """FastFace's folder: `imgs/0.jpg`, `imgs/1.jpg`, … (two per pair) and `pair_label.npy`, bool
-    (P,)."""
+    """FastFace's folder: `imgs/0.jpg`, `imgs/1.jpg`, …, two per pair, and `pair_label.npy` (P,)."""
     folder = Path(folder)
     labels = _existing(folder / "pair_label.npy", "the pairs' labels")
     same = np.load(labels, allow_pickle=False).astype(bool).ravel()

@@ -1,13 +1,10 @@
-"""Verification `.bin` files: a pickle of (list of encoded images, list of bool), two images per
-pair.
+"""Verification `.bin` files: a pickle of (encoded images, list of bool), two images per pair.
 
-The files are untrusted, and unpickling runs whatever a pickle names. So nothing is unpickled here:
-opcodes are read with the table in `pickletools`, which executes nothing, and the few that such a
-file needs act on plain values. No name in the file is ever looked up. Known names (`numpy.dtype`,
-…) only select a branch below; others are refused.
+The files are untrusted, and unpickling runs whatever a pickle names. Therefore nothing is unpickled
+here. Opcodes are parsed with the table in `pickletools`, which executes nothing, and the few that
+such a file needs act on plain values. No name in the file is ever looked up. Known names
+(`numpy.dtype`, …) only select a branch below; others are refused.
 """
-
-from __future__ import annotations
 
 import codecs
 import math
@@ -44,7 +41,7 @@ _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, 
 
 
 class _Name(str):
-    """A known global, e.g. "dtype"; never the object it stands for."""
+    """The name of a known global, e.g. "dtype", in place of the object itself."""
 
 
 class _Mark:
@@ -69,8 +66,10 @@ class _Dtype:
 
 
 class _Array:
-    """An array whose numbers come with BUILD, or at once. Its bytes are in the file, which bounds
-    its size."""
+    """An array whose numbers come with BUILD, or at once.
+
+    Its bytes are in the file, so the file's size bounds it.
+    """
 
     value: np.ndarray | None = None
 
@@ -80,7 +79,7 @@ class _Array:
         _, shape, dtype, fortran, data = state
         self.fill(data, dtype, shape, "F" if fortran else "C")
 
-    def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> _Array:
+    def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> "_Array":
         if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
             raise ValueError("numpy array that does not hold plain numbers")
         known = isinstance(shape, tuple) and len(shape) <= 4
@@ -116,8 +115,7 @@ def read_bin(path: str | Path) -> tuple[list[bytes], np.ndarray]:
 
 
 def write_bin(path: str | Path, images: list[bytes], same: np.ndarray) -> None:
-    """Write images (2P,) and bool (P,) as other tools expect them; the file appears complete or not
-    at all."""
+    """Write images (2P,) and bool (P,) as other tools expect them, atomically."""
     if len(images) != 2 * len(same):
         raise ValueError(
             f"{path}: {len(images)} images for {len(same)} pairs; expected two per pair"
@@ -127,8 +125,7 @@ def write_bin(path: str | Path, images: list[bytes], same: np.ndarray) -> None:
 
 
 def _interpret(source: Any, *, max_steps: int) -> Any:
-    """The value that the opcodes describe. Nothing recurses, is copied, or is called by its
-    name."""
+    """The value that the opcodes describe, without recursion, copies, or calls by name."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
@@ -200,11 +197,11 @@ def _next_opcode(source: Any) -> tuple[str, Any]:
     opcode = _OPCODES.get(code.decode("latin-1"))
     if opcode is None:
         raise ValueError(f"not a pickle: byte {code!r} at {source.tell() - 1}")
-    # Python 2 wrote the bytes of images as STRING, and the table's reader admits ASCII alone
+    # Python 2 wrote the bytes of images as STRING, where the table's reader accepts only ASCII.
     if opcode.name == "STRING":
         escaped = source.readline().strip()[1:-1]
         content = codecs.escape_decode(escaped)[0]
-        return opcode.name, content.decode("latin-1")  # type: ignore[attr-defined]
+        return opcode.name, content.decode("latin-1")
     return opcode.name, opcode.arg.reader(source) if opcode.arg else None
 
 

@@ -1,7 +1,5 @@
 """Names of folders and files that a writer gives to identities and images."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

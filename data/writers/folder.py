@@ -1,7 +1,5 @@
 """Writes any FaceSet as one folder per identity. The encoded bytes are copied."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from data.files import atomic_write

@@ -3,8 +3,6 @@
 The files are .rec, .idx and `property`, and `_names.txt` if the identities have names.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import IO
@@ -24,8 +22,8 @@ def write_records(faces: FaceSet, path: str, *, size: tuple[int, int], progress:
 
     size: (height, width) for `property`.
 
-    The encoded bytes are copied. Files are written as .partial and renamed at the end; a call
-    continues what a killed call has left there. ValueError if float32 labels cannot hold the keys,
+    The encoded bytes are copied. Files are written as .partial and renamed at the end, and a call
+    continues what a killed call has left. Raises ValueError if float32 labels cannot hold the keys,
     or if the folder holds another set, whose `property` would be replaced.
     """
     rec = Path(path)

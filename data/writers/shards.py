@@ -1,7 +1,5 @@
 """Writes any FaceSet as zip shards or as WebDataset tar shards. The encoded bytes are copied."""
 
-from __future__ import annotations
-
 import io
 import os
 import tarfile

@@ -13,12 +13,9 @@ the embeddings come from a file. Configs (`evaluate.sets`), the command line and
 nothing else.
 """
 
-from __future__ import annotations
-
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from data.faces import resolve_path
 from data.options import PathText
@@ -36,15 +33,15 @@ def open_benchmark(
     """The benchmark of one entry of `evaluate.sets`.
 
     item: `protocol` (a file of this folder), the options of its `build`, and perhaps `optional`.
-    Missing files are a FileNotFoundError; with `optional`, a result without figures names them.
-    root: where relative paths start. stored: whether the embeddings come from a file.
+    root: where relative paths start. stored: whether the embeddings come from a file. If files are
+    missing, it raises FileNotFoundError, or with `optional` returns a benchmark without figures.
     """
     options = dict(item)
     optional = options.pop("optional", False)
     module = find_part(PACKAGE, options.pop("protocol"))
-    hints = typing.get_type_hints(module.build, include_extras=True)
+    hints = get_type_hints(module.build, include_extras=True)
     for key, hint in hints.items():
-        if options.get(key) and PathText in (hint, *typing.get_args(hint)):
+        if options.get(key) and PathText in (hint, *get_args(hint)):
             options[key] = resolve_path(options[key], root)
     if "stored" in hints:
         options["stored"] = stored
@@ -61,7 +58,7 @@ def open_benchmark(
 
 
 def existing_folder(path: str | Path) -> Path:
-    """The path of a folder; FileNotFoundError where there is none."""
+    """The path of a folder, or FileNotFoundError if it does not exist."""
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     return Path(path)

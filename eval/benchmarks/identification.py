@@ -1,10 +1,8 @@
-"""1:N identification from a gallery and a probe folder, each with one folder per person:
-`gallery/NAME/*.jpg`.
+"""1:N identification: probe images are searched in a gallery of known people.
 
-A probe of a person whom the gallery lacks is unmated; such probes give the open-set figures.
+Both are folders with one folder per person: `gallery/NAME/*.jpg`. A probe of a person who is not in
+the gallery is unmated; such probes give the open-set figures.
 """
-
-from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
@@ -82,7 +80,7 @@ def identify(
 ) -> Result:
     """Rank-1/5/10/20 from unit vectors float32 (Q,D), (G,D) and identities int64 (Q,), (G,).
 
-    With unmated probes also TPIR at FPIR 0.01 and 0.1.
+    If there are unmated probes, it adds TPIR at FPIR 0.01 and 0.1.
     """
     found = search(probes, probe_ids, gallery, gallery_ids)
     if not found.mated.any():

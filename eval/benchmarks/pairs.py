@@ -1,12 +1,9 @@
-"""Verification on pairs by the standard ten-fold protocol: LFW, CFP, AgeDB, CALFW, CPLFW, VGG2,
-XQLFW, SLLFW, …
+"""Verification on pairs by the ten-fold protocol of LFW, CFP, AgeDB, CALFW, CPLFW, VGG2, …
 
 The embeddings of an image and of its mirror image are added and normalized. The threshold on the
-squared distance is chosen on nine consecutive, unshuffled folds and applied to the tenth (LFW's
-protocol as insightface's code has it).
+squared distance is chosen on nine consecutive, unshuffled folds and applied to the tenth, as in
+insightface's code for LFW's protocol.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -152,9 +149,9 @@ def score_pairs(
     worst_of: Pairs | None = None,
     mirror: object = "as stored",
 ) -> Result:
-    """Accuracy, TAR, AUC and EER of embeddings (N,D), for pairs of rows first, second int64 (P,)
-    with same bool (P,).
+    """Accuracy, TAR, AUC and EER of pairs of embeddings (N,D).
 
+    first, second: int64 (P,), the rows of each pair. same: bool (P,), whether both show one person.
     worst_of: the pairs with their images, to show the worst mistakes.
     """
     distances = metrics.pair_distances(embeddings, first, second)
@@ -198,8 +195,7 @@ def score_pairs(
 
 
 def rates(curve: metrics.Roc, fold_tar: np.ndarray, fold_far: np.ndarray) -> dict[str, float]:
-    """Figures in percent: of the whole ROC, and `fold_*` of thresholds for FAR 1e-3 that were
-    chosen on nine folds and applied to the tenth."""
+    """Figures of the whole ROC in percent, and `fold_*`, the means of `fold_tar` at FAR 1e-3."""
     return {
         **{f"tar@{far:g}": 100 * metrics.tar_at_far(curve, far) for far in FARS},
         "fold_tar@0.001": 100 * float(np.nanmean(fold_tar)),
@@ -211,8 +207,7 @@ def rates(curve: metrics.Roc, fold_tar: np.ndarray, fold_far: np.ndarray) -> dic
 
 
 def worst_pairs(pairs: Pairs, cosines: np.ndarray, accepted: np.ndarray) -> tuple[WorstPair, ...]:
-    """Of the wrong decisions, the impostors that are most alike and the genuine pairs that are
-    least alike."""
+    """The wrong decisions: the most similar impostors and the least similar genuine pairs."""
     accepts = np.flatnonzero(accepted & ~pairs.same)
     rejects = np.flatnonzero(~accepted & pairs.same)
     chosen = [

@@ -1,10 +1,8 @@
 """Racial Faces in the Wild: the pair protocol in each of four groups, and how much they differ.
 
-A folder as RFW is distributed (`txts/African/African_pairs.txt` and the images
-`data/African/NAME/NAME_0001.jpg`), or one `.bin` per group, `African_test.bin`.
+The set is a folder as RFW distributes it (`txts/African/African_pairs.txt` and the images
+`data/African/NAME/NAME_0001.jpg`), or a folder with one `.bin` per group, `African_test.bin`.
 """
-
-from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
@@ -52,7 +50,7 @@ def build(*, name: str = "rfw", root: PathText, mirror: bool = True) -> Benchmar
 
 
 def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Result:
-    """`accuracy_GROUP` of each group; `accuracy` and `accuracy_std` over the groups.
+    """`accuracy_GROUP` of each group, and their mean and deviation `accuracy`, `accuracy_std`.
 
     `spread` is the best accuracy minus the worst. `error_ratio` is the largest error divided by
     the smallest, infinite where the smallest is 0.
@@ -66,12 +64,12 @@ def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Res
         curves |= {f"{name} {group}": curve for curve in result.curves.values()}
     accuracy = np.array([result.metrics["accuracy"] for result in results.values()])
     errors = 100 - accuracy
-    figures["accuracy"] = float(accuracy.mean())
-    figures["accuracy_std"] = float(accuracy.std())
-    figures["spread"] = float(np.ptp(accuracy))
-    figures["error_ratio"] = (
-        float(errors.max() / errors.min()) if errors.min() > 0 else float("inf")
-    )
+    figures |= {
+        "accuracy": float(accuracy.mean()),
+        "accuracy_std": float(accuracy.std()),
+        "spread": float(np.ptp(accuracy)),
+        "error_ratio": float(errors.max() / errors.min()) if errors.min() > 0 else float("inf"),
+    }
     return Result(
         name,
         PROTOCOL,

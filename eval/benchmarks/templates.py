@@ -1,13 +1,14 @@
-"""IJB-B and IJB-C as published: 1:1 verification of templates and, if wanted, 1:N search in
-galleries G1 and G2.
+"""IJB-B and IJB-C as published: 1:1 verification of templates, and 1:N search in two galleries.
 
-Folder: `meta/ijbc_face_tid_mid.txt` (image, template, media), `meta/ijbc_name_5pts_score.txt`
-(image, landmarks, detector score), `meta/ijbc_template_pair_label.txt` (template, template, 0|1),
-`loose_crop/` with the images, and for 1:N `meta/ijbc_1N_gallery_G1.csv`, `..._G2.csv`,
-`meta/ijbc_1N_probe_mixed.csv` (template, subject; S1, S2 in IJB-B).
+The set is a folder with these files, where IJB-B has `ijbb` for `ijbc` and S1, S2 for G1, G2:
+
+    loose_crop/                             the images
+    meta/ijbc_face_tid_mid.txt              image, template, media
+    meta/ijbc_name_5pts_score.txt           image, landmarks, detector score
+    meta/ijbc_template_pair_label.txt       template, template, 0|1
+    meta/ijbc_1N_gallery_G1.csv, _G2.csv    template, subject (only for 1:N)
+    meta/ijbc_1N_probe_mixed.csv            template, subject (only for 1:N)
 """
-
-from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class Lists:
         """Template numbers int64 (P,), (P,) and same bool (P,)."""
         path = self.file(PAIRS)
         with warnings.catch_warnings():
-            # numpy only warns where it stops at something that is no number
+            # numpy only warns where it stops at something that is not a number.
             warnings.simplefilter("error")
             try:
                 numbers = np.fromfile(path, np.int64, sep=" ")
@@ -135,7 +136,7 @@ class Lists:
         return rows
 
     def file(self, name: str) -> Path:
-        """A file of this name; FileNotFoundError where it is missing."""
+        """The path of a list, or FileNotFoundError if it is missing."""
         path = self.root / "meta" / f"{self.target}_{name}"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
@@ -211,9 +212,9 @@ def score(
 
 
 def search_figures(lists: Lists, ids: np.ndarray, vectors: np.ndarray) -> dict[str, float]:
-    """`rank*` and `tpir@*`: means over the two galleries, as IJB defines them.
+    """`rank*` and `tpir@*` are means over the two galleries, as IJB defines them.
 
-    `concatenated_*`: both galleries as one, as insightface computes them.
+    `concatenated_*` search both galleries as one, as insightface does.
     """
     probes, people = lists.subjects(PROBES)
     rows = rows_of(ids, probes, "probe template")

@@ -1,12 +1,9 @@
-"""TinyFace identification: rank-1/5/10/20 of `Probe/ID_n.jpg` in `Gallery_Match/ID_n.jpg` together
-with `Gallery_Distractor/*`.
+"""TinyFace identification: rank-1/5/10/20 of low-resolution probes among many distractors.
 
-Works on the original `Testing_Set` folder and on an aligned copy with the same three folders. Any
-image of the probe's identity among the first entries is a hit, as AdaFace and the authors of the
-set count.
+`Probe/ID_n.jpg` is searched in `Gallery_Match/ID_n.jpg` together with `Gallery_Distractor/*`. The
+folder is the original `Testing_Set`, or an aligned copy with the same three folders. Any image of
+the probe's identity among the first entries is a hit, as AdaFace and the authors of the set count.
 """
-
-from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
@@ -43,7 +40,7 @@ def run(name: str, root: Path, mirror: bool, embed: Embed, size: int) -> Result:
         normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror))
         for paths in (probes, matches, distractors)
     )
-    # -1 is nobody's number
+    # No person has the number -1.
     entry_ids = identities(matches), np.full(len(distractors), -1)
     return identify(
         name,

@@ -3,8 +3,6 @@
 The mate of a probe is an entry of the gallery with the probe's identity.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -12,17 +10,19 @@ import numpy as np
 
 from eval.metrics.verification import strict_threshold
 
-CELLS = 16_000_000  # cosines that are held at once: 64 MB
+CELLS = 16_000_000  # cosines in memory at a time: 64 MB
 
 
 @dataclass(frozen=True)
 class Search:
     """The result of searching one gallery for Q probes; float32 and int64 (Q,).
 
-    mate: best cosine with a mate, -inf without a mate. rank: 1 + the number of other identities'
-    entries whose cosine is at least that (so an equal one is not a hit); 0 without a mate.
-    impostor: best cosine with another identity. hardest: the largest of all cosines between
-    different identities, descending, as many as were asked for.
+    mate: best cosine with a mate, -inf without a mate.
+    rank: 1 + the number of other identities' entries whose cosine is at least `mate`, so that an
+        equal cosine is not a hit; 0 without a mate.
+    impostor: best cosine with another identity.
+    hardest: the largest of all cosines between different identities, descending; empty unless
+        `search` was asked for them.
     """
 
     mate: np.ndarray
@@ -59,11 +59,13 @@ def search(
         own = probe_ids[here, None] == gallery_ids
         mate[here] = np.where(own, cosines, -np.inf).max(1)
 
-        # what remains are impostors
+        # Without the mates, the rest are impostors. A mate's rank counts those at or above it.
         cosines[own] = -np.inf
         impostor[here] = cosines.max(1)
         before = np.count_nonzero(cosines >= mate[here, None], axis=1)
         rank[here] = np.where(own.any(1), 1 + before, 0)
+
+        # Keep the `hardest` largest impostors of all blocks so far.
         if hardest:
             top = np.concatenate([top, cosines[~own]])
             if len(top) > hardest:
@@ -79,8 +81,8 @@ def rank_rate(found: Search, rank: int) -> float:
 def tpir(found: Search, fpir: float) -> float:
     """Open set: share of mated probes whose mate comes first and scores above the threshold.
 
-    At that threshold, at most a share `fpir` of the unmated probes finds anybody. NaN without mated
-    or without unmated probes.
+    The threshold lets at most a share `fpir` of the unmated probes find anybody. The result is NaN
+    if there are no mated or no unmated probes.
     """
     if found.mated.all() or not found.mated.any():
         return math.nan
@@ -91,8 +93,8 @@ def tpir(found: Search, fpir: float) -> float:
 def concatenated_tpir(found: Search, fpir: float) -> float:
     """TPIR as insightface computes it, in one gallery that has a mate of every probe.
 
-    It is the share of mates above the ceil(fpir·Q)-th largest cosine between different identities.
-    Needs search(hardest=...) of at least that many.
+    It is the share of mates above the ceil(fpir·Q)-th largest cosine between different identities,
+    so `search` must have kept at least that many of the hardest.
     """
     wanted = math.ceil(len(found.mate) * fpir)
     if wanted < 1 or wanted > len(found.hardest):

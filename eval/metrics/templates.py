@@ -1,14 +1,11 @@
-"""Templates: the embeddings of several images of one person pooled into one vector, and the scores
-of listed pairs of templates."""
-
-from __future__ import annotations
+"""Templates: several images of one person as one vector, and scores of pairs of templates."""
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 IMAGES_AT_ONCE = 65_536  # 134 MB of float32 at 512 dimensions
 SIDE = 2048  # templates on each side of a block of cosines: 16 MB
-# With so many listed pairs in a block, all its cosines cost less than gathering both sides of each.
+# From so many listed pairs in a block on, computing all its cosines costs less than gathering rows.
 DENSE = 2000
 
 
@@ -20,21 +17,20 @@ def pool_templates(
     detector: np.ndarray | None = None,
     keep_norm: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(template ids (T,) ascending, unit vectors float32 (T,D)) from embeddings (N,D) and the
-    template and media ids int64 (N,) of each.
+    """(template ids (T,) ascending, unit vectors float32 (T,D)), pooled as published for IJB.
 
         vector of template t = normalized( Σ_media mean_{images of t in media} weight · embedding )
 
-    as IJB-B and IJB-C are published. detector: weights (N,); 1 without. keep_norm: false normalizes
-    the embeddings first. Sum and mean are one weighted sum, so a sparse matrix of weights (T,N)
-    times the embeddings computes all.
+    embeddings (N,D). templates, media: ids int64 (N,). detector: weights (N,); None for 1.
+    keep_norm: False normalizes the embeddings first. Sum and mean together are one weighted sum, so
+    a sparse matrix of weights (T,N) times the embeddings computes all templates.
     """
     count = len(embeddings)
     for name, array in (("templates", templates), ("media", media), ("detector scores", detector)):
         if array is not None and len(array) != count:
             raise ValueError(f"{len(array)} {name} for {count} embeddings; expected one each")
 
-    # the weight of an image: 1 / (images of its template with its media id)
+    # The mean weighs an image by 1 / (images of its template with its media id).
     ids, rows = np.unique(templates, return_inverse=True)
     media_rows = np.unique(media, return_inverse=True)[1]
     _, group, size = np.unique(
@@ -44,7 +40,7 @@ def pool_templates(
     if detector is not None:
         weights *= detector
 
-    # block by block, because `embeddings` may be a file of several GB
+    # Block by block, because `embeddings` may be a file of several GB.
     pooled = np.zeros((len(ids), embeddings.shape[1]), np.float32)
     for start in range(0, count, IMAGES_AT_ONCE):
         block = np.asarray(embeddings[start : start + IMAGES_AT_ONCE], np.float32)
@@ -52,7 +48,8 @@ def pool_templates(
         share = weights[here]
         if not keep_norm:
             share = share / np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), 1e-12)
-        # rows for the templates of this block alone
+
+        # The matrix has rows only for the templates of this block.
         present, local = np.unique(rows[here], return_inverse=True)
         matrix = csr_matrix(
             (share.astype(np.float32), (local, np.arange(len(block)))), (len(present), len(block))
@@ -80,20 +77,21 @@ def pair_scores(vectors: np.ndarray, first: np.ndarray, second: np.ndarray) -> n
     """Cosines float32 (P,) of the listed pairs of rows of unit vectors float32 (T,D).
 
     Gathering both sides of the 15.7 M pairs of IJB-C moves 64 GB. All 535 M cosines by matrix
-    products are 0.55 TFLOP, or half of that by symmetry. So pairs are ordered by block of SIDE×SIDE
-    cosines; each block is computed once, and the listed ones are picked from it.
+    products are 0.55 TFLOP, or half of that by symmetry. Therefore pairs are ordered by block of
+    SIDE×SIDE cosines. Each block is computed once, and the listed cosines are picked from it.
     """
-    # a cosine is symmetric: only blocks on and above the diagonal are computed
+    # A cosine is symmetric, so only blocks on and above the diagonal are computed.
     low = np.minimum(first, second).astype(np.int32)
     high = np.maximum(first, second).astype(np.int32)
     blocks = -(-len(vectors) // SIDE)
     key = low // SIDE * blocks + high // SIDE
 
-    # a stable sort of 16-bit keys is a radix sort, which is faster
+    # A stable sort of 16-bit keys is a radix sort, which is faster.
     key = key.astype(np.uint16) if blocks <= 256 else key
     order = np.argsort(key, kind="stable")
     edges = np.searchsorted(key[order], np.arange(blocks * blocks + 1))
 
+    # A block with few listed pairs is not computed: their rows are gathered.
     scores = np.empty(len(first), np.float32)
     for block in np.flatnonzero(np.diff(edges)):
         listed = order[edges[block] : edges[block + 1]]

@@ -1,7 +1,5 @@
 """report.html: tables, curves, histograms and the worst mistakes, all in one file."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape

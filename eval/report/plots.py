@@ -1,7 +1,5 @@
 """The pictures of a report, as PNG bytes."""
 
-from __future__ import annotations
-
 from io import BytesIO
 from typing import Any
 
@@ -13,7 +11,8 @@ from eval.report.result import Curve, Histogram
 def roc_png(curves: dict[str, Curve]) -> bytes:
     """All curves over a logarithmic FAR axis.
 
-    A curve begins at its first false accept; the TAR without any is drawn just left of that.
+    A curve begins at its first false accept. Its TAR without a false accept is drawn just left of
+    that.
     """
     from matplotlib.figure import Figure
 
@@ -25,18 +24,15 @@ def roc_png(curves: dict[str, Curve]) -> bytes:
         far = np.maximum(curve.far, first / 2)
         axes.plot(far, 100 * curve.tar, drawstyle="steps-post", label=label, linewidth=1.5)
         lowest = min(lowest, first / 2)
-    axes.set_xscale("log")
-    axes.set_xlim(lowest, 1)
-    axes.set_xlabel("false accept rate")
-    axes.set_ylabel("true accept rate, %")
+    axes.set(xscale="log", xlim=(lowest, 1))
+    axes.set(xlabel="false accept rate", ylabel="true accept rate, %")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
 def scores_png(histograms: dict[str, Histogram]) -> bytes:
-    """One plot per benchmark, below each other: shares of the genuine pairs, and of the impostors,
-    over their cosine similarity."""
+    """Histograms of the cosines of genuine pairs and impostors, one plot per benchmark."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4 * len(histograms)), layout="constrained")
@@ -46,14 +42,14 @@ def scores_png(histograms: dict[str, Histogram]) -> bytes:
             percent = 100 * kind / max(kind.sum(), 1)
             axes.stairs(percent, counts.edges, fill=True, alpha=0.5, label=label)
         seen = np.flatnonzero(counts.genuine + counts.impostors)
-        axes.set_xlim(counts.edges[seen[0]], counts.edges[seen[-1] + 1])
-        axes.set_xlabel(f"cosine similarity, {name}")
-        axes.set_ylabel("share of pairs, %")
+        axes.set(xlim=(counts.edges[seen[0]], counts.edges[seen[-1] + 1]))
+        axes.set(xlabel=f"cosine similarity, {name}", ylabel="share of pairs, %")
         axes.legend(fontsize="small")
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any, dpi: int = 130) -> bytes:
+    """The figure as the bytes of a PNG file."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

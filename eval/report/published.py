@@ -1,12 +1,11 @@
 """Published figures, to print beside ours."""
 
-from __future__ import annotations
-
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from data.parts import hint
 
 TABLE = Path(__file__).with_name("published.yaml")
 
@@ -22,12 +21,10 @@ def published_rows() -> dict[str, dict[str, Any]]:
 
 
 def published_row(name: str) -> dict[str, Any]:
-    """One row. ValueError names the nearest rows that exist."""
+    """One row, or a ValueError that names the nearest rows that exist."""
     rows = published_rows()
     if name not in rows:
-        near = difflib.get_close_matches(name, rows, n=3, cutoff=0.3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(rows)}"
-        raise ValueError(f"no published row {name!r}; {hint}")
+        raise ValueError(f"no published row {name!r}; {hint(name, rows)}")
     return rows[name]
 
 

@@ -1,7 +1,5 @@
 """What a benchmark returns: figures, the curves they came from, and warnings to show with them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,9 +12,11 @@ from eval.metrics.verification import Roc
 class Protocol:
     """How figures were made; results of one protocol share a table.
 
-    name: in results.json. title: in words, as reports print it. columns: metric -> heading, in the
-    order of the table; `METRIC_std` is shown behind `METRIC`. unlisted: metrics that only
-    results.json holds. A metric that neither names gets a column headed by its own name.
+    name: its name in results.json.
+    title: its name in words, as reports print it.
+    columns: metric -> heading, in the order of the table. `METRIC_std` is shown behind `METRIC`. A
+        metric that neither `columns` nor `unlisted` names gets a column headed by its own name.
+    unlisted: metrics that only results.json holds.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Curve:
     tar: np.ndarray
 
     @classmethod
-    def thinned(cls, curve: Roc, points: int = 2000) -> Curve:
+    def thinned(cls, curve: Roc, points: int = 2000) -> "Curve":
         """At most `points` points, spread evenly over the logarithm of the FAR, for plots."""
         rates = np.geomspace(1 / curve.impostors, 1, points - 1)
         counts = np.append(0, rates * curve.impostors + 0.5)
@@ -55,8 +55,10 @@ class Histogram:
 
 @dataclass(frozen=True)
 class WorstPair:
-    """A wrong decision: the encoded image and the name of both sides, their cosine similarity, and
-    whether they show one person."""
+    """A wrong decision: both encoded images and their names.
+
+    score: cosine similarity. same: whether the images show one person.
+    """
 
     images: tuple[bytes, bytes]
     names: tuple[str, str]
@@ -68,9 +70,11 @@ class WorstPair:
 class Result:
     """The outcome of one benchmark.
 
-    metrics: rates in percent (accuracy, accuracy_std, tar@0.001, auc, eer, rank1, …) and what else
-    the protocol defines. settings: what the figures depend on (mirror, pairs, …). notes: warnings.
-    skipped: why there are no figures; None where there are.
+    metrics: rates in percent (accuracy, accuracy_std, tar@0.001, auc, eer, rank1, …) and other
+        figures that the protocol defines.
+    settings: what the figures depend on (mirror, pairs, …).
+    notes: warnings.
+    skipped: why there are no figures; None if there are.
     """
 
     name: str
@@ -85,10 +89,9 @@ class Result:
 
 
 def histogram(scores: np.ndarray, same: np.ndarray, *, bins: int = 80) -> Histogram:
-    """Counts of the cosine similarities (P,) of genuine and impostor pairs, in equal bins over
-    [-1, 1]."""
+    """Counts of the cosine similarities (P,) of genuine and impostor pairs, in equal bins."""
     edges = np.linspace(-1, 1, bins + 1)
-    # rounding may leave a cosine just outside of [-1, 1]
+    # Rounding may leave a cosine just outside of [-1, 1].
     genuine, impostors = (
         np.histogram(np.clip(kind, -1, 1), bins, (-1, 1))[0]
         for kind in (scores[same], scores[~same])

@@ -1,7 +1,5 @@
 """Results as tables, and as the Markdown text around them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +29,7 @@ def markdown(results: Sequence[Result], row: dict[str, Any] | None = None) -> st
 
 
 def tables(results: Sequence[Result], row: dict[str, Any] | None = None) -> list[Table]:
-    """One table per protocol, in the order in which the protocols occur; skipped results have no
-    figures and stand in none."""
+    """One table per protocol, in the order of their first result; skipped results are in none."""
     measured = [result for result in results if result.metrics]
     protocols = dict.fromkeys(result.protocol for result in measured)
     return [
@@ -89,7 +86,7 @@ def _headings(protocol: Protocol, results: Sequence[Result]) -> dict[str, str]:
 
 
 def format_metric(metrics: dict[str, float], key: str) -> str:
-    """`99.283 ± 0.435` where there is a deviation, else `99.914`; empty without a figure."""
+    """`99.283 ± 0.435` if there is a deviation, else `99.914`; empty without a figure."""
     if key not in metrics:
         return ""
     deviation = metrics.get(f"{key}_std")

@@ -1,7 +1,5 @@
 """Results as files: results.json for programs, the others for people."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -21,8 +19,8 @@ def write_report(
 ) -> None:
     """Write results.json, results.md, report.html, roc.png and scores.png into `folder`.
 
-    The folder is made if it does not exist; each file appears complete or not at all. report.html
-    shows faces (the worst mistakes): keep it where the pictures may be kept.
+    The folder is made if it does not exist, and each file is written atomically. report.html shows
+    faces (the worst mistakes), so keep it only where you may keep the pictures.
 
     published: a row of eval/report/published.yaml to print beside ours.
     """

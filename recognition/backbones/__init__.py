@@ -1,7 +1,5 @@
 """Backbones: one file per family; each exports `build(…) -> nn.Module` from (B,3,H,W) to (B,D)."""
 
-from __future__ import annotations
-
 from torch import nn
 
 

@@ -1,7 +1,4 @@
-"""Gradient checkpointing of one block of a backbone: less memory, and a second forward pass of the
-block during the backward pass."""
-
-from __future__ import annotations
+"""Gradient checkpointing: less memory, for a second forward pass of each block of a backbone."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _still_statistics(block: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of `block` as they are. Without this every batch would count
-    twice, as the block computes it twice."""
+    """Leave the running statistics of `block` as they are.
+
+    The block computes every batch twice, and would count it twice without this.
+    """
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
 
@@ -32,7 +31,7 @@ def _still_statistics(block: nn.Module) -> Iterator[None]:
 
 
 def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`block(x)`, whose inner activations are computed again in the backward pass and not kept.
+    """`block(x)` that does not keep its inner activations: the backward pass computes them again.
 
     Values, gradients and batch-norm statistics are those of `block(x)`. It costs about a third more
     time.
@@ -41,7 +40,7 @@ def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _still_statistics(block)
 
-    # A compiled graph updates statistics once, and admits no context.
+    # A compiled graph updates the statistics once, and does not allow a context.
     if torch.compiler.is_compiling():
         return checkpoint(block, x, use_reentrant=False)
     return checkpoint(block, x, use_reentrant=False, context_fn=contexts)

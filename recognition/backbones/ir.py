@@ -1,12 +1,9 @@
-"""IR and IR-SE networks as in AdaFace (arXiv 2204.00964; blocks of arXiv 1801.07698) and in the zoo
-of CVLface.
+"""IR and IR-SE networks of AdaFace (arXiv 2204.00964; blocks of arXiv 1801.07698) and CVLface.
 
 At width 64 the parameter names and shapes are those of AdaFace's `Backbone`, so its published state
 dicts load strictly (AdaFace's own checkpoints prefix them with "model.", CVLface's with "net.").
-That class returns the normalized embedding and its length; this one returns their product.
+AdaFace's class returns the normalized embedding and its length; ours returns their product.
 """
-
-from __future__ import annotations
 
 from typing import Literal
 
@@ -25,7 +22,7 @@ UNITS = {
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a gate in (0, 1) computed from all channels' means (arXiv 1709.01507)."""
+    """Each channel times a gate in (0, 1), computed from all channels' means (arXiv 1709.01507)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,8 +34,10 @@ class SqueezeExcite(nn.Module):
 
 
 class Unit(nn.Module):
-    """BN, 3x3, BN, PReLU, 3x3 (strided), BN, squeeze-excite if `se`, added to the input (strided or
-    projected)."""
+    """BN, 3x3, BN, PReLU, 3x3 (strided), BN, squeeze-excite if `se`; added to the input.
+
+    The input is strided, or projected where the number of channels changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, se: bool) -> None:
         super().__init__()

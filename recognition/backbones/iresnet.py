@@ -1,11 +1,8 @@
-"""iResNet, the improved residual network of face recognition (ArcFace, arXiv 1801.07698; blocks:
-arXiv 2004.04989).
+"""iResNet, ArcFace's improved residual network (arXiv 1801.07698; blocks of arXiv 2004.04989).
 
 At width 64 the parameter names and shapes are insightface's (arcface_torch): its published state
 dicts load strictly.
 """
-
-from __future__ import annotations
 
 from typing import Literal
 
@@ -74,7 +71,7 @@ class IResNet(nn.Module):
         side = -(-size // 16)  # four strides of two, each rounding up
         self.fc = nn.Linear(8 * width * side * side, embedding)
         self.features = nn.BatchNorm1d(embedding)
-        # fixed at one, as published: the margin loss sets the scale
+        # The weight stays one, as published: the margin loss sets the scale.
         self.features.weight.requires_grad = False
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -4,8 +4,6 @@ At width 64 the parameter names and shapes are insightface's (arcface_torch): it
 dicts load strictly.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -16,7 +14,7 @@ BLOCKS = (4, 6, 2)
 
 
 class Layers(nn.Module):
-    """Layers in a row, added to the input if `residual`. `layers` is in the parameter names."""
+    """Layers in a row, added to the input if `residual`. Parameter names contain `layers`."""
 
     def __init__(self, *layers: nn.Module, residual: bool = False) -> None:
         super().__init__()
@@ -63,7 +61,7 @@ class MobileFaceNet(nn.Module):
         self.layers = nn.ModuleList(
             [
                 _conv(3, thin, 3, 2, 1),
-                # two channels per group: insightface doubled the width, but not the groups
+                # Two channels per group: insightface doubled the width, but not the groups.
                 _conv(thin, thin, 3, 1, width),
                 _bottleneck(thin, thin, thin, 2),
                 _bottlenecks(thin, thin, BLOCKS[0]),

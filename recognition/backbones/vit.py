@@ -1,12 +1,9 @@
-"""Vision transformers for faces as insightface trains them (arcface_torch; arXiv 2010.11929,
-masking as in 2111.06377).
+"""Vision transformers for faces (arXiv 2010.11929), as insightface's arcface_torch trains them.
 
 There is no class token: the embedding layer sees all patches. In training a share of the patches
-skips the blocks, and a learned token stands for them before the embedding layer. Parameter names
-and shapes are insightface's.
+skips the blocks, and a learned token replaces them before the embedding layer (arXiv 2111.06377).
+Parameter names and shapes are insightface's.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,8 +20,8 @@ from recognition.backbones._recompute import recompute
 class Variant:
     """Width, number of blocks, and the published regularization.
 
-    mask: insightface's code hides a tenth of the patches, whichever share its configs ask for. So
-    its published models were trained with a tenth.
+    mask: share of the patches hidden in training. insightface's code hides a tenth, whichever share
+    its configs ask for, so its published models were trained with a tenth.
     """
 
     width: int
@@ -68,8 +65,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). In training a sample skips each of the two
-    with probability `drop`."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    In training a sample skips each of the two with probability `drop` (arXiv 1603.09382).
+    """
 
     def __init__(self, width: int, heads: int, drop: float) -> None:
         super().__init__()
@@ -80,21 +79,23 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self._sometimes(self.attn(self.norm1(x)))
-        return x + self._sometimes(self.mlp(self.norm2(x)))
+        x = x + self._drop_path(self.attn(self.norm1(x)))
+        return x + self._drop_path(self.mlp(self.norm2(x)))
 
-    def _sometimes(self, branch: torch.Tensor) -> torch.Tensor:
+    def _drop_path(self, branch: torch.Tensor) -> torch.Tensor:
         if not self.training or self.drop == 0:
             return branch
 
-        # what is kept is scaled, so that its mean over the draws is the branch
+        # Kept branches are scaled, so that their expected value is the branch.
         kept = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - self.drop)
         return branch * kept / (1 - self.drop)
 
 
 class Patches(nn.Module):
-    """(B,3,size,size) -> (B,T,W): one token per patch. The few pixels beyond the last whole patch
-    are not used."""
+    """(B,3,size,size) -> (B,T,W): one token per patch.
+
+    The few pixels beyond the last whole patch are not used.
+    """
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
@@ -126,6 +127,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = Patches(width, patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width), requires_grad=mask > 0)
+
+        # The probability of a skip rises linearly from the first block to the last.
         drops = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList([Block(width, heads, drop) for drop in drops])
         self.norm = nn.LayerNorm(width)
@@ -148,7 +151,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images) + self.pos_embed
         shape, kept = x.shape, torch.empty(0)
 
-        # The blocks see a random subset of the patches, another one for each image.
+        # The blocks see a random subset of the patches, a different one for each image.
         masking = self.training and self.mask > 0
         if masking:
             order = torch.rand(shape[:2], device=x.device).argsort(dim=1)
@@ -157,7 +160,7 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             x = recompute(block, x) if self.checkpoint and self.training else block(x)
 
-        # The last layers keep full precision. The mask token stands for the hidden patches.
+        # The last layers keep full precision. The mask token replaces the hidden patches.
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.to(self.norm.weight.dtype))
             if masking:

@@ -4,18 +4,14 @@ A classifier's module exports `build(…) -> Classifier` and `FACTS`, a `Classif
 config check, the run and the memory planner must know before a classifier is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from data.loader import Loader
 from recognition.config import Config
-
-if TYPE_CHECKING:
-    from data.loader import Loader
 
 Overrides = list[str]
 """`section.key=value` texts, as on the command line."""
@@ -26,8 +22,8 @@ class Classifier(Protocol):
 
     rows: the classes whose centers this rank holds; range(0) where it holds no centers.
     row_state: names of the entries of `state_dict` that have one row per center. Every class has
-        equally many centers, in consecutive rows. A checkpoint of other ranks is divided by them;
-        all other state must be equal on every rank.
+        the same number of centers, in consecutive rows. When a run resumes on another number of
+        ranks, these rows are divided anew. All other state must be equal on every rank.
     """
 
     rows: range
@@ -45,15 +41,15 @@ class Classifier(Protocol):
         """Called after each successful optimizer step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As nn.Module has it."""
+        """As in nn.Module."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> object:
-        """As nn.Module has it."""
+        """As in nn.Module."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the memory of one rank depends on beside the config."""
+    """What the memory of one rank depends on, besides the config."""
 
     classes: int
     """Identities of the training set."""
@@ -76,7 +72,7 @@ class Memory:
     kept: dict[str, int]
     """What exists during the whole run, by the name that the planner prints."""
     chunk: int
-    """Logits of one chunk, which exist in the backward pass beside the backbone's activations."""
+    """Logits of one chunk. In the backward pass they exist besides the backbone's activations."""
     step: int = 0
     """Temporary tensors of the optimizer step."""
 
@@ -86,16 +82,15 @@ class ClassifierFacts:
     """What a classifier's module says about itself before one is built."""
 
     memory: Callable[[Config, Sizes], Memory]
-    """What it needs. ValueError for sizes that a run would refuse."""
+    """What the classifier needs. Raises ValueError for sizes that a run would refuse."""
     check: Callable[[Config], None] = lambda config: None
-    """ValueError, one sentence that names the key, for a config that it does not admit."""
+    """Raises ValueError, one sentence that names the key, for a config that can't be trained."""
     trained_images: Callable[[Config], int] = lambda config: config.optim.batch_size
     """Images per micro-batch whose activations the backward pass needs."""
     lighter: Callable[[Config], list[Overrides]] = lambda config: []
     """Settings of this classifier that need less memory and train nearly the same."""
     instead: Callable[[Config], list[Overrides]] = lambda config: []
-    """Settings with this classifier that need less memory and train differently, in place of a
-    config that has this classifier or any other."""
+    """Settings that replace any classifier by this one, need less memory, and train differently."""
     make_loader: Callable[..., Loader] | None = None
-    """(faces, config, **options of `data.loader.Loader`) -> a loader of the batches that it needs,
-    in place of those that `data.order` names."""
+    """(faces, config, **options of `data.loader.Loader`) -> a loader of the batches that the
+    classifier needs. None: batches as `data.order` names them."""

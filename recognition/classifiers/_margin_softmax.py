@@ -1,16 +1,13 @@
-"""The margin softmax over many classes, computed one chunk of classes at a time, on one rank or
-sharded over several.
+"""The margin softmax over many classes, one chunk of classes at a time, on one rank or several.
 
 Nothing of size B x C exists. The forward pass keeps one number per sample, the log-sum-exp of its
-negatives, and the backward pass computes each chunk's cosines again. That costs one more matrix
-product in three, and saves the memory and the time that moving a B x C matrix takes.
+negatives, and the backward pass computes each chunk's cosines again. That makes four matrix
+products out of three, and saves the memory of a B x C matrix and the time to move it.
 
     loss_i = log(1 + exp(lse_i - target_i)),    lse_i = log sum over j ≠ y_i of exp(s cos_ij)
 
-The target's logit stays out of the sum, so that a small loss keeps its digits.
+The target's logit stays out of the sum, so that a small loss keeps its precision.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
 
 Chunk = Count | Literal["auto"]
-# float32 centers per chunk: few enough for a CPU's cache, enough to fill a GPU
+# Bytes of float32 centers per chunk: few enough for a CPU's cache, enough to keep a GPU busy.
 CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
 SMALLEST_NORM = 1e-12
 
@@ -42,7 +39,7 @@ class SoftmaxOptions:
     chunk: int
     """Classes computed at a time."""
     matmul_dtype: torch.dtype = torch.float32
-    """bfloat16: the inputs of every product with the centers are rounded to it."""
+    """Type to which the inputs of every product with the centers are rounded."""
     sub_centers: int = 1
     """Centers per class, consecutive rows of the weight, of which the nearest counts (Sub-center
     ArcFace, ECCV 2020)."""
@@ -74,16 +71,18 @@ def softmax_options(
 def chunk_size(
     chunk: int | Literal["auto"], device: str, embedding: int, sub_centers: int = 1
 ) -> int:
-    """Classes per chunk: `chunk`, or where that is "auto" as many as suit the device."""
+    """Classes per chunk: `chunk`, or as many as suit the device if that is "auto"."""
     if chunk != "auto":
         return chunk
     return max(256, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * embedding * sub_centers))
 
 
 def chunk_memory(options: Mapping[str, Any], sizes: Sizes, *, rows: int, images: int) -> int:
-    """Bytes that one chunk needs for the logits of `images` samples, at most: four (B,c) matrices
-    and two (c,D), of a classifier with these options and `rows` centers on the rank."""
-    sub_centers = options.get("sub_centers", 1)
+    """Bytes that one chunk needs at most: four (B,c) matrices and two (c,D).
+
+    options: those of the classifier. rows: its centers on the rank. images: B, samples per loss.
+    """
+    sub_centers: int = options.get("sub_centers", 1)
     classes = chunk_size(options["chunk"], sizes.device, sizes.embedding, sub_centers)
     return 4 * min(classes * sub_centers, rows) * (4 * images + 2 * sizes.embedding)
 
@@ -93,8 +92,8 @@ def gather_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings (b,D) and labels (b,) of every rank -> (B,D) in `dtype`, differentiable, and (B,).
 
-    The gradient that returns to a rank's embeddings carries a factor `world`, so that
-    DistributedDataParallel's mean over ranks gives the gradient of the global mean loss.
+    The gradient of a rank's embeddings has a factor `world`, so that DistributedDataParallel's mean
+    over ranks gives the gradient of the global mean loss.
     """
     return _Gather.apply(embeddings.to(dtype), ranks), ranks.all_gather(labels)
 
@@ -109,19 +108,19 @@ def margin_loss(
     training: bool,
     fused: FusedSGD | None = None,
 ) -> torch.Tensor:
-    """Mean margin-softmax loss of the global batch, the same number on every rank. Call it outside
-    autocast.
+    """Mean margin-softmax loss of the global batch, a scalar that is equal on every rank.
 
-    embeddings (B,D): of all ranks. weight (C_local * sub_centers, D): this rank's centers.
-    places (B,): each sample's class as a row of the weight (as a group of sub_centers rows), -1
-    where another rank has it. fused: the backward pass updates weight and velocity, and makes no
-    gradient of the weight. A loss that is not finite changes neither.
+    Call it outside autocast. embeddings (B,D): of all ranks. weight (C_local * sub_centers, D):
+    this rank's centers. places (B,): the row of each sample's class in the weight, counted in
+    groups of sub_centers rows; -1 where another rank holds the class. fused: the backward pass
+    updates weight and velocity, and makes no gradient of the weight. A loss that is not finite
+    changes neither.
     """
     head = options.head
     norms = torch.linalg.vector_norm(embeddings, dim=1)
     units = embeddings / norms.clamp_min(SMALLEST_NORM)[:, None]
 
-    # Every rank knows the cosines of the classes that it holds; a head sees them all.
+    # Each rank computes the cosines with its own classes, 0 elsewhere. The sum has all targets'.
     with torch.no_grad():
         cos_t = ranks.all_reduce_sum(_target_cosines(units, weight, places, options.sub_centers))
         if training:
@@ -136,8 +135,11 @@ def margin_loss(
 
 
 class _Gather(torch.autograd.Function):
-    """Rows (b,…) of every rank -> (B,…). The backward pass keeps this rank's rows of the gradient,
-    which is the same on all ranks, times world."""
+    """Rows (b,…) of every rank -> (B,…).
+
+    The gradient is equal on all ranks; the backward pass returns this rank's rows of it, times
+    world.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
@@ -161,10 +163,10 @@ def _target_cosines(
 
 
 class _Softmax(torch.autograd.Function):
-    """(units (B,D), weight, cos_t (B,)) -> (log-sum-exp of the negatives' logits over all ranks
-    (B,), cos_t).
+    """(units (B,D), weight, cos_t (B,)) -> (lse (B,), cos_t).
 
-    cos_t passes through so that the backward pass, which has the centers, gets its gradient too.
+    lse is the log-sum-exp of the negatives' logits over all ranks. cos_t passes through, so that
+    the backward pass, which has the centers, gets its gradient too.
     """
 
     @staticmethod
@@ -189,11 +191,11 @@ class _Softmax(torch.autograd.Function):
             cos, _ = _nearest(all_cos, options)
             logits = _negatives(cos, cos_t, options) * options.head.scale
 
-            # a sample's own class is no negative
+            # A sample's own class is not a negative.
             put(logits, places - rows.start // options.sub_centers, -torch.inf)
             lse = torch.logaddexp(lse, torch.logsumexp(logits, 1))
 
-        # The same over the ranks' classes; their maximum keeps exp in range.
+        # Now the log-sum-exp over the ranks. Subtracting their maximum keeps exp in range.
         top = ranks.all_reduce_max(lse)
         lse = top + ranks.all_reduce_sum((lse - top).exp()).log()
 
@@ -217,19 +219,20 @@ class _Softmax(torch.autograd.Function):
             all_cos = _cosines(units, own, own_inverse, options)
             cos, which = _nearest(all_cos, options)
 
-            # d loss / d cos_ij: the softmax at the negatives, the head's slope at the target
+            # d loss / d cos_ij: the softmax at the negatives, the head's slope at the target.
+            # With sub-centers only the nearest one of a class has a slope.
             slope = _negatives_slope(cos, cos_t, lse, options).mul_(lse_gradient[:, None])
             put(slope, places - rows.start // options.sub_centers, cos_t_gradient)
             if which is not None:
                 spread = torch.zeros_like(all_cos).view(*slope.shape, -1)
                 slope = spread.scatter_(2, which, slope[:, :, None]).flatten(1)
 
-            # d cos_ij / d w_j = (u_i - cos_ij w_j/|w_j|) / |w_j|: a product with the units, and
-            # `along`, a multiple of w_j
+            # d cos_ij / d w_j = (u_i - cos_ij w_j/|w_j|) / |w_j|. Summed over i, it is a product
+            # with the units plus `along` times w_j.
             along = (slope * all_cos).sum(0).mul_(own_inverse).mul_(own_inverse).neg_()
             slope.mul_(own_inverse)
 
-            # before the fused step, which moves the centers
+            # This must come before the fused step, which moves the centers.
             units_gradient += matmul(slope, own, options.matmul_dtype)
 
             if weight_gradient is not None:
@@ -238,7 +241,7 @@ class _Softmax(torch.autograd.Function):
             elif fused is not None:
                 fused_sgd_step(own, fused, rows, slope, units, along, options.matmul_dtype)
 
-        # One gradient per argument of forward; five of them are no tensors that learn.
+        # One gradient per argument of forward. The last five get none.
         return ctx.ranks.all_reduce_sum(units_gradient), weight_gradient, *[None] * 5
 
 
@@ -250,15 +253,17 @@ def _chunks(rows: int, options: SoftmaxOptions) -> Iterator[slice]:
 def _cosines(
     units: torch.Tensor, rows: torch.Tensor, inverse: torch.Tensor, options: SoftmaxOptions
 ) -> torch.Tensor:
-    """Cosines (B,c) of units (B,D) and centers (c,D). Scaling the product by inverse (c,), one over
-    the centers' lengths, costs less than normalizing the centers."""
+    """Cosines (B,c) of units (B,D) and centers (c,D), whose inverse lengths are `inverse` (c,).
+
+    Scaling the product costs less than normalizing the centers.
+    """
     return matmul(units, rows.T, options.matmul_dtype).mul_(inverse)
 
 
 def _nearest(
     cos: torch.Tensor, options: SoftmaxOptions
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The largest cosine of each class's sub-centers (B,c), and which one it is (B,c,1)."""
+    """The largest cosine of each class's sub-centers (B,c), and its index (B,c,1)."""
     if options.sub_centers == 1:
         return cos, None
     best, which = cos.view(len(cos), -1, options.sub_centers).max(2, keepdim=True)
@@ -274,13 +279,14 @@ def _negatives(cos: torch.Tensor, cos_t: torch.Tensor, options: SoftmaxOptions) 
 def _negatives_slope(
     cos: torch.Tensor, cos_t: torch.Tensor, lse: torch.Tensor, options: SoftmaxOptions
 ) -> torch.Tensor:
-    """d lse_i / d cos_ij (B,c); the target's own entry means nothing."""
+    """d lse_i / d cos_ij (B,c); the entry of the sample's own class is meaningless."""
     scale = options.head.scale
 
-    # Where the logit is scale * cos, its softmax is all of the slope.
+    # Where the logit is scale * cos, the slope is the softmax times the scale.
     if not (options.head.changes_negatives or options.filter_above > 0):
         return (cos * scale).sub_(lse[:, None]).exp_().mul_(scale)
 
+    # Otherwise autograd adds the slope of what the head makes of a cosine.
     with torch.enable_grad():
         cos = cos.detach().requires_grad_()
         changed = _negatives(cos, cos_t, options)
@@ -289,8 +295,10 @@ def _negatives_slope(
 
 
 def put(matrix: torch.Tensor, columns: torch.Tensor, values: torch.Tensor | float) -> None:
-    """matrix[i, columns[i]] = values[i] in place, for those columns that the matrix has, without
-    waiting for the device."""
+    """matrix[i, columns[i]] = values[i] in place, for those columns that the matrix has.
+
+    It does not wait for the device.
+    """
     inside = (columns >= 0) & (columns < matrix.shape[1])
     index = columns.clamp(0, matrix.shape[1] - 1)[:, None]
     kept = matrix.gather(1, index)[:, 0]

@@ -1,7 +1,5 @@
 """Matrix products in float32 or bfloat16."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -11,7 +9,10 @@ DTYPES: dict[FloatName, torch.dtype] = {"float32": torch.float32, "bfloat16": to
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """a @ b in the dtype of a. bfloat16: the inputs are rounded to it, on a CPU the product too."""
+    """a @ b in the dtype of a.
+
+    With dtype bfloat16 the inputs are rounded to it, and on a CPU the product as well.
+    """
     if dtype != torch.bfloat16:
         return a @ b
     a_rounded, b_rounded = a.to(torch.bfloat16), b.to(torch.bfloat16)

@@ -1,17 +1,17 @@
-"""F²C's loss of a batch of probes against the class pool (arXiv 2105.10375, section 3.3). Where the
-paper and its released code differ, this is the code's.
+"""F²C's loss of a batch of probes against the class pool (arXiv 2105.10375, section 3.3).
 
-A batch of gallery samples changes the columns that it touches, and a loss compares the probes with
-the pool as it will be then. The pool itself is only read. So a loss has two parts: the columns left
-alone, which it sweeps once, and one row for each touched column, with the features of the plan.
+Where the paper and its released code differ, this is the loss of the code.
 
-Columns get no gradient, so this is not recognition/classifiers/_margin_softmax.py: one sweep with a
-running maximum gives the log-sum-exp and its gradient (the softmax's mean column). That takes two
-matrix products in place of the four that trained centers need. Nothing of size B x S exists, and
-the backward pass does not look at the columns, which may have changed by then.
+A batch of gallery samples touches some columns of the pool. The loss compares the probes with the
+pool as it will be afterwards, but does not change the pool. It therefore treats two kinds of
+columns apart: those left alone, which it sweeps once, and those touched, each of which is one row
+of features from the plan.
+
+Columns get no gradient. Therefore one sweep with a running maximum gives both the log-sum-exp and
+its gradient, which is the softmax's mean column. It needs two matrix products, where trained
+centers need four (_margin_softmax.py). Nothing of size B x S exists. The backward pass does not use
+the columns, which may have changed by then.
 """
-
-from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from recognition.classifiers._pool import ClassPool, Plan
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
 
-# A logit that adds nothing to a softmax. Unlike -inf it has a gradient where there is no other.
+# A logit that adds nothing to a softmax. Unlike -inf it has a gradient even if it is the only one.
 _NO_LOGIT = -1e4
 
 
@@ -52,8 +52,8 @@ def pool_loss(
     H_ik: the h = `hardest` columns with the largest cosines, as in the code; `hardest` 0 stands for
     all columns, as in the paper's text. A head's penalty is added to each term of the first sum.
 
-    probes (B,D), of any length, and labels (B,): this rank's. plan, features (G,D): what the
-    gallery samples of all ranks do to the pool.
+    probes (B,D), not normalized, and labels (B,) are this rank's. plan and features (G,D) are
+    those of the gallery samples of all ranks.
     """
     head = options.head
     norms = torch.linalg.vector_norm(probes, dim=1)
@@ -76,7 +76,7 @@ def pool_loss(
     own = ((units * torch.where(touched[:, None], r[row], kept)).sum(1) for r in rows)
     cos_t = _by_slot(last_in_slot_0[row], *own)
 
-    # The head has statistics and random draws for the probes of all ranks.
+    # The head computes statistics and random draws over the probes of all ranks.
     mine = slice(ranks.rank * len(probes), (ranks.rank + 1) * len(probes))
     seen = torch.stack([*cos_t, norms, inside.to(norms.dtype)], 1)
     *all_cos_t, all_norms, all_inside = _of_all_ranks(seen, ranks).unbind(1)
@@ -94,23 +94,24 @@ def pool_loss(
     for cos, cos_own, all_own, swept in zip(
         cosines, cos_t, all_cos_t, (sweeps[0], sweeps[-1]), strict=True
     ):
-        # the touched columns' logits: one per column, at its last sample, and not the probe's own
+        # The touched columns' logits: one per column, at its last sample. The probe's own column
+        # is left out.
         logits = head.scale * head.negatives(cos, cos_own.detach()[:, None])
         logits = torch.where(plan.last & ~owner, logits, _NO_LOGIT)
 
-        # first sum: the margin softmax of the probes that have a column
+        # First sum: the margin softmax of the probes that have a column.
         lse = torch.logsumexp(torch.cat([swept.lse[:, None], logits], 1), 1)
         losses = F.softplus(lse - head.scale * head.target(all_own, all_norms)[mine])
         penalty = head.penalty(norms)
         losses = losses if penalty is None else losses + penalty
         margin = margin + torch.where(inside, losses, 0.0).sum()
 
-        # second sum: what pushes the others away
+        # Second sum: the cosines that push the other probes away.
         cos = torch.where(plan.last, cos, -torch.inf)
         pushed = _pushed_away(units, columns, swept, cos, hardest)
         outside = outside + torch.where(inside, 0.0, pushed).sum()
 
-    # |I| and |O| h over all ranks; h is smaller where fewer columns hold an identity
+    # |I| and |O| h over all ranks. h is smaller where fewer columns hold an identity.
     filled = is_open.sum() + plan.last.sum()
     pushing = filled.clamp(max=hardest) if hardest else filled
     counts = torch.stack([inside.sum(), (~inside).sum() * pushing])
@@ -121,13 +122,12 @@ def pool_loss(
 def _by_slot(
     last_in_slot_0: torch.Tensor, last: torch.Tensor, other: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The values of slot 0 and of slot 1, from those of the slot that the last sample fills and of
-    the other one."""
+    """(slot 0, slot 1) from the values of the last sample's slot and of the other slot."""
     return torch.where(last_in_slot_0, last, other), torch.where(last_in_slot_0, other, last)
 
 
 def _of_all_ranks(own: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """(B,n) of each rank -> (world·B,n) in rank order, differentiable in the own rows."""
+    """(B,n) of each rank -> (world·B,n) in rank order, differentiable in this rank's rows."""
     rows = list(ranks.all_gather(own).chunk(ranks.world))
     rows[ranks.rank] = own
     return torch.cat(rows)
@@ -136,43 +136,49 @@ def _of_all_ranks(own: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 def _update_stats(
     head: MarginHead, cos_t: torch.Tensor, norms: torch.Tensor, inside: torch.Tensor
 ) -> None:
-    """Show the head all ranks' probes. A probe without a column of its own gets the mean cosine of
-    those that have one."""
+    """Give the head the cosines and norms of all ranks' probes.
+
+    A probe whose identity has no column gets the mean cosine of the other probes.
+    """
     mean = (cos_t * inside).sum() / inside.sum().clamp_min(1)
     head.update_stats(torch.where(inside > 0, cos_t, mean), norms)
 
 
 def _pushed_away(
-    units: torch.Tensor, columns: torch.Tensor, swept: _Swept, touched: torch.Tensor, hardest: int
+    units: torch.Tensor, columns: torch.Tensor, swept: "_Swept", touched: torch.Tensor, hardest: int
 ) -> torch.Tensor:
-    """Sum of max(cos, 0) over the hardest columns, or over all of them (B,). touched (B,G): cosines
-    with the touched columns, -inf at samples that stand for no column."""
+    """Sum of max(cos, 0) over the hardest columns, or over all of them (B,).
+
+    touched (B,G): cosines with the touched columns, -inf at samples that stand for no column.
+    """
     if not hardest:
         return swept.positive + touched.clamp_min(0).sum(1)
 
-    # The hardest of all are among the hardest left alone and the touched ones; their cosines are
-    # computed again, with a gradient.
+    # The hardest columns of all are among the hardest ones left alone and the touched ones. The
+    # cosines of those left alone are computed again, with a gradient.
     cos = torch.einsum("bd,bkd->bk", units, columns[swept.hardest])
     cos = torch.cat([torch.where(swept.found, cos, -torch.inf), touched], 1)
     return cos.topk(min(hardest, cos.shape[1]), 1).values.clamp_min(0).sum(1)
 
 
 class _Swept(NamedTuple):
-    """What B probes see in the columns left alone."""
+    """The result of a sweep of B probes over the columns left alone."""
 
     lse: torch.Tensor
     """(B,): log-sum-exp of the negatives' logits, differentiable."""
     positive: torch.Tensor
-    """(B,): sum of max(cos, 0), differentiable. 0 where `hardest` columns were asked for."""
+    """(B,): sum of max(cos, 0), differentiable. 0 if only the hardest columns were asked for."""
     hardest: torch.Tensor
     """(B,k): the columns of the largest cosines."""
     found: torch.Tensor
-    """(B,k) bool: there are so many columns."""
+    """(B,k) bool: False in the last entries of `hardest` if fewer than k columns are left alone."""
 
 
 class _Sweep(torch.autograd.Function):
-    """units (B,D), columns (S,D), is_open (S,) bool, places (B,) own column or -1, cos_t (B,) ->
-    _Swept."""
+    """units (B,D), columns (S,D), is_open (S,), places (B,), cos_t (B,) -> _Swept.
+
+    is_open (bool): columns left alone that hold an identity. places: the probe's own column, or -1.
+    """
 
     @staticmethod
     def forward(
@@ -204,20 +210,20 @@ class _Sweep(torch.autograd.Function):
             logits = torch.add(closed, changed, alpha=head.scale)
 
             if hardest:
-                # The largest of this chunk, then of these and those of the chunks before. Logits
-                # have the order of cosines, and are at hand, unless the head changed them.
+                # The largest cosines of this chunk, then of these and the best so far. Logits have
+                # the same order and exist already, unless the head changed them.
                 ranked = cos + closed if head.changes_negatives else logits
                 found, index = ranked.topk(min(hardest, len(own)), 1)
                 best, where = torch.cat([best, found], 1), torch.cat([where, index + start], 1)
                 best, index = best.topk(min(hardest, best.shape[1]), 1)
                 where = where.gather(1, index)
             else:
-                # sum of max(cos, 0), and its gradient: the sum of the columns with cos > 0
+                # The sum of max(cos, 0), and its gradient: the sum of the columns with cos > 0.
                 cos = (cos + closed).clamp_min_(0)
                 positive += cos.sum(1)
                 direction += matmul((cos > 0).to(cos.dtype), own, options.matmul_dtype)
 
-            # A probe's own column is no negative. What was summed fades as the maximum rises.
+            # A probe's own column is not a negative. Earlier sums fade as the maximum rises.
             put(logits, places - start, -torch.inf)
             higher = torch.maximum(top, logits.amax(1))
             logits.sub_(higher[:, None]).exp_()
@@ -227,7 +233,7 @@ class _Sweep(torch.autograd.Function):
             mean.mul_(fade[:, None]).add_(matmul(weights, own, options.matmul_dtype))
             top = higher
 
-        # d lse / d units: the softmax's mean column, times the scale
+        # d lse / d units is the softmax's mean column, times the scale.
         mean.div_(total.clamp_min(torch.finfo(total.dtype).tiny)[:, None]).mul_(head.scale)
 
         found = best > -torch.inf

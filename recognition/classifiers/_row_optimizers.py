@@ -1,10 +1,8 @@
-"""Optimizer steps on some rows of the centers, which a classifier takes itself.
+"""Optimizer steps on some rows of the centers, for classifiers that update their centers.
 
-Each is the step of torch.optim.SGD or torch.optim.AdamW, on the given rows alone. A run's own
-optimizer would need a gradient of all centers, and would move those that have none.
+Each is the step of torch.optim.SGD or torch.optim.AdamW, on the given rows alone. The run's
+optimizer would need a gradient of all centers, and would also move those without one.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -17,9 +15,9 @@ ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # torch.optim.AdamW's defaults
 
 
 def check_own_step(config: Config, *, adamw: bool) -> None:
-    """ValueError unless the classifier can take the step that `optim` asks for on its own centers.
+    """ValueError unless the classifier can update its centers as `optim` asks.
 
-    adamw: whether it knows AdamW beside SGD without Nesterov momentum.
+    Every such classifier knows SGD without Nesterov momentum. adamw: whether it knows AdamW too.
     """
     optim = config.optim
     if optim.nesterov or (optim.name == "adamw" and not adamw):
@@ -32,8 +30,7 @@ def check_own_step(config: Config, *, adamw: bool) -> None:
 
 @dataclass(frozen=True)
 class FusedSGD:
-    """SGD of the centers, one chunk at a time in the backward pass, so that no gradient of their
-    size exists.
+    """SGD of the centers in the backward pass, chunk by chunk: no gradient of their size exists.
 
         v <- momentum v + gradient + weight_decay w        w <- w - lr v
 
@@ -57,8 +54,8 @@ def fused_sgd_step(
 ) -> None:
     """One chunk's step in place. centers (c,D): the chunk, rows `rows` of the weight.
 
-    The gradient slopeᵀ units + along w, of slope (B,c), units (B,D) and along (c,), is never made:
-    the step costs two passes over the chunk beside the product.
+    The gradient is slopeᵀ units + along w, with slope (B,c), units (B,D) and along (c,). It is
+    never formed: besides the product, the step costs two passes over the chunk.
     """
     velocity = sgd.velocity[rows]
     step = velocity if velocity.dtype == centers.dtype else velocity.to(centers.dtype)
@@ -69,7 +66,7 @@ def fused_sgd_step(
     else:
         torch.addmm(step, slope.T, units, beta=sgd.momentum, out=step)
 
-    # v <- v + (along + weight_decay) w: what is a multiple of w, in one pass
+    # v <- v + (along + weight_decay) w: both multiples of w in one pass
     step.addcmul_(centers, (along + sgd.weight_decay)[:, None])
 
     centers.add_(step, alpha=-sgd.lr)
@@ -105,10 +102,10 @@ def adamw_step(
     lr: float,
     weight_decay: float,
 ) -> None:
-    """AdamW on the rows (n,) of weight, velocity (first moments) and square (second moments), all
-    (C,D), in place. gradient (n,D).
+    """AdamW on the rows (n,) of the weight and its moments (C,D) in place. gradient (n,D).
 
-    times (C,): how many steps each row has had, which its moments are corrected by.
+    velocity: first moments. square: second moments. times (C,): the number of steps that each row
+    has had, for the bias correction of its moments.
     """
     centers = weight[rows].mul_(1 - lr * weight_decay)
     row_times = times[rows] + 1
@@ -118,7 +115,7 @@ def adamw_step(
     row_square = square[rows].lerp_(gradient.square(), 1 - ADAM_BETAS[1])
     velocity[rows], square[rows], times[rows] = mean.to(velocity.dtype), row_square, row_times
 
-    # w <- w - lr m' / (√s' + eps), where m' and s' are free of their start at 0
+    # w <- w - lr m' / (√s' + eps), where m' = m / (1 - beta_1^t) and s' = s / (1 - beta_2^t)
     first, second = ((1 - beta ** row_times.to(centers.dtype)).unsqueeze(1) for beta in ADAM_BETAS)
     step = lr * (mean / first) / ((row_square / second).sqrt_() + ADAM_EPS)
     weight[rows] = centers.sub_(step)

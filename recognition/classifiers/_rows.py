@@ -1,7 +1,7 @@
-"""Which rows of the centers a rank holds, and how they start. A center depends on its class and the
-seed alone, never on the number of ranks."""
+"""Which rows of the centers a rank holds, and how they start.
 
-from __future__ import annotations
+A new center depends only on its class and the seed, never on the number of ranks.
+"""
 
 from typing import Any
 
@@ -15,8 +15,10 @@ BLOCK = 1 << 14  # rows per generator: a rank draws only the blocks of which it 
 
 
 def shard(classes: int, ranks: Ranks) -> range:
-    """The classes whose centers this rank holds, of C: from floor(rank C / world) up to
-    floor((rank + 1) C / world)."""
+    """The classes whose centers this rank holds, of C classes in all.
+
+    They are the numbers from floor(rank C / world) up to floor((rank + 1) C / world).
+    """
     if classes < 2 or classes < ranks.world:
         raise ValueError(
             f"{classes} classes on {ranks.world} ranks: expected 2 or more, and one per rank"
@@ -30,7 +32,7 @@ def initial_centers(rows: range, embedding: int, *, seed: int, std: float = 0.01
     for block in range(rows.start // BLOCK, -(-rows.stop // BLOCK)):
         drawn = torch.empty(BLOCK, embedding).normal_(0, std, generator=generator(seed, block))
 
-        # of the block the rows first … last - 1 are ours
+        # This rank holds the rows first … last - 1 of the block.
         begin = block * BLOCK
         first, last = max(rows.start, begin), min(rows.stop, begin + BLOCK)
         centers[first - rows.start : last - rows.start] = drawn[first - begin : last - begin]
@@ -38,13 +40,12 @@ def initial_centers(rows: range, embedding: int, *, seed: int, std: float = 0.01
 
 
 def own_share(saved: list[dict[str, Any]], classifier: Classifier) -> dict[str, Any]:
-    """This rank's {"classifier", "optimizer"} state, from those that other ranks saved, in rank
-    order.
+    """This rank's {"classifier", "optimizer"} state, after a run on another number of ranks.
 
-    classifier: the one to be loaded. Its `row_state` says what is divided among the ranks, and its
-    `rows` which of the saved rows are its own. All other state is equal on every rank. Where the
-    saved rows are too few or too many, loading them raises torch's size mismatch: no center is
-    started anew in silence.
+    saved: the states of that run's ranks, in order. classifier: the one to be loaded. Its
+    `row_state` says what is divided among the ranks, and its `rows` which of the saved rows belong
+    to this rank. All other state is equal on every rank. Where the saved rows are too few or too
+    many, loading them raises torch's size mismatch: no center silently starts again.
     """
     if not classifier.row_state:
         return saved[0]
@@ -54,8 +55,10 @@ def own_share(saved: list[dict[str, Any]], classifier: Classifier) -> dict[str, 
     counts = [len(state["classifier"][name]) for state in saved]
 
     def of_center(values: list[Any]) -> Any:
-        """The optimizer's state of a center's parameter: some has a row per center, some is one
-        number, such as Adam's step."""
+        """This rank's part of one entry of the optimizer's state.
+
+        Some entries have a row per center; some are one number, such as Adam's step.
+        """
         has_rows = all(
             torch.is_tensor(value) and value.ndim and len(value) == count
             for value, count in zip(values, counts, strict=True)

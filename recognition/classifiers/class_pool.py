@@ -1,11 +1,9 @@
 """F²C (arXiv 2105.10375): a classifier whose size does not grow with the identities.
 
-Its centers are features of the identities seen last, in a pool of a few columns (_pool.py,
-_pool_loss.py). A gallery network, which follows the trained one, computes them. Its batches have
-images of identities drawn uniformly beside images drawn uniformly (data/f2c_loader.py).
+Its centers are features of the latest identities, in a pool of a few columns (_pool.py,
+_pool_loss.py). A gallery network, which follows the trained one, computes them. A third of each
+batch is drawn uniformly by image, two thirds uniformly by identity (data/f2c_loader.py).
 """
-
-from __future__ import annotations
 
 import copy
 import logging
@@ -38,22 +36,20 @@ from recognition.heads._margin import MarginHead
 
 log = logging.getLogger(__name__)
 BATCH_MULTIPLE = 6  # a batch divides into three thirds of two halves
-CHECK_EVERY = 1000  # forward passes between comparisons of the ranks' pools, each of which waits
+CHECK_EVERY = 1000  # forward passes between comparisons of the ranks' pools (each one waits)
 
 
 class ClassPoolClassifier(nn.Module):
-    """(backbone, images, labels) -> loss of the global batch, whose first half x and second half y
-    share identities.
+    """(backbone, images, labels) -> loss of the global batch; its halves x and y share identities.
 
     loss(probe, gallery) compares the backbone's embeddings of `probe` with the pool after the
-    gallery network's features of `gallery` went in. With `swap` the loss is loss(x, y), whose
-    change of the pool is taken back, plus loss(y, x), whose change stays; both halves go through a
-    network together, so that batch norm sees the whole batch (the released code: one half at a
-    time). Without `swap` it is loss(x, y), whose change stays.
+    gallery network's features of `gallery` went in. Without `swap` the loss is loss(x, y). With
+    `swap` it is loss(x, y) + loss(y, x), and the pool keeps only the change of the second term.
+    Both halves then go through a network together, so that batch norm sees the whole batch. (The
+    released code computes one half at a time.)
 
-    backbone: the plain module. The gallery network begins as its copy and follows its weights.
-    `forward` gets the same network as the run wraps it, compiled or for several ranks, and calls
-    it.
+    backbone: the plain module. The gallery network starts as its copy and follows its weights.
+    `forward` gets the same network as the run calls it: compiled, or wrapped for several ranks.
     """
 
     row_state = ()
@@ -76,15 +72,15 @@ class ClassPoolClassifier(nn.Module):
         self.gallery = copy.deepcopy(backbone).requires_grad_(False).train()
         for module in self.gallery.modules():
             if isinstance(module, _BatchNorm):
-                # its running statistics follow the backbone's, and not what it sees itself
+                # Its running statistics follow the backbone's, not the images that it sees.
                 module.momentum = 0.0
-        # in a tuple, which nn.Module does not search: the run owns and saves the backbone
+        # In a tuple, where nn.Module does not find it: the run owns and saves the backbone.
         self._followed = (backbone,)
         self._forwards = 0
 
     @torch.no_grad()
     def before_step(self, lr: float) -> None:
-        """The gallery network follows the backbone by moving average; counts it copies."""
+        """Move the gallery network towards the backbone by a moving average; copy its counts."""
         gallery, followed = (
             [*net.parameters(), *net.buffers()] for net in (self.gallery, *self._followed)
         )
@@ -154,15 +150,20 @@ class ClassPoolClassifier(nn.Module):
 
 
 def _usable(features: torch.Tensor) -> torch.Tensor:
-    """Features of length 1. One that is not finite would stay in the pool; it becomes 0, which
-    pulls and pushes nothing."""
+    """Features of length 1.
+
+    A feature that is not finite would stay in the pool. It becomes 0, which has no effect.
+    """
     finite = features.isfinite().all(1, keepdim=True)
     return F.normalize(torch.where(finite, features, 0.0))
 
 
 def _sum_over_ranks(local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """The sum over ranks. Its gradient is that of the own share times world, which
-    DistributedDataParallel's mean undoes."""
+    """The sum over ranks.
+
+    Its gradient is that of this rank's share times world; DistributedDataParallel's mean over ranks
+    cancels the factor.
+    """
     if ranks.world == 1:
         return local
     scaled = local * ranks.world
@@ -170,12 +171,11 @@ def _sum_over_ranks(local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 
 
 def make_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: Any) -> Loader:
-    """A Loader for this classifier: of a batch a third is drawn by image, two thirds by identity in
-    pairs. loader: as Loader has them.
+    """A Loader that draws a third of a batch by image, and two thirds by identity in pairs.
 
-    An epoch draws every image once by image, so it has three times as many, all of which the
-    backbone sees (half of them without `swap`). An identity that has a single image gives it twice,
-    each augmented for itself; the log says how many there are.
+    loader: options of `Loader`. An epoch draws every image once by image, so it has three times as
+    many images as the set. The backbone sees all of them, or half without `swap`. An identity with
+    a single image gives it twice, augmented differently; the log says how many there are.
     """
     present = len(np.unique(faces.labels))
     if batch_size // 3 > present:
@@ -199,10 +199,10 @@ def make_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: An
 
 
 def pool_columns(size: float, classes: int, *, needed: int) -> int:
-    """Columns of a pool of `size` (a share up to 1, else a number), to which one loss may bring
-    `needed` identities.
+    """Columns of a pool whose option `size` is a share of the classes (up to 1) or a number.
 
-    ValueError where it is too small, with the smallest size that fits, or no number of columns.
+    needed: identities that one loss may bring. Raises ValueError if the pool is too small for them,
+    which names the smallest size that fits, or if `size` is not a number of columns.
     """
     needed = min(needed, classes)
     columns = (round(size * classes) if size <= 1 else int(size)) if 0 < size <= classes else 0
@@ -276,7 +276,7 @@ def _check(config: Config) -> None:
 
 
 def _near(batch_size: int) -> int:
-    """The next smaller batch that a class pool can divide."""
+    """The largest batch up to `batch_size` that a class pool can divide, or else the smallest."""
     return batch_size // BATCH_MULTIPLE * BATCH_MULTIPLE or BATCH_MULTIPLE
 
 
@@ -298,7 +298,7 @@ def _trained_images(config: Config) -> int:
 
 
 def _instead(config: Config) -> list[Overrides]:
-    """This classifier, with a batch that it can divide."""
+    """This classifier in two sizes, with a batch that it can divide."""
     if config.classifier.name == "class_pool":
         return []
     near = _near(config.optim.batch_size)

@@ -1,7 +1,5 @@
 """The full classifier: one center (or a few) per identity, all of them in every step's softmax."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -25,11 +23,11 @@ from recognition.heads._margin import MarginHead
 
 
 class FullClassifier(nn.Module):
-    """(backbone, images, labels) -> mean loss of the global batch. `weight`: this rank's centers
-    (C_local * K, D), K sub-centers per class.
+    """(backbone, images, labels) -> mean loss of the global batch.
 
-    Without `fused`, `weight` is a parameter that the run's optimizer trains. With it, `weight` and
-    `velocity` are buffers, and the backward pass updates both.
+    `weight` (C_local * K, D) holds this rank's centers, K sub-centers per class. Without `fused` it
+    is a parameter that the run's optimizer trains. With `fused`, `weight` and `velocity` are
+    buffers, and the backward pass updates both.
     """
 
     weight: torch.Tensor

@@ -1,13 +1,10 @@
-"""Partial FC (arXiv 2203.15565): each step's softmax runs over the batch's own classes and a random
-subset of the others.
+"""Partial FC (arXiv 2203.15565): each softmax has the batch's classes and some random others.
 
-Only the sampled centers get gradient, momentum and weight decay; the released code's dense gradient
-lets the others decay and drift as well. At sample_rate 1 this is the full classifier trained by
-torch.optim.SGD or AdamW. The sample does not depend on the number of ranks: every rank draws the
-same one and keeps the centers that it holds.
+Only the sampled centers get gradient, momentum and weight decay. (With the dense gradient of the
+released code the others decay and drift as well.) At sample_rate 1 this is the full classifier
+trained by torch.optim.SGD or AdamW. The sample does not depend on the number of ranks: every rank
+draws the same one and keeps the centers that it holds.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -42,36 +39,36 @@ class Sample:
     """The centers of one forward pass.
 
     index (n,): their rows in the weight. centers (n,D): the copy of those rows that gets the
-    gradient. start: the gradient that the backward pass gave to the loss itself, once it has run.
+    gradient. loss_factor: what the trainer multiplied the loss by; known after the backward pass.
     """
 
     index: torch.Tensor
     centers: torch.Tensor
-    start: torch.Tensor | None = None
+    loss_factor: torch.Tensor | None = None
 
-    def note_start(self, gradient: torch.Tensor) -> None:
-        """A hook on the loss. A trainer multiplies a loss by its loss scale and divides it by the
-        micro-batches of a step; `gradient` is that factor, whatever it was made of.
+    def note_loss_factor(self, gradient: torch.Tensor) -> None:
+        """A hook on the loss, whose own gradient is the factor that the trainer put on it.
 
-        It stays on the device: to ask a GradScaler for its scale would wait for the GPU.
+        A trainer multiplies a loss by the loss scale and divides it by the micro-batches per step.
+        The factor stays on the device: asking a GradScaler for its scale would wait for the GPU.
         """
-        self.start = gradient.detach()
+        self.loss_factor = gradient.detach()
 
     def gradient(self, accumulation: int) -> torch.Tensor:
         """What this pass adds to the gradient of the step's mean loss (n,D), without loss scale."""
-        if self.centers.grad is None or self.start is None:
+        if self.centers.grad is None or self.loss_factor is None:
             raise RuntimeError("partial classifier: after_step without a backward pass")
-        return self.centers.grad / (self.start * accumulation)
+        return self.centers.grad / (self.loss_factor * accumulation)
 
 
 class PartialFC(nn.Module):
-    """(backbone, images, labels) -> mean loss of the global batch. `weight`, `velocity`: buffers
-    (C_local * K, D), K sub-centers per class.
+    """(backbone, images, labels) -> mean loss of the global batch.
 
-    `after_step` gives the sampled centers their SGD or AdamW step; the run's optimizer does not
-    know them. With accumulation every micro-batch has a sample of its own, and `after_step` adds
-    their gradients. AdamW has `square` (C_local * K, D), the second moments, and `times`
-    (C_local * K,): a row's moments are corrected by how often that row was sampled.
+    `weight` and `velocity` are buffers (C_local * K, D), K sub-centers per class. `after_step`
+    updates the sampled centers by SGD or AdamW; the run's optimizer does not see them. With
+    accumulation every micro-batch has its own sample, and `after_step` adds their gradients. AdamW
+    also has `square` (C_local * K, D), the second moments, and `times` (C_local * K,), how often
+    each row was sampled, for the bias correction of its moments.
     """
 
     weight: torch.Tensor
@@ -106,7 +103,7 @@ class PartialFC(nn.Module):
         self.register_buffer("weight", centers)
         self.register_buffer("velocity", torch.zeros_like(centers, dtype=momentum_dtype))
         if adamw:
-            # float32 always: bfloat16 would lose additions of a thousandth
+            # Always float32: bfloat16 would lose additions of a thousandth.
             self.register_buffer("square", torch.zeros_like(centers))
             self.register_buffer("times", torch.zeros(len(centers)))
         self.register_buffer("draws", torch.tensor(0))
@@ -126,7 +123,7 @@ class PartialFC(nn.Module):
                 embeddings, labels, self.ranks, dtype=self.weight.dtype
             )
 
-            # of the step's classes those that this rank holds, sorted, and each label's place there
+            # The sampled classes that this rank holds, and the place of each label among them.
             sampled = self._sample(labels)
             places = torch.searchsorted(sampled, labels)
             held = (labels >= self.rows.start) & (labels < self.rows.stop)
@@ -143,12 +140,14 @@ class PartialFC(nn.Module):
             )
         if self.training:
             self._samples.append(sample)
-            loss.register_hook(sample.note_start)
+            loss.register_hook(sample.note_loss_factor)
         return loss
 
     def _sample(self, labels: torch.Tensor) -> torch.Tensor:
-        """The sampled classes that this rank holds, sorted numbers among all C. All labels that it
-        holds are among them."""
+        """Numbers of the sampled classes that this rank holds, sorted.
+
+        They include every label of the batch that it holds.
+        """
         draw = generator(self.seed, int(self.draws))
         sampled = sample_classes(self.classes, self.sample_rate, labels, draw)
         if self.training:
@@ -157,20 +156,20 @@ class PartialFC(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The step that the optimizer took, on the sampled centers alone."""
+        """Update the sampled centers, and no others, by one step of SGD or AdamW."""
         samples = [sample for sample in self._samples if sample.centers.grad is not None]
         self._samples.clear()
         if not samples:
             return
 
-        # A row may be in the samples of several micro-batches: add its gradients, step it once.
+        # A row may be in the samples of several micro-batches: add its gradients, update it once.
         index, slots = torch.cat([sample.index for sample in samples]).unique(return_inverse=True)
         gradient = self.weight.new_zeros(len(index), self.weight.shape[1])
         own_slots = slots.split([len(sample.index) for sample in samples])
         for sample, places in zip(samples, own_slots, strict=True):
             gradient.index_add_(0, places, sample.gradient(self.accumulation))
 
-        # one chunk of rows at a time, as a step makes several copies of its rows
+        # One chunk of rows at a time, because a step makes several copies of its rows.
         for first in range(0, len(index), self.options.chunk):
             some = slice(first, first + self.options.chunk)
             given = (index[some], gradient[some], self.lr, self.weight_decay)
@@ -183,14 +182,13 @@ class PartialFC(nn.Module):
 def sample_classes(
     classes: int, sample_rate: float, labels: torch.Tensor, draw: torch.Generator
 ) -> torch.Tensor:
-    """Sorted class numbers: all of `labels`, and others drawn uniformly until there are
-    sample_rate * classes of them.
+    """Sorted class numbers: all of `labels`, and random others up to sample_rate * classes.
 
-    Time and memory grow with the sample alone where sample_rate is at most a half: then draws with
-    replacement are made distinct, and two draws per class wanted leave enough distinct ones.
+    Where sample_rate is at most a half, time and memory grow with the sample alone: classes are
+    drawn with replacement and made distinct. Two draws per wanted class leave enough distinct ones.
     """
     positives = labels.unique()
-    # at least 2: a lone class would have no negatives
+    # At least 2: a single class would have no negatives.
     count = max(round(sample_rate * classes), len(positives), 2)
     if count >= classes:
         return torch.arange(classes, device=labels.device)
@@ -273,7 +271,7 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
     rows = -(-sizes.classes // sizes.ranks) * options["sub_centers"]
     numbers = rows * sizes.embedding
 
-    # each micro-batch keeps a copy of its rows, and their gradient
+    # Each micro-batch keeps a copy of its rows, and their gradient.
     sampled = 4 * round(rows * options["sample_rate"]) * sizes.embedding
     moments = DTYPES[options["momentum_dtype"]].itemsize + 4 * (optim.name == "adamw")
     kept = {
@@ -282,7 +280,7 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
         "centers' gradient": 2 * sampled * optim.accumulation,
     }
 
-    # after_step adds the gradients of all rows that are in any micro-batch's sample
+    # after_step adds the gradients of all rows that are in any micro-batch's sample.
     touched = round(rows * (1 - (1 - options["sample_rate"]) ** optim.accumulation))
     chunk = chunk_memory(options, sizes, rows=rows, images=optim.batch_size * sizes.ranks)
     return Memory(kept, chunk, step=sampled + 4 * touched * sizes.embedding)

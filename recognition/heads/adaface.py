@@ -1,13 +1,11 @@
-"""AdaFace (arXiv 2204.00964, eq. 7-12): the margin follows the embedding's length, a sign of image
-quality.
+"""AdaFace (arXiv 2204.00964, eq. 7-12): the margin follows the embedding's length |e|.
 
     z = clip((|e| - mean) / (std / h), -1, 1),    cos(theta - m z) - (m + m z)
 
-mean and std of |e| are running ones. The paper leaves the range of theta - m z open, and the
-released code clips it to [0.001, pi - 0.001]; here it is clipped to [0, pi].
+The length is a sign of image quality; mean and std are its running statistics. The paper leaves the
+range of theta - m z open. The released code clips it to [0.001, pi - 0.001]; here it is clipped to
+[0, pi].
 """
-
-from __future__ import annotations
 
 import math
 
@@ -20,6 +18,8 @@ SHORTEST, LONGEST = 0.001, 100.0  # lengths are clipped to this range
 
 
 class AdaFace(MarginHead):
+    """Its state is the running mean and standard deviation of the embeddings' lengths."""
+
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -37,8 +37,11 @@ class AdaFace(MarginHead):
                 average.lerp_(torch.where(finite, newest, average), self.t_alpha)
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        # z measures the length in units of its spread, -1 for short and 1 for long embeddings.
         norms = at_least_float32(norms.detach()).clamp(SHORTEST, LONGEST)
         z = ((norms - self.mean) / (self.std + 1e-3) * self.h).clamp(-1, 1)
+
+        # A short embedding gets a larger angle margin, a long one a larger margin on the cosine.
         turned = of_angle(cos_t, lambda theta: (theta - self.margin * z).clamp(0, math.pi).cos())
         return turned - (self.margin + self.margin * z)
 

@@ -1,7 +1,5 @@
 """ArcFace (arXiv 1801.07698, eq. 3): cos(theta + m) for the sample's own class."""
 
-from __future__ import annotations
-
 import torch
 
 from data.options import NonNegative, Positive
@@ -9,6 +7,8 @@ from recognition.heads._margin import Gradient, MarginHead, cos_of_sum, of_angle
 
 
 class ArcFace(MarginHead):
+    """A head without state. `guard` and `gradient` are as in `build`."""
+
     def __init__(self, *, margin: float, scale: float, gradient: Gradient, guard: bool) -> None:
         super().__init__()
         self.margin, self.scale, self.gradient, self.guard = margin, scale, gradient, guard

@@ -1,7 +1,7 @@
-"""Combined margin (arXiv 1801.07698, eq. 4): cos(m1 theta + m2) - m3. m1 = 1, m2 = m3 = 0 is
-NormFace (1704.06369)."""
+"""Combined margin (arXiv 1801.07698, eq. 4): cos(m1 theta + m2) - m3.
 
-from __future__ import annotations
+With m1 = 1 and m2 = m3 = 0 it is NormFace (arXiv 1704.06369).
+"""
 
 import torch
 
@@ -10,6 +10,8 @@ from recognition.heads._margin import Gradient, MarginHead, of_angle, with_gradi
 
 
 class Combined(MarginHead):
+    """A head without state. `gradient` is as in `build`."""
+
     def __init__(
         self, *, m1: float, m2: float, m3: float, scale: float, gradient: Gradient
     ) -> None:

@@ -1,7 +1,5 @@
 """CosFace (arXiv 1801.09414, eq. 4): cos(theta) - m for the sample's own class."""
 
-from __future__ import annotations
-
 import torch
 
 from data.options import NonNegative, Positive
@@ -9,6 +7,8 @@ from recognition.heads._margin import MarginHead, at_least_float32
 
 
 class CosFace(MarginHead):
+    """A head without state."""
+
     def __init__(self, *, margin: float, scale: float) -> None:
         super().__init__()
         self.margin, self.scale = margin, scale

@@ -1,11 +1,8 @@
-"""CurricularFace (arXiv 2004.00288, eq. 5-7): ArcFace whose hard negatives gain weight as training
-goes on.
+"""CurricularFace (arXiv 2004.00288, eq. 5-7): ArcFace with growing weight on hard negatives.
 
 A negative with cos > cos(theta_y + m) enters as cos (t + cos), where t is the running mean of the
-targets' cosines. The guard past pi on the target is the released code's.
+targets' cosines. The target has the released code's guard past pi.
 """
-
-from __future__ import annotations
 
 import torch
 
@@ -14,6 +11,8 @@ from recognition.heads._margin import MarginHead, cos_of_sum, of_angle
 
 
 class CurricularFace(MarginHead):
+    """Its state is t, the running mean of the targets' cosines."""
+
     changes_negatives = True
     t: torch.Tensor
 
@@ -24,13 +23,14 @@ class CurricularFace(MarginHead):
 
     def update_stats(self, cos_t: torch.Tensor, norms: torch.Tensor) -> None:
         newest = cos_t.mean().to(self.t.dtype)
-        # torch.where in place of `if`: no wait for the device
+        # torch.where does not wait for the device, as `if` would.
         self.t.lerp_(torch.where(cos_t.isfinite().all(), newest, self.t), self.t_alpha)
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
         return of_angle(cos_t, lambda theta: cos_of_sum(theta, self.margin, guard=True))
 
     def negatives(self, cos: torch.Tensor, cos_t: torch.Tensor) -> torch.Tensor:
+        # A negative is hard if it is nearer than the target with its margin.
         bound = of_angle(cos_t.detach(), lambda theta: cos_of_sum(theta, self.margin, guard=False))
         return torch.where(cos > bound, cos * (self.t + cos), cos)
 

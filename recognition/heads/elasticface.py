@@ -1,11 +1,8 @@
-"""ElasticFace (arXiv 2109.09416, eq. 4-5): ArcFace or CosFace with a margin drawn anew for every
-sample.
+"""ElasticFace (arXiv 2109.09416, eq. 4-5): ArcFace or CosFace with a random margin per sample.
 
-The draws are a function of `seed` and of a count of losses that is part of the state: equal on all
-ranks, and after a resume.
+The draws depend on `seed` and on the number of losses so far, which is part of the state. They are
+therefore equal on all ranks and after a resume.
 """
-
-from __future__ import annotations
 
 from typing import Literal
 
@@ -20,6 +17,8 @@ MEANS: dict[Kind, float] = {"arc": 0.5, "cos": 0.35}
 
 
 class ElasticFace(MarginHead):
+    """Its state is `steps`, the number of losses so far."""
+
     steps: torch.Tensor
 
     def __init__(self, *, kind: Kind, margin: float, std: float, scale: float, seed: int) -> None:

@@ -1,13 +1,11 @@
-"""MagFace (arXiv 2103.06627, eq. 3-5): margin and regularizer grow with the embedding's length a,
-clipped to [l_a, u_a].
+"""MagFace (arXiv 2103.06627, eq. 3-5): margin and regularizer depend on the embedding's length a.
 
     cos(theta + m(a)) + lambda_g (1/a + a / u_a²),    m linear from l_margin to u_margin
 
-The regularizer rewards long embeddings where they are cheap. Past pi the released code's guard
-applies. Gradient flows into a, except where it is clipped.
+The length is clipped to [l_a, u_a]. The regularizer is smallest at u_a, so it favors long
+embeddings. Past pi the released code's guard applies. The gradient flows into a, except where a is
+clipped.
 """
-
-from __future__ import annotations
 
 import torch
 
@@ -16,6 +14,8 @@ from recognition.heads._margin import MarginHead, at_least_float32, cos_of_sum, 
 
 
 class MagFace(MarginHead):
+    """A head without state. margins, lengths: (lower, upper), as l_* and u_* of `build`."""
+
     def __init__(
         self,
         *,
@@ -28,6 +28,7 @@ class MagFace(MarginHead):
         self.margins, self.lengths, self.scale, self.lambda_g = margins, lengths, scale, lambda_g
 
     def target(self, cos_t: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+        # m(a): on the line from (l_a, l_margin) to (u_a, u_margin)
         (low, high), (short, long) = self.margins, self.lengths
         beyond = at_least_float32(norms).clamp(short, long) - short
         margin = low + (high - low) / (long - short) * beyond

@@ -6,8 +6,6 @@ As in its successors the embedding is normalized and scaled (SphereFace-R, arXiv
 without annealing.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 
@@ -18,6 +16,8 @@ from recognition.heads._margin import MarginHead, of_angle
 
 
 class SphereFace(MarginHead):
+    """A head without state."""
+
     def __init__(self, *, margin: float, scale: float) -> None:
         super().__init__()
         self.margin, self.scale = margin, scale
@@ -26,6 +26,7 @@ class SphereFace(MarginHead):
         return of_angle(cos_t, self._psi)
 
     def _psi(self, theta: torch.Tensor) -> torch.Tensor:
+        # k counts the half turns of m theta; it makes psi fall over the whole range of theta.
         turns = (self.margin * theta.detach() / math.pi).floor()
         sign = 1 - 2 * (turns % 2)
         return sign * (self.margin * theta).cos() - 2 * turns

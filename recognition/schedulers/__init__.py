@@ -1,10 +1,9 @@
 """Learning-rate schedules, one file each with a `build(optimizer, …, *, options)`.
 
-Of the run a `build` may ask for `optimizer`, `total_steps` and `steps_per_epoch`, counted in
-optimizer steps. It returns a torch LRScheduler: one by step (`by_step`), or a `LossReader`.
+A run gives `build` its `optimizer`, `total_steps` and `steps_per_epoch`, counted in optimizer
+steps, if it has parameters of these names. It returns a torch LRScheduler: one that depends on the
+step alone (`by_step`), or a `LossReader`.
 """
-
-from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
@@ -16,12 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 @runtime_checkable
 class LossReader(Protocol):
-    """A schedule that is stepped with the loss, as those of `fastface`; `reads_loss` says so."""
+    """A schedule whose steps need the loss, as those of `fastface` do; `reads_loss` says so."""
 
     reads_loss: bool
 
     def step(self, loss: torch.Tensor | None) -> None:
-        """One optimizer step done; `loss` as `advance` has it."""
+        """Called after each optimizer step, with `loss` as in `advance`."""
         ...
 
 
@@ -32,7 +31,7 @@ def by_step(
     warmup_steps: int,
     total_steps: int,
 ) -> LambdaLR:
-    """LambdaLR by a factor that rises linearly over the warm-up, then is `factor(steps since)`."""
+    """LambdaLR whose factor rises linearly during the warm-up, then is `factor(steps since)`."""
     check_warmup(warmup_steps, total_steps)
 
     def warmed(step: int) -> float:
@@ -51,9 +50,10 @@ def check_warmup(warmup_steps: int, total_steps: int) -> None:
 
 
 def advance(scheduler: LRScheduler, loss: torch.Tensor | None) -> None:
-    """One optimizer step done; `loss` is its 0-d loss, None where the loss scaler skipped the step.
+    """Step the schedule after an optimizer step.
 
-    A schedule by step counts skipped steps too, so that it ends where it was planned to.
+    loss: the 0-d loss of the step, None if the loss scaler skipped it. A schedule that depends on
+    the step alone counts skipped steps too, so that it ends where it was planned to.
     """
     if isinstance(scheduler, LossReader):
         scheduler.step(loss)
@@ -61,7 +61,7 @@ def advance(scheduler: LRScheduler, loss: torch.Tensor | None) -> None:
         scheduler.step()
     else:
         with warnings.catch_warnings():
-            # torch warns of a skipped first step as if the optimizer's step had been forgotten
+            # Torch warns at a skipped first step, as if `optimizer.step()` had been forgotten.
             message = "Detected call of `lr_scheduler.step"
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
             scheduler.step()

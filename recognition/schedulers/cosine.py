@@ -1,5 +1,4 @@
-"""Half a cosine from the base learning rate down to `final` times it (SGDR without restarts, arXiv
-1608.03983)."""
+"""Half a cosine from the base learning rate down (SGDR without restarts, arXiv 1608.03983)."""
 
 import math
 

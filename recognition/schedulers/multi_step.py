@@ -20,7 +20,7 @@ def build(
     factor: Positive = 0.1,
     warmup_steps: CountOrZero = 0,
 ) -> LambdaLR:
-    """The base rate, multiplied by `factor` at each milestone.
+    """The base learning rate, multiplied by `factor` at each milestone.
 
     milestones: epochs since the start of the run, in ascending order. Fractions are allowed.
     factor: the learning rate is multiplied by it at each milestone.

@@ -14,7 +14,7 @@ def build(
     warmup_steps: CountOrZero = 0,
     power: Positive = 2.0,
 ) -> LambdaLR:
-    """rate = base · (1 − step/total)^power, both counted from the end of the warm-up.
+    """base learning rate · (1 − step/total)^power, both counted from the end of the warm-up.
 
     warmup_steps: optimizer steps of linear warm-up, part of the run's steps.
     power: the exponent. With 1 the learning rate falls in a straight line.
@@ -22,6 +22,6 @@ def build(
     span = max(total_steps - warmup_steps, 1)
 
     def factor(step: int) -> float:
-        return max(1 - step / span, 0.0) ** power
+        return float(max(1 - step / span, 0.0) ** power)
 
     return by_step(optimizer, factor, warmup_steps=warmup_steps, total_steps=total_steps)

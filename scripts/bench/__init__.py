@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory, which print ratios measured within one run."""
+"""Benchmarks of speed and memory. They print ratios that are measured within one run."""

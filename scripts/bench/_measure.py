@@ -1,10 +1,8 @@
 """What the benchmarks share: fresh processes, alternating rounds, clocks and ratios.
 
-A shared machine's speed changes within seconds. So variants are measured in turn, round by round,
-and figures are compared within a round.
+The speed of a shared machine changes within seconds. Therefore variants are measured in turn, round
+by round, and figures are compared within a round.
 """
-
-from __future__ import annotations
 
 import statistics
 import time
@@ -17,9 +15,9 @@ Found = TypeVar("Found")
 
 
 def in_own_process(work: Callable[..., Found], *arguments: Any) -> Found:
-    """What `work(*arguments)` returns in a fresh process, whose memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+    """What `work(*arguments)` returns in a fresh process, whose memory nothing else shares."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
 
 
 def in_turn(

@@ -4,13 +4,11 @@
     python -m scripts.bench.backbone --losses 50 --batch 8  how far the losses of 50 steps differ
     python -m scripts.bench.backbone --table                every backbone: size, cost, images/s
 
-Each variant runs in processes of its own. Rounds alternate between the variants, and figures are
+Each variant runs in separate processes. Rounds alternate between the variants, and figures are
 medians over steps. The variant `plain` is the textbook module: float32, NCHW, eager. The variant
-`rounded` is `plain` after its first weights were rounded to bf16 once. It shows how much a single
-rounding changes the losses. The changes by bf16 training should not be much larger.
+`rounded` is `plain` with initial weights that were rounded to bf16 once. It shows how much a single
+rounding changes the losses, with which the differences of bf16 training should be compared.
 """
-
-from __future__ import annotations
 
 import statistics
 import time
@@ -129,8 +127,10 @@ def zoo(batch: int, steps: int) -> Iterator[dict[str, Any]]:
 
 
 def multiply_adds(net: nn.Module, counter: FlopCounterMode) -> float:
-    """Multiply-adds of the counted forward pass. Attention is added by hand, because some versions
-    of torch leave fused attention out."""
+    """Multiply-adds of the counted forward pass.
+
+    Attention is added by a formula, because some versions of torch do not count fused attention.
+    """
     counted = counter.get_flop_counts()["Global"].items()
     dense = sum(count for kind, count in counted if "attention" not in str(kind)) / 2
     if not isinstance(net, VisionTransformer):

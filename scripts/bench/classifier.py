@@ -1,14 +1,12 @@
-"""Measures a classifier step (loss, gradients, SGD update) beside the plain one: time and memory.
+"""Measures time and memory of a classifier step (loss, gradients, SGD) beside the plain one.
 
     python -m scripts.bench.classifier --classes 617970 --batch 128
     python -m scripts.bench.classifier --classes 617970 --variants fused class_pool class_pool_bf16
 
-Each variant runs in processes of its own. Rounds alternate between the variants. Time is the median
-step, memory the peak of the process. Ratios are to the first variant. The variant `plain` is
-normalize, linear, margin, cross_entropy and torch.optim.SGD in float32.
+Each variant runs in separate processes. Rounds alternate between the variants. Time is that of the
+median step, and memory is the peak of the process. Ratios are to the first variant. The variant
+`plain` is normalize, linear, margin, cross_entropy and torch.optim.SGD in float32.
 """
-
-from __future__ import annotations
 
 import statistics
 import time
@@ -53,7 +51,7 @@ Step = Callable[[torch.Tensor, torch.Tensor], float]
 
 
 class Identity(torch.nn.Linear):
-    """A backbone without work: it returns the embeddings that it is given."""
+    """A backbone that returns its input, which is embeddings already."""
 
     def __init__(self, embedding: int) -> None:
         super().__init__(1, 1)
@@ -81,7 +79,7 @@ def plain_step(classes: int, embedding: int) -> Step:
 
 
 def our_step(variant: dict[str, Any], classes: int, embedding: int, batch: int, chunk: int) -> Step:
-    """A step of the full classifier, or of a class pool that is full where `variant` has a size."""
+    """A step of the full classifier, or of a filled class pool if `variant` has a size."""
     backbone = Identity(embedding)
     shared: dict[str, Any] = {
         "backbone": backbone,
@@ -109,7 +107,7 @@ def our_step(variant: dict[str, Any], classes: int, embedding: int, batch: int, 
         if optimizer is not None:
             optimizer.step()
         classifier.after_step()
-        return loss.item()
+        return float(loss.item())
 
     return step
 

@@ -5,17 +5,15 @@
 
     pairs      6,000 pairs of 512-d embeddings. Ours: distances and all figures. Literal: distances
                in plain numpy, then 400 thresholds × 10 folds.
-    templates  IJB-C's size: 469,375 images, 23,124 templates, 15,658,489 pairs. Literal, on a tenth
-               of it: one template and one batch of pairs at a time. The cost of the literal loop
-               grows with templates × images, so that a tenth flatters it.
+    templates  IJB-C's size: 469,375 images, 23,124 templates, 15,658,489 pairs. Literal: one
+               template and one batch of pairs at a time, on a tenth of that size. This favors the
+               literal loop, whose cost grows with templates × images.
     bin        A .bin of 6,000 drawn pairs through a model without parameters, or FILE through the
                model of RUN: the peak of memory above what the process held before.
 
-Each part runs in a process of its own, so that its peak memory is its own. Ours and the literal
-loops alternate, and figures are medians.
+Each part runs in a separate process, so that its peak memory can be measured. Our functions and the
+literal loops alternate, and figures are medians.
 """
-
-from __future__ import annotations
 
 import statistics
 import tempfile
@@ -51,7 +49,7 @@ Figures = dict[str, Any]
 
 
 def bench_pairs(rounds: int) -> Figures:
-    """CPU milliseconds of our functions and of the literal loops, by the figures they give."""
+    """CPU milliseconds of our functions and of the literal loops."""
     rng = np.random.default_rng(0)
     same = np.tile(np.repeat([True, False], 300), 10)
     noise = 4 * rng.normal(size=(6000, 512))
@@ -104,11 +102,11 @@ def bench_pairs(rounds: int) -> Figures:
 def literal_distances(embeddings: np.ndarray) -> np.ndarray:
     unit = embeddings.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    return np.sum(np.square(unit[0::2] - unit[1::2]), 1)
+    return np.asarray(np.sum(np.square(unit[0::2] - unit[1::2]), 1))
 
 
 def literal_accuracy(distances: np.ndarray, same: np.ndarray, threshold: float) -> float:
-    """The peers' accuracy at a threshold, with the two counts that they make and do not use."""
+    """The peers' accuracy at a threshold, with the two counts that they compute but do not use."""
     accepted = np.less(distances, threshold)
     tp = np.sum(np.logical_and(accepted, same))
     np.sum(np.logical_and(accepted, np.logical_not(same)))
@@ -118,7 +116,7 @@ def literal_accuracy(distances: np.ndarray, same: np.ndarray, threshold: float) 
 
 
 def literal_loop(distances: np.ndarray, same: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation over ten folds of the accuracy, with all thresholds tried."""
+    """Mean and standard deviation of the accuracy over ten folds, by trying all thresholds."""
     folds, accuracy, thresholds = np.arange(6000) // 600, [], np.arange(0, 4, 0.01)
     for k in range(10):
         train, test = folds != k, folds == k
@@ -131,8 +129,7 @@ def literal_loop(distances: np.ndarray, same: np.ndarray) -> tuple[float, float]
 
 
 def literal_evaluate(embeddings: np.ndarray, same: np.ndarray) -> tuple[float, float]:
-    """The peers' whole evaluate(): the loop above, and before it 4,000 thresholds × 10 folds for
-    the TAR at FAR 1e-3."""
+    """The peers' whole evaluate(): 4,000 thresholds × 10 folds for the TAR, then the loop."""
     distances, folds = literal_distances(embeddings), np.arange(6000) // 600
     for k in range(10):
         train = np.flatnonzero(folds != k)
@@ -142,8 +139,7 @@ def literal_evaluate(embeddings: np.ndarray, same: np.ndarray) -> tuple[float, f
 
 
 def draw_templates(share: int) -> dict[str, np.ndarray]:
-    """IJB-C's numbers divided by `share`: random but correlated embeddings of the templates of
-    3,531 people."""
+    """A random set like IJB-C, of 3,531 people, whose numbers are divided by `share`."""
     rng = np.random.default_rng(0)
     images, templates, count, genuine = (n // share for n in (469_375, 23_124, 15_658_489, 19_557))
     template = np.append(np.arange(templates), rng.integers(0, templates, images - templates))
@@ -157,7 +153,7 @@ def draw_templates(share: int) -> dict[str, np.ndarray]:
         noise = rng.standard_normal((len(here), 512), dtype=np.float32)
         embeddings[start : start + 10_000] = people[subject[here]] + 9 * noise
 
-    # Genuine pairs are neighbors in the order of people. They come first, and are then mixed in.
+    # Genuine pairs are neighbors when templates are sorted by person. All pairs are then shuffled.
     first, second = rng.integers(0, templates, (2, count))
     mates = np.argsort(subject, kind="stable")
     at = rng.integers(1, templates, genuine)
@@ -190,8 +186,7 @@ def our_table(data: dict[str, np.ndarray], stamps: list[float]) -> list[float]:
 
 
 def literal_table(data: dict[str, np.ndarray]) -> list[float]:
-    """As the peers do it: pooling template by template, cosines from gathered sides, scikit-learn's
-    ROC."""
+    """The peers' way: pooling template by template, gathered pairs, scikit-learn's ROC."""
     from sklearn.metrics import roc_curve
 
     weighed = data["embeddings"] * data["detector"][:, None]
@@ -204,8 +199,8 @@ def literal_table(data: dict[str, np.ndarray]) -> list[float]:
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
     scores = np.zeros(len(data["first"]))
     for start in range(0, len(scores), 100_000):
-        part = slice(start, start + 100_000)
-        scores[part] = np.sum(pooled[data["first"][part]] * pooled[data["second"][part]], -1)
+        here = slice(start, start + 100_000)
+        scores[here] = np.sum(pooled[data["first"][here]] * pooled[data["second"][here]], -1)
     far, tar, _ = roc_curve(data["same"], scores)
     far, tar = np.flipud(far), np.flipud(tar)
     return [float(tar[np.argmin(np.abs(far - wanted))]) for wanted in FARS]
@@ -267,8 +262,10 @@ def bench_bin(bin: str | None, model: str | None) -> Figures:
 
 
 def draw_bin(path: str) -> str:
-    """Write 6,000 pairs of noise, 8 kB per image. No two files are equal, because a pickle stores
-    equal ones once."""
+    """Write 6,000 pairs of noise, 8 kB per image.
+
+    No two images are equal, because a pickle stores equal ones once.
+    """
     rng = np.random.default_rng(0)
     encoded = []
     for _ in range(200):

@@ -1,17 +1,17 @@
-"""Measures the loader beside bare decoding and beside the usual recipe: images/s.
+"""Measures the loader in images/s, beside bare decoding and beside the usual recipe.
 
     python -m scripts.bench.loader --data PATH
     python -m scripts.bench.loader --data PATH --memory 3  memory and descriptors after each epoch
 
-Each round draws other images and gives them to all jobs. The first four count CPU time of all
-threads of the process, so that other work on the machine does not matter:
+Each round draws different images, and all jobs of a round use the same ones. The first four jobs
+count the CPU time of all threads of the process, so that other work on the machine does not matter:
 
     decode     cv2.imdecode in a loop over bytes that are in memory
     loader     our Loader with one decode thread: record file -> uint8 batch (B,3,H,W)
     inline     our Loader without a thread
     recipe     Dataset -> PIL -> flip -> ToTensor -> Normalize -> DataLoader in the main process
 
-The other three use all cores and count time by the clock:
+The other three jobs use all cores and count wall-clock time:
 
     threads    our Loader
     processes  our decoder in the workers of a DataLoader
@@ -19,8 +19,6 @@ The other three use all cores and count time by the clock:
 
 Rates are medians over rounds. Ratios are medians of the ratios within a round.
 """
-
-from __future__ import annotations
 
 import io
 import os
@@ -64,7 +62,7 @@ class Recipe(Dataset[tuple[torch.Tensor, int]]):
         self.faces, self.indices = faces, indices
         normalize = transforms.Normalize([0.5] * 3, [0.5] * 3)
         steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize]
-        self.transform = transforms.Compose(steps)
+        self.transform: Callable[[Image.Image], torch.Tensor] = transforms.Compose(steps)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -142,8 +140,7 @@ def compare(faces: FaceSet, size: int, rounds: int, images: int) -> dict[str, An
 
 
 def held(data: str, size: int, epochs: int) -> dict[str, Any]:
-    """What this process holds after each epoch of one Loader. Then, descriptors after 100 further
-    openings of the set."""
+    """Memory after each epoch of one Loader, and file descriptors after 100 further openings."""
     loader = make_loader(open_faces(data), size, len(os.sched_getaffinity(0)))
     megabytes = []
     for _ in range(epochs):

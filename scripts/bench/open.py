@@ -1,16 +1,14 @@
-"""Measures what opening a large face set costs, on a set that is made for it: time and memory.
+"""Measures the time and memory of opening a large face set, which is generated for that.
 
     python -m scripts.bench.open --format recordio --images 5179510 --identities 93431
     python -m scripts.bench.open --format zip --images 4247456 --identities 205991 --shards 10
 
-The first command has the size of MS1MV3. 42474557 images of 2059906 identities have the size of
-WebFace42M. Its record keys are too large for float32, so that the headers must be read. Each
-opening is a process of its own. The first one scans the set where the format needs it. The second
-one finds the result of that scan beside the files. Memory is the peak above what the process held
-before. Images are a few bytes long. Files go into a temporary folder, which TMPDIR chooses.
+The first command has the size of MS1MV3. 42474557 images of 2059906 identities are the size of
+WebFace42M, whose keys are too large for float32, so that all headers are read. Each opening is a
+separate process. The first one scans the set if the format needs it. The second one finds the
+result of that scan beside the files. Memory is the peak above what the process held before. Images
+are a few bytes long. Files go into a temporary folder, which TMPDIR chooses.
 """
-
-from __future__ import annotations
 
 import tempfile
 import time
@@ -36,7 +34,7 @@ RECORD = np.dtype(
 
 
 class Tiny:
-    """A FaceSet of images of four bytes, with equally many for each identity."""
+    """A FaceSet of images of four bytes, with the same number for each identity."""
 
     def __init__(self, images: int, identities: int) -> None:
         self.labels = np.arange(images, dtype=np.int64) * identities // images
@@ -53,8 +51,10 @@ class Tiny:
 
 
 def write_records(faces: Tiny, folder: Path) -> None:
-    """insightface's layout with records of 40 bytes, made in chunks. data/writers/records.py goes
-    image by image, which would need minutes."""
+    """Write insightface's layout with records of 40 bytes, in chunks.
+
+    data/writers/records.py writes image by image, which would take minutes.
+    """
     images, last = len(faces), 1 + len(faces) + faces.num_classes
     bounds = 1 + np.searchsorted(faces.labels, np.arange(faces.num_classes + 1))
     with open(folder / "train.rec", "wb") as records, open(folder / "train.idx", "wb") as index:
@@ -88,7 +88,7 @@ def write(form: str, faces: Tiny, shards: int, folder: Path) -> None:
 
 
 def measure(path: str) -> dict[str, float]:
-    """Open the set in this process: seconds by the clock, and the peak of memory above before."""
+    """Open the set in this process: wall-clock seconds, and the rise of the peak memory."""
     before = resident_bytes()
     start = time.perf_counter()
     faces = open_faces(path)

@@ -3,8 +3,6 @@
 python -m scripts.bench.pool --identities 617970 --size 61797 --samples 384
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 

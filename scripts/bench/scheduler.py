@@ -1,12 +1,10 @@
-"""Measures step(float) of our schedulers beside torch's StepLR.step(), from step 10² to 10⁷.
+"""Measures step(float) of our schedulers beside torch's StepLR.step(), near steps 10² to 10⁷.
 
     python -m scripts.bench.scheduler --longest 7
 
-Blocks of steps alternate between the two in one process. Figures are medians of CPU time. The size
-of the state as JSON is shown too, because it must not grow with the steps.
+Blocks of steps alternate between the two in one process. Figures are medians of CPU time. The table
+also shows the size of the state as JSON, because it must not grow with the steps.
 """
-
-from __future__ import annotations
 
 import json
 import random
@@ -74,7 +72,7 @@ def compare(longest: int) -> Iterator[dict[str, Any]]:
     for name, make in SCHEDULERS.items():
         scheduler = make(make_optimizer())
         for power in range(2, longest + 1):
-            # The measured blocks end at the power, or begin at step 1000 where that is too early.
+            # The measured blocks end at the power, or begin there (or at step 1000) near the start.
             advance(scheduler, max(10**power - BLOCK * ROUNDS, min(10**power, 1000)), losses)
             pairs = [(time_ours(scheduler, losses), time_torch(baseline)) for _ in range(ROUNDS)]
             ours, theirs = zip(*pairs, strict=True)

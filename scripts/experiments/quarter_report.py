@@ -2,13 +2,11 @@
 
     python -m scripts.experiments.quarter_report
 
-Writes table.md and differences.csv beside the JSON files of the runs, and
+It writes table.md and differences.csv beside the JSON files of the runs, and
 quarter_time_{curves,accuracy,sensitivity}.png. Differences are between rows on the same test pairs,
-in points of accuracy. Their 95 % interval is that of 2,000 bootstrap resamples of the pairs and,
-where a row has several seeds, of its seeds.
+in points of accuracy. Their 95 % intervals come from 2,000 bootstrap resamples of the pairs and, if
+a row has several seeds, of its seeds.
 """
-
-from __future__ import annotations
 
 import base64
 import json
@@ -53,15 +51,17 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a run per seed, and which test pairs each got right, bool (seeds, P)."""
+    """One line of a table: a run per seed, and whether each classified a pair correctly.
+
+    right: bool (seeds, P).
+    """
 
     name: str
     runs: list[Record]
     right: np.ndarray
 
-    @property
-    def accuracy(self) -> float:
-        return statistics.fmean(run["accuracy"] for run in self.runs)
+    def mean(self, key: str) -> float:
+        return statistics.fmean(run[key] for run in self.runs)
 
 
 def read_runs(results: Path) -> list[Record]:
@@ -72,8 +72,10 @@ def read_runs(results: Path) -> list[Record]:
 
 
 def rows_of(runs: Sequence[Record], part: str) -> list[Row]:
-    """The rows of a part with their runs, the baseline first. The baseline of part c is the doubled
-    one of part a."""
+    """The rows of a part with their runs, the baseline first.
+
+    The baseline of part c is the doubled one of part a.
+    """
     named: dict[str, list[Record]] = {}
     if part == "c":
         doubled = ("doubled", DOUBLED["a"])
@@ -93,14 +95,14 @@ def right_of(run: Record) -> np.ndarray:
 
 
 def difference(one: Row, other: Row, seed: int = 0) -> tuple[float, float, float]:
-    """Points of accuracy of `one` above `other`, and the ends of the 95 % bootstrap interval."""
+    """(points of accuracy of `one` above `other`, both ends of the 95 % bootstrap interval)."""
     rng = np.random.default_rng(seed)
 
     def resampled(count: int) -> np.ndarray:
         """How often each of `count` things is drawn, as a share (RESAMPLES, count)."""
         return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
 
-    # Both rows are tested on the same drawn pairs. Seeds are drawn for each row by itself.
+    # Both rows are tested on the same drawn pairs. Seeds are drawn for each row separately.
     pairs = resampled(one.right.shape[1])
     drawn = [
         ((pairs @ row.right.T.astype(float)) * resampled(len(row.right))).sum(1)
@@ -114,12 +116,8 @@ def show(found: tuple[float, float, float]) -> str:
     return f"{found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}]"
 
 
-def mean(row: Row, key: str) -> float:
-    return statistics.fmean(run[key] for run in row.runs)
-
-
 def table(rows: Sequence[Row]) -> list[str]:
-    """Markdown lines: a row of the experiment on each, with its difference from two others."""
+    """Markdown lines, one per row, with its differences from the baseline and from FastFace."""
     by_name = {row.name: row for row in rows}
     others = {"baseline": "the baseline", "fastface": "FastFace"}
     cells = []
@@ -133,10 +131,10 @@ def table(rows: Sequence[Row]) -> list[str]:
                 "seeds": len(row.runs),
                 "images": f"{run['images']:,}",
                 "steps": f"{run['steps']:,}",
-                "CPU min": f"{mean(row, 'cpu_seconds') / 60:.1f}",
-                "last loss": f"{mean(row, 'final_loss'):.2f}",
+                "CPU min": f"{row.mean('cpu_seconds') / 60:.1f}",
+                "last loss": f"{row.mean('final_loss'):.2f}",
                 "decays": ", ".join(decays),
-                "accuracy %, each seed": f"**{row.accuracy:.2f}**"
+                "accuracy %, each seed": f"**{row.mean('accuracy'):.2f}**"
                 + (f" ({seeds})" if len(row.runs) > 1 else ""),
             }
         )
@@ -160,9 +158,11 @@ def report(runs: Sequence[Record]) -> str:
             seeds = len(doubled[0].runs)
             words = f"The baseline with twice the epochs, {seeds} seed{'s' if seeds > 1 else ''}"
             gain = show(difference(doubled[0], rows[0]))
-            lines += [f"{words}: {doubled[0].accuracy:.2f} %, {gain} points.", ""]
+            lines += [f"{words}: {doubled[0].mean('accuracy'):.2f} %, {gain} points.", ""]
     if tuned := rows_of(runs, "tune"):
-        rates = ", ".join(f"{row.name.removeprefix('lr')}: {row.accuracy:.2f} %" for row in tuned)
+        rates = ", ".join(
+            f"{row.name.removeprefix('lr')}: {row.mean('accuracy'):.2f} %" for row in tuned
+        )
         lines += [f"Base rate, chosen on pairsDevTrain (2,200 pairs) with multi-step: {rates}.", ""]
     if varied := rows_of(runs, "sensitivity"):
         lines += ["**Sensitivity**", "", *table(varied), ""]
@@ -185,9 +185,9 @@ def differences(runs: Sequence[Record]) -> Iterator[dict[str, str]]:
 
 
 def draw_curves(runs: Sequence[Record]) -> Figure:
-    """Loss and learning rate over images of part c's runs."""
+    """Loss and learning rate of part c's runs over the images seen."""
     figure = Figure(figsize=(9, 7), layout="constrained")
-    loss, rate = figure.subplots(2, 1, sharex=True)
+    loss, lr = figure.subplots(2, 1, sharex=True)
     for row in rows_of(runs, "c"):
         run = row.runs[0]
         curve = run["curve"]
@@ -196,18 +196,18 @@ def draw_curves(runs: Sequence[Record]) -> Figure:
         if row.name == "baseline":
             style = {"color": "black", "linewidth": 1.5}
         loss.plot(images, curve["loss"], label=LABELS[row.name], **style)
-        rate.plot(images, curve["learning_rate"], drawstyle="steps-post", **style)
+        lr.plot(images, curve["learning_rate"], drawstyle="steps-post", **style)
     loss.set(ylabel="training loss")
     loss.legend(fontsize=8)
-    rate.set(ylabel="learning rate", yscale="log", xlabel="images seen")
-    rate.set_ylim(bottom=1e-6)
-    for axis in (loss, rate):
+    lr.set(ylabel="learning rate", yscale="log", xlabel="images seen")
+    lr.set_ylim(bottom=1e-6)
+    for axis in (loss, lr):
         axis.grid(alpha=0.3)
     return figure
 
 
 def draw_accuracy(runs: Sequence[Record]) -> Figure:
-    """Accuracy of every row above the baseline, with its interval. Ticks are seeds."""
+    """Points of accuracy of every row above the baseline, with intervals. Ticks are seeds."""
     parts = [part for part in TESTS if rows_of(runs, part)]
     figure = Figure(figsize=(9, 1 + 3 * len(parts)), layout="constrained")
     axes = np.ravel(figure.subplots(len(parts), 1, squeeze=False))
@@ -215,10 +215,10 @@ def draw_accuracy(runs: Sequence[Record]) -> Figure:
         baseline, *rows = rows_of(runs, part)
         draw_intervals(axis, rows, baseline)
         for place, row in enumerate(rows):
-            seeds = [run["accuracy"] - baseline.accuracy for run in row.runs]
+            seeds = [run["accuracy"] - baseline.mean("accuracy") for run in row.runs]
             axis.plot(seeds, [place] * len(seeds), "|", color="black", markersize=8)
         axis.axvline(-1, color="gray", linewidth=0.8, linestyle="--")
-        title = f"part {part}: {TESTS[part]}; baseline {baseline.accuracy:.2f} %"
+        title = f"part {part}: {TESTS[part]}; baseline {baseline.mean('accuracy'):.2f} %"
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(
             "points above the baseline at a quarter of its images (dashed: one point below)"
@@ -235,13 +235,15 @@ def draw_sensitivity(runs: Sequence[Record]) -> Figure:
     for place, points in enumerate(draw_intervals(axis, rows, usual)):
         text = f"{rows[place].runs[0]['decays']:.0f} decays"
         axis.annotate(text, (points, place), (0, 6), textcoords="offset points", fontsize=7)
-    axis.set_xlabel(f"points above the usual constants ({usual.accuracy:.2f} %)")
+    axis.set_xlabel(f"points above the usual constants ({usual.mean('accuracy'):.2f} %)")
     return figure
 
 
 def draw_intervals(axis: Axes, rows: Sequence[Row], other: Row) -> list[float]:
     """Draw the difference of each row from `other` with its interval, and return the differences.
-    The difference of `other` itself is 0."""
+
+    The difference of `other` itself is 0.
+    """
     drawn = []
     for place, row in enumerate(rows):
         points, low, high = (0.0, 0.0, 0.0) if row is other else difference(row, other)

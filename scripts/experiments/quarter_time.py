@@ -7,18 +7,16 @@ FACES holds train.rec, lfw_112.zip and protocol/ (LFW's lists). The parts are:
     a            trains on train.rec and tests on the 6,000 LFW pairs
     b            adds the people of LFW's View 1 training list and tests on pairsDevTest
     c            is part a with the doubled baseline as its baseline
-    doubled      gives the baselines twice the epochs, which shows whether they had converged, and
-                 the one on part a's data twice as many again
-    tune         chose the base learning rate, on pairsDevTrain
+    doubled      gives the baselines twice the epochs, which shows whether they had converged; the
+                 one on part a's data also four times the epochs
+    tune         chose the base learning rate on pairsDevTrain
     sensitivity  varies the constants of FastFace on part a's data
 
 Every run is train.py with configs/quarter_time.yaml and the overrides that --list prints. A
-finished run is one JSON file in --results and is not run again. An unfinished one is continued from
-its checkpoint. Several of these commands may run side by side: each chooses runs that no other one
-holds. Tables and figures: `python -m scripts.experiments.quarter_report`.
+finished run is one JSON file in --results and is not run again. An unfinished run continues from
+its checkpoint. Several of these commands may run at the same time: each chooses runs that no other
+one holds. `python -m scripts.experiments.quarter_report` makes the tables and figures.
 """
-
-from __future__ import annotations
 
 import base64
 import fcntl
@@ -39,7 +37,8 @@ import torch
 from data.files import atomic_write
 from data.pairs.lists import from_list
 from data.parts import hint
-from eval.embed import embed_views
+from eval.benchmarks.pairs import score_pairs
+from eval.embed import embed_faces
 from eval.metrics import verification as metrics
 from recognition.embedder import load_embedder
 from scripts._curves import run_curve, thinned, training_lines
@@ -52,7 +51,7 @@ IMAGES = {"train": 5_998, "view1": 15_523}
 BATCH = 16
 EPOCHS = {"train": 24, "view1": 8}  # of a baseline
 TUNE_EPOCHS = 16
-FALL = {"train": 10.0, "view1": 12.0}  # of the loss over a run, about; λ is in units of the loss
+FALL = {"train": 10.0, "view1": 12.0}  # about how much the loss falls over a run, for λ
 POINTS = 200  # kept of a loss curve
 
 
@@ -89,8 +88,10 @@ def multi_step(epochs: int) -> str:
 
 
 def moving_haar(data: str, total: int, window: float) -> str:
-    """Windows of that fraction of the run. With its λ, a steady fall counts as a standstill at the
-    same slope as with FastFace's λ of this run."""
+    """Moving Haar with a window of that fraction of the run.
+
+    Its λ makes a steady fall count as stationary at the same slope as FastFace's λ of this run.
+    """
     m = round(window * total)
     return schedule("moving_haar", window=m, threshold=f"{FALL[data] / 4 / total * m / 4:.6f}")
 
@@ -98,9 +99,9 @@ def moving_haar(data: str, total: int, window: float) -> str:
 def schedules(data: str, epochs: int) -> dict[str, str]:
     """Row -> override of every schedule that is compared at a quarter of the baseline's images.
 
-    λ of FastFace is a quarter of the expected fall of the loss, divided by the length of the run,
-    as it was in the published run (λT = 10 where the loss fell by 40). `fastface_published` has the
-    published numbers as they are.
+    λ of FastFace is a quarter of the expected fall of the loss, divided by the length of the run.
+    In the published run it was the same: λT = 10, and the loss fell by 40. `fastface_published` has
+    the published constants unchanged.
     """
     total = steps(data, epochs)
     threshold = f"{FALL[data] / 4 / total:.3e}"
@@ -145,8 +146,8 @@ def all_runs() -> list[Run]:
 def sensitivity_runs() -> list[Run]:
     """FastFace with one constant changed at a time: τ, λT, αT = βT, δ.
 
-    The usual α T is 20, a tenth of the published one: with more, the noise of so short a run hides
-    every standstill.
+    The usual αT is 20, a tenth of the published one. With more, the noise of such a short run hides
+    that the loss is stationary.
     """
     epochs = EPOCHS["train"] // 4
     total = steps("train", epochs)
@@ -157,11 +158,11 @@ def sensitivity_runs() -> list[Run]:
         cases |= {f"{key}{value:g}": {**usual, key: value} for value in values}
     runs = []
     for row, case in cases.items():
-        rate = f"{case['alpha'] / total:.5f}"
+        alpha = f"{case['alpha'] / total:.5f}"
         override = schedule(
             "fastface",
-            alpha=rate,
-            beta=rate,
+            alpha=alpha,
+            beta=alpha,
             threshold=f"{case['lambda'] / total:.3e}",
             patience_fraction=case["tau"],
             factor=f"{1 / case['delta']:.4f}",
@@ -171,8 +172,10 @@ def sensitivity_runs() -> list[Run]:
 
 
 def train(run: Run, faces: Path, runs: Path) -> dict[str, float]:
-    """Run or continue train.py. Returns the CPU seconds of this call, and whether an earlier call
-    had begun the run."""
+    """Run or continue train.py.
+
+    Returns the CPU seconds of this call, and whether an earlier call had begun the run.
+    """
     folder = runs / run.name
     source = f"data.root={faces}"
     if run.data == "view1":
@@ -201,8 +204,7 @@ def view1(faces: Path, runs: Path) -> Path:
 
 
 def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarray]:
-    """Figures of the trained model on the run's test pairs, and which pairs the ten folds get
-    right, bool (P,)."""
+    """Figures of the trained model on the run's test pairs, and the correct pairs, bool (P,)."""
     pairs_file = faces / "protocol/pairs.txt"
     if run.data == "view1":
         pairs_file = view1(faces, runs) / "pairs.txt"
@@ -212,26 +214,23 @@ def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarra
             file.write(alternating(faces / "protocol/pairsDevTrain.txt"))
     pairs = from_list(pairs_file, faces / "lfw_112.zip")
     embed, size = load_embedder(runs / run.name, "cpu")
-    plain, mirrored = embed_views(embed, pairs.images, size, mirror=True)
-    assert mirrored is not None
-    distances = metrics.pair_distances(plain + mirrored, pairs.first, pairs.second)
-    folds = metrics.grid_accuracy(distances, pairs.same)
-    right = (distances < folds.thresholds[metrics.fold_of(len(distances))]) == pairs.same
-    curve = metrics.roc(-distances, pairs.same)
-    figures = {"accuracy": 100 * folds.mean, "accuracy_std": 100 * folds.std}
-    figures |= {"exact_accuracy": 100 * metrics.exact_accuracy(distances, pairs.same).mean}
-    figures |= {"tar@0.01": 100 * metrics.tar_at_far(curve, 1e-2), "auc": 100 * metrics.auc(curve)}
-    return figures, right
+    embeddings = embed_faces(embed, pairs.images, size)
+    found = score_pairs(run.name, embeddings, pairs.first, pairs.second, pairs.same).metrics
+    kept = ("accuracy", "accuracy_std", "exact_accuracy", "tar@0.01", "auc")
+    distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
+    thresholds = metrics.grid_accuracy(distances, pairs.same).thresholds
+    right = (distances < thresholds[metrics.fold_of(len(distances))]) == pairs.same
+    return {key: found[key] for key in kept}, right
 
 
 def loss_curve(folder: Path) -> dict[str, list[float]]:
     """Steps, losses and learning rates of a run, averaged down to at most POINTS points."""
     curve = thinned(run_curve(folder), POINTS)
-    assert curve.rates is not None
+    assert curve.lrs is not None
     return {
         "step": curve.steps.tolist(),
         "loss": curve.losses.round(4).tolist(),
-        "learning_rate": curve.rates.tolist(),
+        "learning_rate": curve.lrs.tolist(),
     }
 
 
@@ -268,7 +267,7 @@ def finish(run: Run, faces: Path, runs: Path, results: Path) -> None:
 
 
 def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> None:
-    """Do the runs that are neither finished nor held by another process."""
+    """Do those runs that are not finished and that no other process holds."""
     runs.mkdir(parents=True, exist_ok=True)
     for run in chosen:
         with open(runs / f"{run.name}.lock", "w") as lock:

@@ -4,15 +4,13 @@
 
 FACES holds train.rec, lfw_112.zip, and in protocol/ LFW's peopleDevTrain.txt, pairsDevTest.txt and
 pairsDevTrain.txt. OUT/train.rec gets the people of FACES/train.rec and those of View 1's training
-list. OUT/pairs.txt gets the pairs of pairsDevTest, none of whose people is in the set. Genuine and
-impostor pairs alternate: the official list begins with all genuine pairs, which would give
-consecutive folds of one kind each.
+list. OUT/pairs.txt gets the pairs of pairsDevTest, whose people are not in the set. Genuine and
+impostor pairs alternate there, because the official list begins with all genuine pairs, so that
+consecutive folds would have one kind each.
 
 With --tuning, the pairs are those of pairsDevTrain, and the people in them are left out of the set.
-Settings are chosen on these.
+Settings are chosen on these pairs.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
@@ -22,30 +20,19 @@ from data.faces import open_faces
 from data.files import atomic_write
 from data.formats._packed import PackedSet
 from data.formats.concat import ConcatSet
-from data.types import FaceSet
 from data.writers.records import write_records
 from tools._cli import command
 
 
-class SomePeople:
-    """The images of the identities `kept` (K,) of a FaceSet, numbered 0…K-1 in that order."""
-
-    def __init__(self, faces: FaceSet, kept: np.ndarray) -> None:
-        number = np.full(faces.num_classes, -1)
-        number[kept] = np.arange(len(kept))
-        self.faces = faces
-        self.images = np.flatnonzero(number[faces.labels] >= 0)
-        self.labels = number[faces.labels[self.images]]
-        self.num_classes = len(kept)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> bytes:
-        return self.faces.read(int(self.images[index]))
-
-    def describe(self, index: int) -> str:
-        return self.faces.describe(int(self.images[index]))
+def some_people(faces: PackedSet, kept: np.ndarray) -> PackedSet:
+    """The images of the identities `kept` (K,) of a set, numbered 0…K-1 in that order."""
+    number = np.full(faces.num_classes, -1)
+    number[kept] = np.arange(len(kept))
+    columns = {**faces.columns, "labels": number[faces.labels]}
+    names = columns.pop("names")[kept]
+    chosen = columns["labels"] >= 0
+    images = {key: column[chosen] for key, column in columns.items()}
+    return PackedSet(faces.shards, {**images, "names": names}, faces.unwrap)
 
 
 def people_of(path: Path) -> list[str]:
@@ -58,8 +45,10 @@ def people_of(path: Path) -> list[str]:
 
 
 def alternating(pairs: Path) -> str:
-    """The lines of an LFW pair list: its count, then genuine pairs (three fields) and impostor
-    pairs (four fields) in turn."""
+    """The lines of an LFW pair list: its count, then genuine and impostor pairs in turn.
+
+    Genuine pairs have three fields, impostor pairs four.
+    """
     count, *lines = pairs.read_text().splitlines()
     genuine = [line for line in lines if line.count("\t") == 2]
     impostors = [line for line in lines if line.count("\t") == 3]
@@ -71,13 +60,18 @@ def alternating(pairs: Path) -> str:
 
 
 def people_in_pairs(pairs: Path) -> set[str]:
-    """Everybody whom an LFW pair list names."""
+    """The names of all people in an LFW pair list."""
     lines = [line.split("\t") for line in pairs.read_text().splitlines()[1:]]
     return {line[0] for line in lines} | {line[2] for line in lines if len(line) == 4}
 
 
 def write_view1(faces: Path, out: Path, *, tuning: bool = False) -> None:
-    """Write train.rec and pairs.txt into the folder `out`."""
+    """Write train.rec and pairs.txt of one set.
+
+    faces: folder of the sets and lists.
+    out: folder to write into.
+    tuning: make the set and the pairs on which settings are chosen.
+    """
     lfw = open_faces(faces / "lfw_112.zip")
     if not isinstance(lfw, PackedSet) or lfw.names is None:
         raise ValueError(f"{faces / 'lfw_112.zip'}: expected a zip with a folder for each person")
@@ -85,7 +79,7 @@ def write_view1(faces: Path, out: Path, *, tuning: bool = False) -> None:
     pairs = faces / "protocol" / ("pairsDevTrain.txt" if tuning else "pairsDevTest.txt")
     tested = people_in_pairs(pairs)
     listed = people_of(faces / "protocol" / "peopleDevTrain.txt")
-    kept = SomePeople(lfw, np.array([numbers[name] for name in listed if name not in tested]))
+    kept = some_people(lfw, np.array([numbers[name] for name in listed if name not in tested]))
     both = ConcatSet([open_faces(faces / "train.rec"), kept])
     out.mkdir(parents=True, exist_ok=True)
     write_records(both, str(out / "train.rec"), size=(112, 112), progress=lambda done: None)
@@ -94,14 +88,4 @@ def write_view1(faces: Path, out: Path, *, tuning: bool = False) -> None:
     print(f"{out / 'train.rec'}: {len(both)} images of {both.num_classes} people")
 
 
-def run(faces: Path, out: Path, *, tuning: bool = False) -> None:
-    """Write one set.
-
-    faces: folder of the sets and lists.
-    out: folder to write into.
-    tuning: make the set and the pairs on which settings are chosen.
-    """
-    write_view1(faces, out, tuning=tuning)
-
-
-main = command(run)
+main = command(write_view1)

@@ -1,1 +1,1 @@
-"""Long tests: what the code must survive over many steps, seeds or broken files."""
+"""Long tests of the code over many steps, seeds or broken files."""

@@ -5,15 +5,13 @@
 A small set of synthetic faces is written in every file format, and each copy is broken again and
 again: bytes of headers and indices (.idx, record frames and headers, zip directories and local
 headers, tar headers, LMDB pages) are flipped, set, cut out or doubled, or the file is truncated.
-Image bytes are spared. Each broken set is opened, and every image is read and decoded.
+The bytes of images stay as they are. Each broken set is opened, and every image is read and decoded
+in a separate process.
 
-Allowed are a ValueError or an OSError, and pictures of the set, one label per identity and one
-identity per label. Everything else is a failure: another exception, a wrong picture under a label,
-more than 10 s, and a crash, for which a process of its own does the reading. Exit code 1: there was
-a failure.
+Allowed are a ValueError, an OSError, and images of the set, with one label per identity and one
+identity per label. Everything else is a failure: another exception, a wrong image under a label, a
+crash, or more than 10 s. Exit code 1: there was a failure.
 """
-
-from __future__ import annotations
 
 import hashlib
 import random
@@ -98,9 +96,9 @@ def broken(data: bytes, places: list[int], rng: random.Random) -> bytes:
 
 
 def outcome(path: str, identities: dict[str, int]) -> str:
-    """What opening and reading a set came to: one of OUTCOMES, or what is wrong, in words.
+    """The outcome of opening and reading a set: one of OUTCOMES, or a sentence about the failure.
 
-    identities: of each picture, by its hash. The process ends after LONGEST seconds.
+    identities: hash of an image -> its identity. The process ends after LONGEST seconds.
     """
     signal.alarm(LONGEST)
     try:
@@ -137,7 +135,7 @@ def _hash(data: bytes) -> str:
 
 
 def break_and_read(folder: Path, count: int, seed: int) -> Counter[tuple[str, str]]:
-    """How often each (kind, outcome) occurred. Prints the failures."""
+    """How often each (kind, outcome) occurred. It prints the failures."""
     faces = open_set(SOURCE)
     make(faces, folder)
     images = [faces.read(index) for index in range(len(faces))]

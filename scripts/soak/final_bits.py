@@ -1,13 +1,11 @@
-"""Hashes the tensors that small seeded runs end with, to show that a change changes no number.
+"""Hashes the final tensors of small seeded runs, to show that an edit changes no number.
 
     python -m scripts.soak.final_bits --checkout FOLDER
 
-A hash (sha256) covers every tensor in the last checkpoint of a run, those of all ranks. The tensors
-are ordered by their own hashes, so that neither their names nor their places count. The bits depend
-on the processor and on the version of torch: compare two checkouts on one machine.
+A hash (sha256) covers all tensors in the last checkpoint of a run, of all ranks. The tensors are
+sorted by their own hashes, so that neither their names nor their places matter. The bits depend on
+the processor and on the version of torch, so compare two checkouts on one machine.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -22,7 +20,7 @@ import torch
 
 from tools._cli import command
 
-# Every key here has its name since 0.1.0, so that older checkouts take the same commands.
+# No key here was renamed since 0.1.0, so that older checkouts accept the same commands.
 COMMON = (
     *("--config", "configs/quickstart.yaml"),
     *("run.compile=false", "run.device=cpu", "run.precision=fp32", "run.channels_last=false"),
@@ -70,7 +68,7 @@ def tensor_hashes(node: Any) -> Iterator[str]:
 
 
 def run(name: str, checkout: str) -> str:
-    """Train the run called `name` with the code of `checkout`, and give its final hash."""
+    """Train the run called `name` with the code of `checkout`, and return its final hash."""
     with tempfile.TemporaryDirectory() as folder:
         launcher = TWO_RANKS if name.startswith("two ranks") else ()
         output = f"run.output={folder}/run"

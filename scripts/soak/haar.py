@@ -2,12 +2,10 @@
 
     python -m scripts.soak.haar --steps 10000000
 
-The windowed detector must equal, bit for bit, a fresh one that saw only the last 2m losses.
-FastFace's detector must equal its definition, evaluated in long double, to 1e-10 of the largest
-|D|. Exit code 1: a detector does not equal its reference.
+The signal of MovingHaarDetector must equal, bit for bit, that of a fresh one that saw only the last
+2m losses. FastFaceDetector must equal its definition, evaluated in long double, to 1e-10 of the
+largest |D|. Exit code 1: one of them does not.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from scipy.signal import lfilter
@@ -16,26 +14,31 @@ from data.options import Count
 from fastface.haar import FastFaceDetector, MovingHaarDetector
 from tools._cli import Failed, command
 
-WINDOW, RATE = 1001, 1e-3
+WINDOW, ALPHA = 1001, 1e-3  # m of Moving Haar; α = β of FastFace
 TOLERANCE = 1e-10
 
 
 def losses_of(steps: int) -> np.ndarray:
-    """A noisy fall with a spike now and then."""
+    """float64 (steps,): a noisy fall with a spike now and then."""
     at = np.arange(steps)
     noise = np.random.default_rng(0).normal(0.0, 0.8, steps) + np.where(at % 99_991 == 0, 1e3, 0.0)
     return 3.0 + 4.4e7 / (1e6 + at) + noise
 
 
 def definition(losses: np.ndarray) -> np.ndarray:
-    """D_1, D_2, … of FastFace in long double: D is the moving average of H_t = E_(t-1) - E_t, and E
-    is the moving average of the losses. E_0 = L_0 and D_1 = H_1."""
-    # y_t = RATE x_t + (1 - RATE) y_(t-1). The filter's state zi holds the second term.
-    gain, feedback = np.array([RATE], np.longdouble), np.array([1, np.longdouble(RATE) - 1])
+    """D_1, D_2, … of FastFace in long double, by filters.
+
+    D is the moving average of H_t = E_(t-1) - E_t, and E is the moving average of the losses. They
+    start with E_0 = L_0 and D_1 = H_1.
+    """
+    # A moving average is the filter y_t = α x_t + (1 - α) y_(t-1). Its state zi is the second term.
+    gain, feedback = np.array([ALPHA], np.longdouble), np.array([1, np.longdouble(ALPHA) - 1])
     start, rest = np.longdouble(losses[0]), losses[1:].astype(np.longdouble)
     averages, _ = lfilter(gain, feedback, rest, zi=-feedback[1:] * start)
+
+    # The same filter on the falls of the average.
     falls = -np.diff(averages, prepend=start)
-    return lfilter(gain, feedback, falls, zi=-feedback[1:] * falls[0])[0]
+    return np.asarray(lfilter(gain, feedback, falls, zi=-feedback[1:] * falls[0])[0])
 
 
 def run(*, steps: Count = 10**7) -> dict[str, float]:
@@ -43,6 +46,7 @@ def run(*, steps: Count = 10**7) -> dict[str, float]:
 
     steps: number of losses for each detector; ten million need 2 GB of memory.
     """
+    # Moving Haar on all losses, and a fresh one on the last two windows.
     losses = losses_of(steps)
     windowed, fresh = MovingHaarDetector(WINDOW), MovingHaarDetector(WINDOW)
     for loss in losses.tolist():
@@ -50,7 +54,8 @@ def run(*, steps: Count = 10**7) -> dict[str, float]:
     for loss in losses[-2 * WINDOW :].tolist():
         fresh.update(loss)
 
-    fastface = FastFaceDetector(RATE, RATE)
+    # FastFace on all losses, compared with its definition at every step.
+    fastface = FastFaceDetector(ALPHA, ALPHA)
     fastface.update(losses[0].item())
     found = np.fromiter(map(fastface.update, losses[1:].tolist()), np.float64)
     defined = definition(losses)

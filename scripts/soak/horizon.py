@@ -3,15 +3,13 @@
     python -m scripts.soak.horizon --horizon 20232 --noise 0.8 --seeds 20
 
 The published decays are those of the published constants on the long run. The curve of a log is
-averaged down to `--horizon` steps and gets noise, new noise for each seed. The same is done with a
-constant loss and with a loss that falls steadily.
+averaged down to `--horizon` steps, and each seed adds other noise to it. A constant loss and a
+loss that falls steadily get the same noise.
 
-The bar: at least 4 of the 6 published decays in every seed, each within 8 % of the run; no decay in
-the first 15 % of the run; decays on the constant loss, and none on the falling one. Exit code 1:
-the bar is missed.
+The bar for every seed: at least 4 of the 6 published decays, each within 8 % of the run; no decay
+in the first 15 % of the run; a decay on the constant loss, and none on the falling one. Exit code
+1: the bar is missed.
 """
-
-from __future__ import annotations
 
 import math
 import operator
@@ -45,7 +43,7 @@ Make = Callable[[Optimizer, int], FastFaceLR]
 
 @dataclass(frozen=True)
 class Noise:
-    """Normal noise. correlation: of neighboring steps, 0 for white noise."""
+    """Normal noise. correlation: that of neighboring steps, 0 for white noise."""
 
     deviation: float
     correlation: float = 0.0
@@ -61,7 +59,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found over all seeds."""
+    """The findings over all seeds."""
 
     least_found: int  # of the published decays
     mean_found: float
@@ -80,21 +78,21 @@ class Verdict:
 
 
 def compress(path: str | Path, horizon: int) -> list[float]:
-    """The log's curve in `horizon` steps, each the mean of the steps that it stands for."""
+    """The log's curve in `horizon` steps, each of which is the mean of a stretch of the log."""
     losses = [loss for _, loss in every_step(read_losses(path))]
     edges = [round(step * len(losses) / horizon) for step in range(horizon + 1)]
     return [sum(losses[start:end]) / (end - start) for start, end in pairwise(edges)]
 
 
 def decays(curve: list[float], noise: Noise, seed: int, make: Make) -> list[float]:
-    """When the learning rate falls on a curve with noise, as fractions of the run."""
+    """When the learning rate changes on a curve with noise, as fractions of the run."""
     rows = list(enumerate(map(operator.add, curve, noise.values(len(curve), seed))))
     scheduler = make(SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), len(curve))
     return [change.step / len(curve) for change in replay(rows, scheduler).changes]
 
 
 def found(decayed_at: list[float], within: float = 0.08) -> int:
-    """How many of the published decays have a decay of their own within that part of the run."""
+    """How many published decays have a separate decay within that fraction of the run."""
     left, count = sorted(decayed_at), 0
     for published in PUBLISHED_DECAYS:
         near = [at for at in left if abs(at - published) <= within]
@@ -122,10 +120,10 @@ def judge(
 
 
 def plain_scaling(optimizer: Optimizer, total_steps: int) -> FastFaceLR:
-    """What does not work: the published constants scaled with 1/T and no more."""
+    """The published constants scaled with 1/T alone, which does not work."""
     scale = PUBLISHED_STEPS / total_steps
-    rate = 1e-3 * scale
-    return FastFaceLR(optimizer, total_steps, alpha=rate, beta=rate, threshold=5e-5 * scale)
+    alpha = 1e-3 * scale
+    return FastFaceLR(optimizer, total_steps, alpha=alpha, beta=alpha, threshold=5e-5 * scale)
 
 
 def run(

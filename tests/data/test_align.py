@@ -1,4 +1,4 @@
-"""The transform equals that of a general least-squares solver, and crops apply it."""
+"""The transform equals that of a general least-squares solver, and crops use it."""
 
 import cv2
 import numpy as np

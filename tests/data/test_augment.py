@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,14 +37,14 @@ def images() -> torch.Tensor:
     )
 
 
-def test_normalize_is_the_published_formula(images: torch.Tensor):
+def test_normalize_is_the_published_formula(images: torch.Tensor) -> None:
     expected = (images.double() / 255 - 0.5) / 0.5
     assert torch.allclose(normalize(images).double(), expected, atol=1e-6)
     assert torch.allclose(normalize(images.float()).double(), expected, atol=1e-6)
     assert normalize(images).dtype == torch.float32
 
 
-def test_flip_mirrors_half_and_leaves_the_rest(images: torch.Tensor):
+def test_flip_mirrors_half_and_leaves_the_rest(images: torch.Tensor) -> None:
     out = augment(images, Augment(), seed=5)
     plain, mirrored = normalize(images), normalize(images.flip(3))
     flipped = [bool(torch.equal(out[i], mirrored[i])) for i in range(40)]
@@ -54,7 +55,9 @@ def test_flip_mirrors_half_and_leaves_the_rest(images: torch.Tensor):
 
 
 @pytest.mark.parametrize("options", [Augment(), Augment(shift=2), EVERYTHING])
-def test_a_seed_fixes_everything_and_layout_changes_nothing(images: torch.Tensor, options: Augment):
+def test_a_seed_fixes_everything_and_layout_changes_nothing(
+    images: torch.Tensor, options: Augment
+) -> None:
     before = images.clone()
     first = augment(images, options, seed=7)
     assert torch.equal(first, augment(images, options, seed=7))
@@ -66,18 +69,18 @@ def test_a_seed_fixes_everything_and_layout_changes_nothing(images: torch.Tensor
     assert first.max() <= 1
 
 
-def test_augmentations_act_one_by_one(images: torch.Tensor):
-    """Each option alone changes some images and spares others (its probability), shift all but
-    few."""
+def test_augmentations_act_one_by_one(images: torch.Tensor) -> None:
+    """Each option alone changes some of the images, according to its probability."""
     plain = normalize(images)
     for option in ("crop", "photometric", "low_resolution", "blur", "gray"):
-        out = augment(images, Augment(flip=0, **{option: 0.4}), seed=3)
+        changes: dict[str, Any] = {option: 0.4}
+        out = augment(images, Augment(flip=0, **changes), seed=3)
         changed = sum(not torch.equal(out[i], plain[i]) for i in range(40))
         assert 5 <= changed <= 30, option
 
 
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (3, -2), (-4, 1)])
-def test_shift_repeats_edges(images: torch.Tensor, down: int, right: int):
+def test_shift_repeats_edges(images: torch.Tensor, down: int, right: int) -> None:
     one = torch.ones(1)
     rows = place_matrix(24, shift=torch.tensor([float(down)]), scale=one)
     columns = place_matrix(20, shift=torch.tensor([float(right)]), scale=one)
@@ -89,7 +92,7 @@ def test_shift_repeats_edges(images: torch.Tensor, down: int, right: int):
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.3])
-def test_zoom_is_a_bilinear_warp_about_the_middle(images: torch.Tensor, scale: float):
+def test_zoom_is_a_bilinear_warp_about_the_middle(images: torch.Tensor, scale: float) -> None:
     matrix = torch.eye(3)[:2] / scale
     theta = torch.tensor([[[matrix[0, 0], 0, 0], [0, matrix[1, 1], 0]]])
     grid = F.affine_grid(theta, [1, 3, 20, 20], align_corners=False)
@@ -104,7 +107,9 @@ def test_zoom_is_a_bilinear_warp_about_the_middle(images: torch.Tensor, scale: f
 @pytest.mark.parametrize("down", ["area", "bilinear", "bicubic"])
 @pytest.mark.parametrize("up", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("small", [4, 7, 20])
-def test_low_resolution_is_interpolate_twice(images: torch.Tensor, down: str, up: str, small: int):
+def test_low_resolution_is_interpolate_twice(
+    images: torch.Tensor, down: str, up: str, small: int
+) -> None:
     square = images[:2, :, :20].float()
     expected = F.interpolate(
         F.interpolate(square, size=(small, small), mode=down), size=(20, 20), mode=up
@@ -114,7 +119,7 @@ def test_low_resolution_is_interpolate_twice(images: torch.Tensor, down: str, up
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
-def test_blur_is_a_gaussian(images: torch.Tensor, sigma: float):
+def test_blur_is_a_gaussian(images: torch.Tensor, sigma: float) -> None:
     picture = images[0].permute(1, 2, 0).numpy().astype(np.float64)
     radius = 7
     expected = cv2.GaussianBlur(
@@ -127,7 +132,7 @@ def test_blur_is_a_gaussian(images: torch.Tensor, sigma: float):
     assert np.allclose(rows.sum(2), 1, atol=1e-6)
 
 
-def test_crop_mask_keeps_one_rectangle_of_the_stated_area():
+def test_crop_mask_keeps_one_rectangle_of_the_stated_area() -> None:
     mask = crop_mask(400, 112, 112, 1.0, torch.Generator().manual_seed(0))[:, 0]
     areas = []
     for one in mask.numpy():
@@ -141,7 +146,7 @@ def test_crop_mask_keeps_one_rectangle_of_the_stated_area():
     assert crop_mask(400, 112, 112, 0.0, torch.Generator().manual_seed(0)).min() == 1
 
 
-def test_color_factors_are_torchvisions(images: torch.Tensor):
+def test_color_factors_are_torchvisions(images: torch.Tensor) -> None:
     brightness, contrast, saturation = (
         torch.rand(3, 40, generator=torch.Generator().manual_seed(1)) + 0.5
     )
@@ -164,7 +169,9 @@ def test_color_factors_are_torchvisions(images: torch.Tensor):
         ("zoom", [0, 0.9], [-0.1, 1.0, float("inf")]),
     ],
 )
-def test_every_option_has_its_range(name: str, admitted: list, refused: list):
+def test_every_option_has_its_range(
+    name: str, admitted: list[float], refused: list[object]
+) -> None:
     hint = options_of(Augment)[name].hint
     assert [fit(hint, value) for value in admitted] == admitted
     for value in refused:
@@ -172,6 +179,6 @@ def test_every_option_has_its_range(name: str, admitted: list, refused: list):
             fit(hint, value)
 
 
-def test_the_table_of_ranges_above_is_complete():
+def test_the_table_of_ranges_above_is_complete() -> None:
     assert set(options_of(Augment)) == {field.name for field in fields(Augment)}
     assert len(fields(Augment)) == 8

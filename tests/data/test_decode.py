@@ -90,13 +90,13 @@ def test_only_the_given_row_is_written(name: str) -> None:
     assert (rows[[0, 2]] == 7).all()
 
 
-def test_an_exif_entry_turns_the_picture() -> None:
+def test_an_exif_entry_rotates_the_image() -> None:
     plain, sideways = decode(turned(1), SIZE), decode(turned(6), SIZE)
     np.testing.assert_array_equal(sideways, np.rot90(plain, -1))
 
 
 @pytest.mark.parametrize("encoded", [b"", b"no image", IMAGES["4:2:0"][:-300], IMAGES["PNG"][:20]])
-def test_what_is_no_whole_image_is_refused(encoded: bytes) -> None:
+def test_incomplete_images_are_refused(encoded: bytes) -> None:
     with pytest.raises(DecodeError):
         decode(encoded, SIZE)
 

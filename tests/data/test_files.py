@@ -1,4 +1,4 @@
-"""A file is complete under its name, or it does not exist."""
+"""A file with its final name is complete, or it does not exist."""
 
 from __future__ import annotations
 

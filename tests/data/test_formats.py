@@ -1,4 +1,4 @@
-"""Formats other than record files, written by their usual tools: they are read, and broken."""
+"""Formats other than record files, written by their usual tools: whole files and broken ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def encoded(number: int, kind: str = ".jpg") -> bytes:
     return cv2.imencode(kind, image)[1].tobytes()
 
 
-# name -> bytes, in no order; identity b has one image, and c has a PNG
+# name -> bytes, not sorted; identity b has one image, and c has a PNG
 FILES = {
     "c/z.png": encoded(5, ".png"),
     "a/2.jpg": encoded(2),
@@ -162,7 +162,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_gives_the_same_images_by_identity(kind: str, sets: dict[str, Path]) -> None:
-    for _ in range(2):  # the second time from the index beside the files
+    for _ in range(2):  # The second opening uses the index beside the files.
         faces = open_faces(sets[kind])
         assert by_label(faces) == EXPECTED
         assert faces.num_classes == 3

@@ -1,4 +1,4 @@
-"""What the loader promises about batches, order, resuming, errors and its end."""
+"""What the loader promises about batches, order, resuming, errors and the end of its threads."""
 
 from __future__ import annotations
 
@@ -176,6 +176,6 @@ def test_batch_larger_than_the_set_is_refused() -> None:
         make(5)
 
 
-def test_images_lie_in_memory_as_they_were_decoded():
+def test_images_lie_in_memory_as_they_were_decoded() -> None:
     batch = next(iter(make()))
     assert batch.images.is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What a type admits, how it is said in words, and where the texts of options come from."""
+"""What a type admits, how it is described, and where the texts of options come from."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_dual_loader_gives_x_and_y_and_resumes_on_other_ranks() -> None:
 
 
 @pytest.mark.parametrize("identities", [0, 3, 12])
-def test_dual_batch_that_cannot_be(identities: int) -> None:
+def test_impossible_dual_batches_are_refused(identities: int) -> None:
     with pytest.raises(ValueError, match="expected an even number"):
         dual_loader(
             Faces(np.repeat(np.arange(10), 2)), identities=identities, size=2, seed=0, threads=0
@@ -206,7 +206,9 @@ def test_wrong_orders_are_named() -> None:
         named_order(labels, "balanced", seed=0, batch_size=9, images=4)
 
 
-def test_advice_only_when_data_is_the_brake() -> None:
+def test_advice_is_given_only_when_data_are_too_slow() -> None:
     assert wait_advice(0.1, threads=1, cores=8) is None
-    assert "data.threads from 1 towards this machine's 8" in str(wait_advice(0.4, threads=1, cores=8))
+    assert "data.threads from 1 towards this machine's 8" in str(
+        wait_advice(0.4, threads=1, cores=8)
+    )
     assert "data.order=block" in str(wait_advice(0.4, threads=8, cores=8))

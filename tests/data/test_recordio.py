@@ -1,4 +1,4 @@
-"""Record files equal those of genuine mxnet and of a literal reader; broken ones are errors."""
+"""Record files equal those of genuine mxnet and of a literal reader, and broken ones are errors."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_golden_set(name: str, tmp_path: Path) -> None:
     for kind in ("rec", "idx"):
         shutil.copy(GOLDEN / f"{name}.{kind}", tmp_path / f"train.{kind}")
     images = [entry for entry in golden(name) if entry["bytes"]]
-    for _ in range(2):  # the second time from the cache if the labels were scanned
+    for _ in range(2):  # The second opening uses the cache if the labels were scanned.
         faces = open_faces(tmp_path)
         assert faces.labels.tolist() == [int(entry["labels"][0]) for entry in images]
         assert faces.labels.dtype == np.int64
@@ -96,7 +96,7 @@ def test_golden_set(name: str, tmp_path: Path) -> None:
         b"".join
     )
 )
-def test_packing_matches_the_format_by_the_letter(payload: bytes) -> None:
+def test_packing_follows_the_format_exactly(payload: bytes) -> None:
     """The payload is cut at 4-byte words that equal the magic."""
     segments, current = [], b""
     for at in range(0, len(payload), 4):
@@ -201,7 +201,7 @@ def write_plain(path: Path, records: list[bytes]) -> None:
         (float("nan"), "label nan"),
     ],
 )
-def test_labels_that_are_none(tmp_path: Path, label: float, message: str) -> None:
+def test_impossible_labels_are_named(tmp_path: Path, label: float, message: str) -> None:
     write_plain(tmp_path / "a.rec", [pack_image(b"x", 0.0, 0), pack_image(b"y", label, 1)])
     with pytest.raises(ValueError, match=message):
         open_faces(tmp_path / "a.rec")

@@ -19,7 +19,7 @@ def test_the_same_path_gives_the_same_bytes_and_another_seed_others() -> None:
     assert a.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_first_moves_along_the_same_identities() -> None:
+def test_first_shifts_the_identities() -> None:
     a = open_faces("synthetic:identities=4,images=2,size=48")
     b = open_faces("synthetic:identities=2,first=2,images=2,size=48")
     assert [a.read(i) for i in (4, 5, 6, 7)] == [b.read(i) for i in range(4)]

@@ -39,10 +39,10 @@ def test_every_benchmark_declares_itself(name: str) -> None:
     }
     assert "name" in options
     assert options.keys() <= option_texts(module.build).keys()
-    assert not options.keys() & {"protocol", "optional"}  # these keys are of `evaluate.sets`
+    assert not options.keys() & {"protocol", "optional"}  # These keys belong to `evaluate.sets`.
     hints = typing.get_type_hints(module.build, include_extras=True)
     texts = [key for key in options if hints[key] in (str, str | None) and key != "name"]
-    assert texts == []  # an option that holds text is a path or has choices
+    assert texts == []  # An option that is text is a path or has choices.
 
 
 SETS: list[dict[str, Any]] = [

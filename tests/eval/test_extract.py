@@ -56,7 +56,7 @@ def test_every_source_gives_the_same_rows(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_stopped_extraction_goes_on(
+def test_a_stopped_extraction_continues(
     folder: Path, dtype: Literal["float32", "float16"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK", 5)
@@ -67,7 +67,7 @@ def test_a_stopped_extraction_goes_on(
     def failing(batch: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls > 5:  # two views a block: in the third block
+        if calls > 5:  # two views per block: in the third block
             raise KeyboardInterrupt
         return embed(batch)
 
@@ -85,7 +85,7 @@ def test_a_stopped_extraction_goes_on(
     assert sorted(p.name for p in folder.iterdir()) == ["faces", "x.npy", "x.txt"]
 
 
-def test_too_large_for_float16_is_told(folder: Path) -> None:
+def test_too_large_for_float16_is_an_error(folder: Path) -> None:
     images, names = open_source(f"{folder}/faces")
     with pytest.raises(ValueError, match="float32"):
         extract(
@@ -122,7 +122,7 @@ def test_benchmarks_start_from_files(folder: Path, capsys: pytest.CaptureFixture
     assert (folder / "out/report.html").exists()
     folders = ["--gallery", f"{folder}/faces", "--probe", f"{folder}/faces"]
     assert main(["identification", *stored, *folders, "--no-pool", "--json"]) == 0
-    # each image finds itself
+    # Each image finds itself.
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rank1"] == 100
 
 

@@ -1,5 +1,4 @@
-"""Gallery and probe folders, TinyFace's layout and RFW's groups, on images whose identity is their
-color."""
+"""Gallery and probe folders, TinyFace and RFW, on images whose color is their identity."""
 
 from pathlib import Path
 

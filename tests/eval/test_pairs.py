@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,8 +40,8 @@ def people(tmp_path: Path) -> Path:
     lines = ["10\t12"]
     for _ in range(10):
         for _ in range(12):
-            number = rng.integers(1, 4)
-            lines.append(f"P_{rng.integers(0, 24)}\t{number}\t{number % 3 + 1}")
+            shown = rng.integers(1, 4)
+            lines.append(f"P_{rng.integers(0, 24)}\t{shown}\t{shown % 3 + 1}")
         for _ in range(12):
             p, q = rng.choice(24, 2, replace=False)
             lines.append(f"P_{p}\t{rng.integers(1, 4)}\tP_{q}\t{rng.integers(1, 4)}")
@@ -51,12 +52,13 @@ def people(tmp_path: Path) -> Path:
 def literal_accuracy(folder: Path, mirror: bool) -> tuple[float, float]:
     """The published protocol with plain loops: images embedded one by one."""
     names, same = read_pair_list(folder / "pairs.txt")
-    distances, seen = [], {}
+    distances = []
+    seen: dict[str, np.ndarray] = {}
     for pair in names:
         for name in set(pair) - seen.keys():
-            bgr = cv2.resize(
-                cv2.imread(f"{folder}/images/{name}.png"), (16, 16), interpolation=cv2.INTER_AREA
-            )
+            photo = cv2.imread(f"{folder}/images/{name}.png")
+            assert photo is not None
+            bgr = cv2.resize(photo, (16, 16), interpolation=cv2.INTER_AREA)
             pixels = torch.from_numpy(bgr[:, :, ::-1].transpose(2, 0, 1).copy())[None]
             vector = embed(pixels)[0] + (embed(pixels.flip(3))[0] if mirror else 0)
             seen[name] = vector.double().numpy() / np.linalg.norm(vector.double().numpy())
@@ -97,13 +99,14 @@ def test_every_source_gives_the_literal_figures(people: Path) -> None:
     mirrored, plain = literal_accuracy(people, mirror=True), literal_accuracy(people, mirror=False)
     assert 75 < mirrored[0] < 100
     assert mirrored != plain
-    for source in (
+    sources: tuple[dict[str, Any], ...] = (
         {"pairs": f"{people}/pairs.txt", "images": f"{people}/images"},
         {"pairs": f"{people}/pairs.txt", "images": str(pack(people, zipfile.ZIP_STORED))},
         {"pairs": f"{people}/plain.txt", "images": f"{people}/images"},
         {"bin": f"{people}/set.bin"},
         {"folder": str(people)},
-    ):
+    )
+    for source in sources:
         result = build(name="drawn", **source)(embed, 16)
         for key, expected in (("accuracy", mirrored), ("accuracy_without_mirror", plain)):
             found = result.metrics[key], result.metrics[f"{key}_std"]
@@ -113,9 +116,8 @@ def test_every_source_gives_the_literal_figures(people: Path) -> None:
         assert result.notes == ()
 
 
-def test_lists_of_two_lines_a_pair(people: Path) -> None:
-    """CALFW's, CPLFW's and SLLFW's own files, written from the same pairs, read as the same pairs
-    in the same folds."""
+def test_lists_of_two_lines_per_pair(people: Path) -> None:
+    """The same pairs in the forms of CALFW, CPLFW and SLLFW are read into the same folds."""
     names, same = read_pair_list(people / "pairs.txt")
     lines = [(f"{a}.png", f"{b}.png") for a, b in names]
     (people / "sllfw.txt").write_text("".join(f"{a}\n{b}\n" for a, b in lines))
@@ -131,7 +133,7 @@ def test_lists_of_two_lines_a_pair(people: Path) -> None:
         )
         found, found_same = read_pair_list(people / "calfw.txt")
         assert (found, found_same.tolist()) == (flat, same.tolist())
-    # its images lie in folders that the list does not name
+    # Its images are in folders that the list does not name.
     zipped = pack(people, zipfile.ZIP_STORED)
     result = build(name="calfw", pairs=f"{people}/calfw.txt", images=str(zipped))(embed, 16)
     assert result.metrics["accuracy"] == pytest.approx(
@@ -148,13 +150,13 @@ def test_lists_of_two_lines_a_pair(people: Path) -> None:
         ("a/a_0001.jpg\na/a_0002.jpg\nb/b_0001.jpg 1\nc/c_0001.jpg 1\n", "line 3: .*NAME/IMAGE"),
     ],
 )
-def test_broken_lists_of_two_lines_a_pair(tmp_path: Path, text: str, told: str) -> None:
+def test_broken_lists_of_two_lines_per_pair(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(ValueError, match=told):
         read_pair_list(tmp_path / "list.txt")
 
 
-def test_a_name_that_fits_two_images_of_a_zip_is_told(people: Path) -> None:
+def test_a_name_that_fits_two_images_of_a_zip_is_an_error(people: Path) -> None:
     with zipfile.ZipFile(people / "two.zip", "w") as archive:
         for folder in ("aligned", "loose"):
             archive.write(people / "images/P_0/P_0_0001.png", f"{folder}/P_0_0001.png")
@@ -201,7 +203,7 @@ def test_drawn_pairs_are_balanced_disjoint_and_repeatable(people: Path) -> None:
         from_faces(people / "images", count=50)
 
 
-def test_unfair_order_is_told(people: Path) -> None:
+def test_unfair_order_is_noted(people: Path) -> None:
     lines = (people / "pairs.txt").read_text().splitlines()
     (people / "sorted.txt").write_text(
         "\n".join(sorted(lines[1:], key=lambda line: line.count("\t")))
@@ -216,7 +218,7 @@ def test_pairs_of_one_kind_have_no_roc(people: Path) -> None:
     sides = np.stack([pairs.first[genuine], pairs.second[genuine]], 1).ravel()
     write_bin(people / "ten.bin", [pairs.images.read(int(i)) for i in sides], pairs.same[genuine])
     result = build(name="ten", bin=f"{people}/ten.bin")(embed, 16)
-    # only the farthest pair can miss the threshold of the others
+    # Only the farthest pair can miss the threshold of the others.
     assert result.metrics["accuracy"] in (
         90,
         100,
@@ -258,7 +260,7 @@ def run_all(benchmark: Benchmark) -> None:
     benchmark(embed, 16)
 
 
-def test_diverged_model_is_told(people: Path) -> None:
+def test_a_diverged_model_is_an_error(people: Path) -> None:
     benchmark = build(name="drawn", pairs=f"{people}/pairs.txt", images=f"{people}/images")
     with pytest.raises(ValueError, match="diverged"):
         benchmark(lambda images: torch.full((len(images), 4), float("nan")), 16)

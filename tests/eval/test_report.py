@@ -1,5 +1,4 @@
-"""The report's files: figures in them, nothing outside needed, nothing taken as HTML that came from
-a file name."""
+"""The files of a report: their figures, no need of other files, and no HTML from file names."""
 
 import base64
 import json

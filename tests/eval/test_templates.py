@@ -1,5 +1,4 @@
-"""IJB's folder end to end: files written as the sets ship them, figures against the published
-procedure in loops."""
+"""IJB's folder end to end, against the published procedure in plain loops."""
 
 from pathlib import Path
 
@@ -21,8 +20,7 @@ def embed(images: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 people, 24 templates of 1-4 images over 1-3 media, all template pairs listed, two galleries
-    and probes."""
+    """8 people, 24 templates of 1-4 images over 1-3 media, all pairs, two galleries and probes."""
     rng = np.random.default_rng(3)
     root = tmp_path_factory.mktemp("IJBC")
     (root / "meta").mkdir()
@@ -68,16 +66,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def literal(
     root: Path, mirror: bool, keep_norm: bool, detector_score: bool
 ) -> tuple[dict[str, float], np.ndarray]:
-    """TAR by the nearest ROC point, image by image and template by template; and the templates (24,
-    D)."""
+    """(TAR by the nearest ROC point, templates (24,D)), image by image and template by template."""
     vectors, templates, media = [], [], []
     meta = root / "meta"
     listed = (meta / "ijbc_name_5pts_score.txt").read_text().splitlines()
     ids = (meta / "ijbc_face_tid_mid.txt").read_text().splitlines()
     for line, pair in zip(listed, ids, strict=True):
         name, *numbers = line.split()
-        photo = cv2.imread(f"{root}/loose_crop/{name}")[:, :, ::-1]
-        crop = align(np.ascontiguousarray(photo), np.array(numbers[:10], float).reshape(5, 2), 32)
+        photo = cv2.imread(f"{root}/loose_crop/{name}")
+        assert photo is not None
+        crop = align(
+            np.ascontiguousarray(photo[:, :, ::-1]), np.array(numbers[:10], float).reshape(5, 2), 32
+        )
         pixels = torch.from_numpy(crop.transpose(2, 0, 1).copy())[None]
         vector = (embed(pixels) + (embed(pixels.flip(3)) if mirror else 0))[0].double().numpy()
         vector = vector if keep_norm else vector / np.linalg.norm(vector)

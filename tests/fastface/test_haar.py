@@ -51,7 +51,7 @@ def run_fastface(losses: Sequence[float], alpha: float, beta: float) -> np.ndarr
 
 def assert_close(found: np.ndarray, expected: np.ndarray, relative: float) -> None:
     assert found.shape == expected.shape
-    smallest = 1e-300  # below it double precision has fewer digits
+    smallest = 1e-300  # below this, double precision has fewer digits
     assert np.abs(found - expected).max() <= relative * np.abs(expected).max() + smallest
 
 
@@ -150,7 +150,7 @@ def test_moving_haar_of_a_constant(window: int) -> None:
     ("alpha", "beta", "name"),
     [(0.0, 0.1, "alpha"), (0.1, 1.5, "beta"), (float("nan"), 0.1, "alpha")],
 )
-def test_rates_outside_their_range_are_refused(alpha: float, beta: float, name: str) -> None:
+def test_weights_outside_their_range_are_refused(alpha: float, beta: float, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is"):
         FastFaceDetector(alpha, beta)
 

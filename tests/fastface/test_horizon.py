@@ -1,4 +1,4 @@
-"""for_horizon on the reduced curve of the real run; scripts/soak/horizon.py uses 20 seeds."""
+"""for_horizon on the shortened curve of the real run; scripts/soak/horizon.py uses 20 seeds."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_short_noisy_runs_decay_where_the_long_run_does(horizon: int, noise: flo
     assert verdict.passed, verdict
 
 
-def test_plain_scaling_would_not_do() -> None:
+def test_plain_scaling_misses_the_decays() -> None:
     assert found(decays(compress(FIXTURE, 20_232), Noise(0.8), 0, plain_scaling)) < 4
 
 
@@ -40,7 +40,7 @@ def test_a_horizon_too_short_is_refused() -> None:
         FastFaceLR.for_horizon(SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 500)
 
 
-def test_a_threshold_of_ones_own_replaces_the_scaled_one() -> None:
+def test_a_given_threshold_replaces_the_scaled_one() -> None:
     # This curve falls by 2 in the run, which is little beside the 10.1 of the default threshold.
     curve = [2.0 - 2.0 * step / 2000 for step in range(2000)]
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)

@@ -1,4 +1,4 @@
-"""What people install: one package, which needs torch and nothing else."""
+"""What a user installs: one package that needs only torch."""
 
 import ast
 import email
@@ -86,12 +86,14 @@ def _declared(requirements: list[Requirement], extra: str) -> set[str]:
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "annotated_types": "pydantic",  # pydantic depends on it, and uses its types as its own
     "cv2": "opencv-python-headless",
+    "pydantic_core": "pydantic",  # pydantic pins its version
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 # Modules that no extra installs: tools/align.py says how to install its detector, which asks for an
-# old numpy, and mxnet wrote the golden files in an environment of its own.
+# old numpy, and mxnet wrote the golden files in a separate environment.
 ELSEWHERE = {"facenet_pytorch", "mxnet"}
 
 

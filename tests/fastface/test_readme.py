@@ -1,4 +1,4 @@
-"""Runs the snippets of fastface/README.md as they stand."""
+"""Runs the snippets of fastface/README.md unchanged."""
 
 import importlib.util
 import re

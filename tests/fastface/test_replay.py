@@ -48,7 +48,7 @@ def optimizer() -> SGD:
 @pytest.mark.parametrize(
     "path", [FIXTURE, pytest.param(LOG, marks=needs_log)], ids=["means", "log"]
 )
-def test_moving_haar_changes_the_rate_where_the_published_run_did(path: Path) -> None:
+def test_moving_haar_changes_the_learning_rate_as_the_published_run_did(path: Path) -> None:
     changes = replay(read_losses(path), MovingHaarLR(optimizer(), 4000)).changes
     assert len(changes) == len(PUBLISHED_CHANGES)
     for change, (step, factor, rate) in zip(changes, PUBLISHED_CHANGES, strict=True):
@@ -58,7 +58,7 @@ def test_moving_haar_changes_the_rate_where_the_published_run_did(path: Path) ->
 
 
 @needs_log
-def test_every_rate_of_the_published_log() -> None:
+def test_every_learning_rate_of_the_published_log() -> None:
     with gzip.open(LOG, "rt") as file:
         next(file)
         logged = {int(step): rate for step, _, _, rate, _ in (line.split(",") for line in file)}

@@ -85,7 +85,7 @@ def test_fastface_follows_the_published_rule() -> None:
     assert scheduler.signal == pytest.approx(signals[-1], rel=1e-9)
 
 
-def test_moving_haar_halves_three_times_and_then_raises_the_rate() -> None:
+def test_moving_haar_halves_the_learning_rate_three_times_and_then_raises_it() -> None:
     # H of a constant loss is 0 from step 2m - 1 = 7 on. With P = 4 every fifth stationary step
     # changes the learning rate.
     scheduler = MovingHaarLR(make_optimizer(1.0), 4, patience_steps=4)
@@ -108,7 +108,7 @@ def test_one_falling_step_clears_both_counts_of_moving_haar() -> None:
     assert scheduler.scale < 0.125  # so it was halved, not raised
 
 
-def test_moving_haar_never_restarts_when_told_so() -> None:
+def test_moving_haar_never_restarts_if_restart_after_is_none() -> None:
     scheduler = MovingHaarLR(make_optimizer(1.0), 4, patience_steps=4, restart_after=None)
     assert rates_over(scheduler, [2.0] * 37)[-1] == [0.5**6]
 
@@ -124,7 +124,7 @@ def test_every_parameter_group_keeps_its_proportion() -> None:
     assert [group["initial_lr"] for group in scheduler.optimizer.param_groups] == [0.1, 0.01]
 
 
-def test_a_group_added_later_decays_from_its_own_rate() -> None:
+def test_a_group_added_later_decays_from_its_own_learning_rate() -> None:
     scheduler = FastFaceLR(make_optimizer(0.1), 100, threshold=1.0)
     rates_over(scheduler, [1.0] * 7)
     scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.3})
@@ -133,7 +133,7 @@ def test_a_group_added_later_decays_from_its_own_rate() -> None:
     assert scheduler.get_last_lr() == pytest.approx([0.025, 0.15])
 
 
-def test_a_tensor_rate_is_set_in_place() -> None:
+def test_a_tensor_learning_rate_is_set_in_place() -> None:
     rate = torch.tensor(0.5)
     scheduler = FastFaceLR(SGD([nn.Parameter(torch.zeros(1))], lr=rate), 100, threshold=1.0)
     rates = scheduler.optimizer.param_groups[0]["lr"]
@@ -313,7 +313,7 @@ def test_cuda_losses_are_read_one_step_later(name: str) -> None:
     signals: list[float | None] = [None]
     for step, loss in enumerate(losses):
         lagging.step(gpu(loss))
-        assert LateCopy.waits == step  # only the values of earlier steps were read
+        assert LateCopy.waits == step  # Only the values of earlier steps were read.
         assert lagging.signal == signals[-1]
         plain.step(loss)
         signals.append(plain.signal)
@@ -355,7 +355,7 @@ def test_floats_after_a_cuda_loss_keep_their_order() -> None:
 
 
 @pytest.mark.usefixtures("_late_copies")
-def test_a_loss_that_is_no_scalar_is_refused() -> None:
+def test_a_loss_that_is_not_a_scalar_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a 0-d tensor"):
         MAKERS["fastface"](make_optimizer()).step(torch.zeros(3).as_subclass(GpuScalar))
 

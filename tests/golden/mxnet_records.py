@@ -35,13 +35,15 @@ def image(identity: int, number: int, kind: str = ".jpg") -> bytes:
     return cv2.imencode(kind, drawing[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
 
-def with_magic(encoded: bytes, tails: list) -> bytes:
-    """Pads so that the payload (24 bytes of header before it) continues at a multiple of 4, then
-    appends."""
+def with_magic(encoded: bytes, tails: list[bytes]) -> bytes:
+    """Append `tails` where the payload is at a multiple of 4.
+
+    A header of 24 bytes comes before the image in the payload.
+    """
     return encoded + bytes(-len(encoded) % 4) + b"".join(tails)
 
 
-def images_of(labels: int) -> list:
+def images_of(labels: int) -> list[tuple[int, bytes]]:
     """(label, encoded) in rising order of labels."""
     made = [(label, image(label, number)) for label in range(labels) for number in range(3)]
     made[1] = (0, with_magic(made[1][1], [MAGIC, b"tail"]))
@@ -79,7 +81,7 @@ def write(folder: Path) -> None:
         (folder / f"{name}.json").write_text("".join(lines(folder / f"{name}.rec")))
 
 
-def lines(rec: Path) -> list:
+def lines(rec: Path) -> list[str]:
     record = mx.recordio.MXIndexedRecordIO(str(rec.with_suffix(".idx")), str(rec), "r")
     out = []
     for key in record.keys:

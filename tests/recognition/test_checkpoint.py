@@ -25,7 +25,7 @@ def test_newest_of_those_kept(tmp_path: Path) -> None:
     assert local[0]["rows"].tolist() == [100, 100]
 
 
-def test_an_unfinished_checkpoint_is_not_taken(tmp_path: Path) -> None:
+def test_an_unfinished_checkpoint_is_not_used(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 5, {}, {}, Ranks(), keep=2)
     (tmp_path / "step_00000009.partial").mkdir()
     newest = checkpoint.newest(tmp_path)

@@ -1,5 +1,4 @@
-"""Every mistake in a config is one line that names the key; a resolved config reads back as
-itself."""
+"""Every mistake in a config is one line that names the key; a printed config can be loaded."""
 
 from __future__ import annotations
 
@@ -136,7 +135,7 @@ def test_exponents_without_a_dot_are_numbers() -> None:
     "text",
     ["set #2", "007", "yes", "null", "1e3", "2024-01-31", "2024-13-45", "a: b", "{a: b}", "'a'"],
 )
-def test_text_is_taken_as_typed(text: str) -> None:
+def test_text_is_kept_as_typed(text: str) -> None:
     config = load_config(QUICKSTART, [f"data.train={text}", f"run.output={text}"])
     assert (config.data.train, config.run.output) == (text, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import train
 from data.parts import part_names
 from recognition.config import Config
-from recognition.explain import Key, keys_of, parts_of
+from recognition.explain import Key, keys_of, listing, parts_of
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -36,7 +37,7 @@ def test_every_key_has_a_text(key: Key) -> None:
     assert key.option.hint is not None
 
 
-def test_every_part_of_every_folder_is_told() -> None:
+def test_every_part_of_every_folder_is_explained() -> None:
     told = {key.name: [part.part for part in parts_of(key)] for key in keys_of(Config)}
     assert {name: parts for name, parts in told.items() if parts} == {
         name: part_names(package) for name, package in FOLDERS.items()
@@ -119,3 +120,10 @@ def test_wrong_arguments_exit_2(arguments: list[str], capsys: pytest.CaptureFixt
         train.main(arguments)
     assert ended.value.code == 2
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_help_lists_every_key_of_sections_and_parts() -> None:
+    lines = {line.strip() for line in listing().splitlines()}
+    values = [key for key in _all_keys() if not is_dataclass(key.option.hint)]
+    assert [str(key) for key in values if str(key) not in lines] == []
+    assert "head.margin (cosface): a number at least 0; default 0.4" in lines

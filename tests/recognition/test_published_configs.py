@@ -1,5 +1,4 @@
-"""Every published row has a config, with the recipe of its source; each builds without allocating
-anything."""
+"""Every published row has a config with the recipe of its source, which builds on meta."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ SETS = {
     "casia": (10_572, 490_623),
     "glint360k": (360_232, 17_091_657),
 }
-# name: backbone, head's margin, epochs, images a step, lr, weight decay, classifier's rate,
+# name: backbone, head's margin, epochs, images per step, lr, weight decay, sample rate,
 # schedule. FastFace's configs/*.py; arcface_torch's configs/ms1mv3_*.py, wf*.py; AdaFace's
 # scripts/run_ir*_ms1mv2.sh.
 RECIPES = {
@@ -123,7 +122,9 @@ def test_the_recipe_is_the_published_one(name: str) -> None:
     assert optim.clip_norm == (clip and pytest.approx(clip, rel=1e-3))
     assert config.classifier.options.get("sample_rate", 1) == rate
     if schedule == "polynomial":
-        assert config.scheduler.options["power"] == 2  # the rates in arcface_torch's published logs
+        assert (
+            config.scheduler.options["power"] == 2
+        )  # the learning rates in arcface_torch's published logs
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,4 +1,4 @@
-"""Schedules by step against their formulas, written out literally."""
+"""Schedules that depend on the step alone, against their formulas written out literally."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _rates(name: str, **options: object) -> list[float]:
         ),
     ],
 )
-def test_rates_follow_the_formula(
+def test_learning_rates_follow_the_formula(
     name: str, options: dict[str, object], formula: Callable[[int], float]
 ) -> None:
     assert _rates(name, **options) == pytest.approx([BASE * formula(t) for t in range(TOTAL)])
@@ -68,15 +68,15 @@ def test_rates_follow_the_formula(
 
 @pytest.mark.parametrize("name", part_names("recognition.schedulers"))
 def test_a_warm_up_longer_than_the_run_is_refused(name: str) -> None:
-    """As long as the run it may be: then the last step has the base rate."""
+    """A warm-up as long as the run is allowed: its last step has the base learning rate."""
     assert _rates(name, warmup_steps=TOTAL)[-1] == pytest.approx(BASE)
     message = rf"^scheduler\.warmup_steps: found {TOTAL + 1}, expected at most {TOTAL}, "
     with pytest.raises(ValueError, match=message):
         _rates(name, warmup_steps=TOTAL + 1)
 
 
-def test_only_a_skipped_first_step_goes_without_torchs_warning() -> None:
-    """Torch takes a schedule's step before any of the optimizer for a mistake; here it is none."""
+def test_torch_does_not_warn_of_a_skipped_first_step() -> None:
+    """Torch warns if a schedule steps before the optimizer, which is no mistake after a skip."""
     for loss in (None, torch.tensor(1.0)):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -103,7 +103,7 @@ def test_every_schedule_is_known_by_its_file() -> None:
 
 
 def test_loss_readers_are_given_the_loss() -> None:
-    """A loss that never falls halves FastFace's rate; one that falls steadily leaves it alone."""
+    """A loss that never falls makes FastFace halve the learning rate; one that falls does not."""
     for slope, decays in ((0.0, True), (-1.0, False)):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
         part = Part(

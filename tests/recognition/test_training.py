@@ -1,5 +1,4 @@
-"""Whole runs of the smallest size: kill and resume, precision, accumulation, bad input, what the
-run folder holds."""
+"""Whole tiny runs: kill and resume, precision, accumulation, bad input, files of the run folder."""
 
 from __future__ import annotations
 
@@ -14,12 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
+from data.faces import open_faces
 from recognition import checkpoint, experiment
-from recognition.config import ConfigError
+from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
 from recognition.embedder import load_embedder
 from recognition.parse import load_config, parse_config
+from recognition.parts import Parts
 from recognition.trainer import TrainingError, train
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +91,7 @@ def test_resume_after_kill_9_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert _deterministic(tmp_path / "whole") == _deterministic(tmp_path / "killed")
 
 
-def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_continue(tmp_path: Path) -> None:
     command = [sys.executable, "-u", "train.py", "--config", str(_config_file(tmp_path))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -103,7 +105,7 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> No
     assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
 
 
-def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
+def test_two_processes_train_and_one_continues(tmp_path: Path) -> None:
     path = _config_file(tmp_path, optim={"batch_size": 4, "epochs": 2}, run={"checkpoint_steps": 0})
     torchrun = [
         sys.executable,
@@ -117,7 +119,7 @@ def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
-    # 60 images, 8 a step
+    # 60 images, 8 per step
     assert [step for step, _, _ in _deterministic(folder)] == list(range(1, 15))
     newest = folder / "checkpoints" / "step_00000014"
     _, both = checkpoint.load(newest)
@@ -126,11 +128,11 @@ def test_two_processes_train_and_one_goes_on(tmp_path: Path) -> None:
     alone = _run(path, "--resume")
     assert alone.returncode == 0, alone.stderr
     steps = [step for step, _, _ in _deterministic(folder)]
-    assert steps == [*range(1, 8), *range(15, 31)]  # 4 a step now: 56 images are 14 steps of 30
+    assert steps == [*range(1, 8), *range(15, 31)]  # 4 per step now: 56 images are 14 steps of 30
     assert _weights(folder)["weight"].shape[0] == 6
 
 
-def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
+def test_run_folder_holds_all_promised_files(tmp_path: Path) -> None:
     sets = [{"name": "lfw", "faces": "synthetic:identities=12,images=4,first=1000", "count": 40}]
     done = _run(
         _config_file(
@@ -170,9 +172,9 @@ def test_run_folder_holds_what_a_person_wants(tmp_path: Path) -> None:
     assert embed(images).shape == (2, 16)
 
 
-def _parts(path: Path, *overrides: str) -> tuple[object, ...]:
+def _parts(path: Path, *overrides: str) -> tuple[Config, Parts, Path]:
     config = load_config(path, overrides)
-    faces = experiment.open_faces(config.data.train, "auto")
+    faces = open_faces(config.data.train, "auto")
     folder = Path(config.run.output)
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu")
@@ -183,13 +185,13 @@ def _parts(path: Path, *overrides: str) -> tuple[object, ...]:
 def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
     path = _config_file(tmp_path, run={"precision": precision}, optim={"epochs": 8})
     config, parts, folder = _parts(path, "scheduler={name: constant}")
-    train(config, parts, folder, dict)  # type: ignore[arg-type]
+    train(config, parts, folder, dict)
     losses = [loss for _, loss, _ in _deterministic(folder)]
     assert sum(losses[-7:]) / 7 < 0.5 * sum(losses[:7]) / 7
 
 
 def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None:
-    """Against SGD written out on the mean of the two gradients."""
+    """The reference is SGD, written out on the mean of the two gradients."""
     path = _config_file(tmp_path, backbone={"dropout": 0.0})
     overrides = (
         "optim.accumulation=2",
@@ -202,8 +204,9 @@ def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None
         path, *overrides, "optim.weight_decay=0", "scheduler={name: constant}"
     )
     _, literal, _ = _parts(path, *overrides)
-    batches = [(b.images.contiguous(), b.labels.clone()) for b in literal.loader]  # type: ignore[attr-defined]
-    backbone, classifier = literal.backbone, literal.classifier  # type: ignore[attr-defined]
+    batches = [(b.images.contiguous(), b.labels.clone()) for b in literal.loader]
+    backbone, classifier = literal.backbone, literal.classifier
+    assert isinstance(classifier, nn.Module)
     for first in range(0, len(batches) - 1, 2):
         parameters = [
             p for p in (*backbone.parameters(), *classifier.parameters()) if p.requires_grad
@@ -215,9 +218,9 @@ def test_a_step_of_two_micro_batches_is_the_mean_of_both(tmp_path: Path) -> None
                 total += part / 2
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= 0.05 * gradient
-    train(config, parts, folder, dict)  # type: ignore[arg-type]
-    for name, value in parts.backbone.state_dict().items():  # type: ignore[attr-defined]
+                parameter.sub_(0.05 * gradient)
+    train(config, parts, folder, dict)
+    for name, value in parts.backbone.state_dict().items():
         torch.testing.assert_close(
             value, backbone.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name
         )
@@ -227,7 +230,7 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
     path = _config_file(tmp_path, optim={"lr": 1e30, "epochs": 30, "clip_norm": None})
     config, parts, folder = _parts(path, "scheduler={name: constant}")
     with pytest.raises(TrainingError, match=r"optim\.lr"):
-        train(config, parts, folder, dict)  # type: ignore[arg-type]
+        train(config, parts, folder, dict)
 
 
 @pytest.mark.parametrize(
@@ -246,24 +249,26 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
         ("data.train='synthetic:identities=1,images=10'", ["data.train", "identit"]),
     ],
 )
-def test_bad_input_is_told_before_training(tmp_path: Path, override: str, told: list[str]) -> None:
+def test_bad_input_is_reported_before_training(
+    tmp_path: Path, override: str, told: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         experiment.run(load_config(_config_file(tmp_path), [override]), "tiny.yaml")
     assert all(part in str(caught.value) for part in told), str(caught.value)
-    assert not (tmp_path / "run").exists()  # the corrected command finds no folder in its way
+    assert not (tmp_path / "run").exists()  # The failed command leaves no folder behind.
 
 
 def test_an_order_by_name_reaches_the_loader(tmp_path: Path) -> None:
     path = _config_file(tmp_path, optim={"batch_size": 8})
     _, parts, _ = _parts(path, "data.order=balanced")
-    for batch in parts.loader:  # type: ignore[attr-defined]
+    for batch in parts.loader:
         assert sorted(torch.bincount(batch.labels)[batch.labels.unique()].tolist()) == [4, 4]
     pooled = ["classifier={name: class_pool, size: 6}", "optim.batch_size=12"]
     with pytest.raises(ConfigError, match=r"data\.order: found 'block'"):
         load_config(path, ["data.order=block", *pooled])
 
 
-def test_a_device_that_is_not_here(tmp_path: Path) -> None:
+def test_a_missing_device_is_refused(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     config = load_config(_config_file(tmp_path), ["run.device=cuda"])

@@ -1,4 +1,4 @@
-"""The benchmarks that need no process of their own, in small: they run, and their ratios agree."""
+"""The benchmarks that need no separate process, in small: they run, and their ratios agree."""
 
 from __future__ import annotations
 

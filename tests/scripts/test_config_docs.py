@@ -1,4 +1,4 @@
-"""The generated page and schema are fresh; the schema admits every config and refuses mistakes."""
+"""The generated page and schema are up to date, and the schema agrees with the parser."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_rounds_run_every_name_once() -> None:
 
 
 def test_ratios_are_within_a_round() -> None:
-    # The machine is ten times slower in the second round. No round sees another ratio than 2.
+    # The machine is ten times slower in the second round, but the ratio is 2 in each round.
     assert median_ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == 2.0
 
 

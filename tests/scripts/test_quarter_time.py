@@ -1,5 +1,4 @@
-"""The quarter-time experiment: runs are valid configs, intervals those of the textbook, a restart
-repeats nothing."""
+"""The quarter-time experiment: valid configs, textbook intervals, and no run done twice."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from recognition.parse import load_config
 from scripts.experiments import quarter_report, quarter_time, view1_faces
 
 
-def test_every_run_is_a_valid_config_with_a_name_of_its_own() -> None:
+def test_every_run_is_a_valid_config_with_a_different_name() -> None:
     runs = quarter_time.all_runs()
     assert len({run.name for run in runs}) == len(runs)
     for run in runs:
@@ -70,7 +69,7 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert high - low > 1.5 * (high_one - low_one)
 
 
-def test_right_pairs_survive_the_file() -> None:
+def test_correct_pairs_survive_the_file() -> None:
     right = np.random.default_rng(5).random(1003) < 0.5
     stored: dict[str, Any] = {
         "right": base64.b64encode(np.packbits(right).tobytes()).decode(),

@@ -104,7 +104,7 @@ def test_figures_of_a_run_stand_beside_the_published_ones(
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_what_makes_a_run_another_is_told(tmp_path: Path) -> None:
+def test_differences_from_the_recipe_are_noted(tmp_path: Path) -> None:
     make_run(
         tmp_path / "a", overrides=["optim.lr=0.1", "data.root=/faces", "run.output=x"], epochs=3.0
     )
@@ -119,7 +119,7 @@ def test_what_makes_a_run_another_is_told(tmp_path: Path) -> None:
     assert f"- `{tmp_path / 'a'}`: optim.lr 0.1, the config has 0.02." in text
 
 
-def test_folders_that_are_no_run_of_a_row_are_left_out(tmp_path: Path) -> None:
+def test_folders_that_are_not_runs_of_a_row_are_left_out(tmp_path: Path) -> None:
     make_run(tmp_path / "own", overrides=["evaluate.published=null"])
     (make_run(tmp_path / "begun") / "results.json").unlink()
     assert _published_runs.read_runs(tmp_path) == []
@@ -188,9 +188,10 @@ def test_logs_in_both_forms_are_read_alike(tmp_path: Path) -> None:
     ):
         assert curve.steps.tolist() == [20, 30]
         assert curve.losses.tolist() == [46.5, 47.25]
-        assert curve.rates is not None
-        assert curve.rates.tolist() == [0.02, 0.01]
-    assert _curves.read_log(ROOT / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz").rates is None
+        assert curve.lrs is not None
+        assert curve.lrs.tolist() == [0.02, 0.01]
+    means = _curves.read_log(ROOT / "tests/fastface/fixtures/ms1mv3_r100_means.csv.gz")
+    assert means.lrs is None
     for text in ("epoch,loss\n1,2\n", "step,loss\n1,x\n", ""):
         (tmp_path / "c.csv").write_text(text)
         with pytest.raises(ValueError, match=r"c\.csv: "):
@@ -206,5 +207,5 @@ def test_thinned_curves_keep_means_and_ends() -> None:
     assert len(curve.steps) == 100
     assert curve.steps[-1] == 10_000
     np.testing.assert_allclose(curve.losses, 2 * (curve.steps - 49.5))
-    assert curve.rates is not None
-    np.testing.assert_allclose(curve.rates, 1 / curve.steps)
+    assert curve.lrs is not None
+    np.testing.assert_allclose(curve.lrs, 1 / curve.steps)

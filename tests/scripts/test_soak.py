@@ -1,4 +1,4 @@
-"""The soak tests in small: they pass today, and they fail where something is wrong."""
+"""The soak tests in small: they pass, and they fail if something is wrong."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def test_the_definition_is_fastfaces_and_a_drift_is_found(
     losses = haar.losses_of(3000)
     average, signal, expected = losses[0], None, []
     for loss in losses[1:]:
-        fall = haar.RATE * (average - loss)
-        average += haar.RATE * (loss - average)
-        signal = fall if signal is None else signal + haar.RATE * (fall - signal)
+        fall = haar.ALPHA * (average - loss)
+        average += haar.ALPHA * (loss - average)
+        signal = fall if signal is None else signal + haar.ALPHA * (fall - signal)
         expected.append(signal)
     np.testing.assert_allclose(haar.definition(losses).astype(float), expected, atol=1e-13)
     assert haar.main(["--steps", "5000"]) == 0

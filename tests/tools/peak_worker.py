@@ -1,5 +1,4 @@
-"""Take a few training steps of a config on random images and print the process's peak memory in
-bytes."""
+"""Train a few steps of a config on random images, and print the peak memory in bytes."""
 
 from __future__ import annotations
 

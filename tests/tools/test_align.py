@@ -1,4 +1,4 @@
-"""tools.align: the folder work, with a detector that is told where faces are."""
+"""tools.align on a folder, with a detector that reads the number of faces from the brightness."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from data.align import TEMPLATE
 from tools.align import REPORT, align_folder
 
 
-def test_folder_reports_what_it_left_out(tmp_path: Path):
-    """The brightness of a photo tells the detector how many faces it has."""
+def test_folder_reports_what_it_left_out(tmp_path: Path) -> None:
+    """The brightness of a photo is the number of its faces."""
     photos, out = tmp_path / "photos", tmp_path / "out"
     for name, faces in (("ann/a.jpg", 1), ("ann/b.png", 0), ("bob/c.jpg", 2)):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,9 @@ def test_folder_reports_what_it_left_out(tmp_path: Path):
         ["bob/broken.jpg", "unreadable"],
         ["bob/c.jpg", "several"],
     ]
-    assert cv2.imread(str(out / "ann" / "a.jpg")).shape == (112, 112, 3)
+    crop = cv2.imread(str(out / "ann" / "a.jpg"))
+    assert crop is not None
+    assert crop.shape == (112, 112, 3)
     assert len(calls) == 3
     again = align_folder(photos, out, detect, largest=True)
     assert again == {"kept": 1, "aligned": 1, "no_face": 1, "unreadable": 1}

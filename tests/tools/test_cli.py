@@ -1,4 +1,4 @@
-"""The one manner of command lines: every command of tools and scripts keeps it."""
+"""What all command lines share: every command of tools and scripts behaves alike."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ def test_help_names_texts_and_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_list_has_a_sentence_for_each(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_has_a_line_for_each_command(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     package = name.partition(".")[0]
     assert run_package(package, []) == 0
     line = first_line(name)

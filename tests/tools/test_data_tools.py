@@ -1,4 +1,4 @@
-"""tools.convert, tools.verify and tools.stats as a person runs them."""
+"""tools.convert, tools.verify and tools.stats as a user runs them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from data.faces import open_faces
 from data.formats._record_bytes import pack_image, pack_record
 from data.formats.synthetic import draw
 from data.pairs.verification_bin import read_bin
+from data.writers._names import identity_names
 from tools import convert, stats, verify
 
 
@@ -24,8 +25,8 @@ def picture(identity: int, image: int, kind: str = ".jpg", size: int = 24) -> by
     return cv2.imencode(kind, pixels[:, :, ::-1])[1].tobytes()
 
 
-def by_identity(path: Path) -> Counter:
-    """How many identities hold which images: what every conversion keeps."""
+def by_identity(path: Path) -> Counter[tuple[str, ...]]:
+    """How many identities hold which images, which every conversion keeps."""
     faces = open_faces(path)
     groups: dict[int, list[str]] = {}
     for index, label in enumerate(faces.labels.tolist()):
@@ -44,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_every_format_to_every_other_without_loss(folder: Path, tmp_path: Path):
+def test_every_format_to_every_other_without_loss(folder: Path, tmp_path: Path) -> None:
     expected = by_identity(folder)
     steps = ["a.rec", "b.zip", "c.tar", "d", "e.tar", "f.zip", "g.rec", "h"]
     source = folder
@@ -57,16 +58,16 @@ def test_every_format_to_every_other_without_loss(folder: Path, tmp_path: Path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_names_survive_where_the_format_has_a_place(folder: Path, tmp_path: Path):
+def test_names_survive_where_the_format_has_a_place(folder: Path, tmp_path: Path) -> None:
     for target in ("a.rec", "b.zip"):
         assert convert.main([str(folder), str(tmp_path / target)]) == 0
-        assert sorted(open_faces(tmp_path / target).names) == ["Zoë", "ann", "bob b"]
+        assert sorted(identity_names(open_faces(tmp_path / target))) == ["Zoë", "ann", "bob b"]
     assert convert.main([str(tmp_path / "a.rec"), str(tmp_path / "back")]) == 0
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["Zoë", "ann", "bob b"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_shards_continue_where_they_were(kind: str, folder: Path, tmp_path: Path):
+def test_shards_continue_where_they_were(kind: str, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "shards"
     arguments = [str(folder), str(target), "--to", kind, "--shard", "5"]
     assert convert.main(arguments) == 0
@@ -81,7 +82,7 @@ def test_shards_continue_where_they_were(kind: str, folder: Path, tmp_path: Path
     assert by_identity(target) == by_identity(folder)
 
 
-def test_pairs_become_a_bin(folder: Path, tmp_path: Path):
+def test_pairs_become_a_bin(folder: Path, tmp_path: Path) -> None:
     listed = [("ann/0.jpg", "ann/2.jpg", 1), ("Zoë/0.jpg", "bob b/1.png", 0)]
     pairs = tmp_path / "pairs.txt"
     pairs.write_text("".join(f"{a}\t{b}\t{same}\n" for a, b, same in listed), encoding="utf-8")
@@ -91,7 +92,9 @@ def test_pairs_become_a_bin(folder: Path, tmp_path: Path):
     assert images == [(folder / name).read_bytes() for a, b, _ in listed for name in (a, b)]
 
 
-def test_what_cannot_be_converted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_converted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "there.rec").write_bytes(b"")
     cases = [
         ([str(folder), str(tmp_path / "there.rec")], "exists already"),
@@ -123,14 +126,14 @@ def found(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str
 
 def test_verify_passes_a_clean_set(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     convert.main([str(folder), str(tmp_path / "a.rec")])
     for path in (folder, tmp_path / "a.rec"):
         capsys.readouterr()
         assert found(path, capsys) == (0, [])
 
 
-def test_verify_names_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_verify_names_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = [picture(identity, image) for identity, image in [(0, 0), (0, 1), (3, 0), (3, 1)]]
     doubled = [good[0], good[1], good[0], good[2], good[2]]
     broken = [b"", b"junk", good[3][:-40]]
@@ -155,7 +158,9 @@ def test_verify_names_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "20×20 pixels, expected 24×24" in rows[5][2]
 
 
-def test_verify_finds_truncation_and_bad_magic(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_verify_finds_truncation_and_bad_magic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.rec"
     records = [pack_image(picture(identity, 0), float(identity), identity) for identity in range(4)]
     write_rec(path, records)
@@ -172,7 +177,9 @@ def test_verify_finds_truncation_and_bad_magic(tmp_path: Path, capsys: pytest.Ca
     assert f"byte {at}" in lines[-1]
 
 
-def test_verify_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_verify_refuses_a_missing_set_and_an_unknown_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert verify.main([str(tmp_path / "none.rec")]) == 2
     assert "none.rec" in capsys.readouterr().err
     assert verify.main([str(tmp_path), "--format", "recordoi"]) == 2
@@ -181,7 +188,7 @@ def test_verify_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_verify_says_no_with_code_1_and_counts_in_json(
     folder: Path, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     (folder / "ann" / "0.jpg").write_bytes(b"junk")
     assert verify.main([str(folder), "--json"]) == 1
     printed, told = capsys.readouterr()
@@ -189,7 +196,7 @@ def test_verify_says_no_with_code_1_and_counts_in_json(
     assert told.splitlines()[-1] == f"error: {folder}: 1 fault(s)"
 
 
-def test_stats(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_stats(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stats.main([str(folder), "--png", str(tmp_path / "h.png"), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["images"] == 12

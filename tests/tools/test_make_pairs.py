@@ -1,4 +1,4 @@
-"""Pairs of one's own pictures: both forms hold the same pairs, and the benchmark reads them."""
+"""Pairs of a user's own photos: both forms hold the same pairs, and the benchmark reads them."""
 
 from pathlib import Path
 

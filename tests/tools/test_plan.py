@@ -1,4 +1,4 @@
-"""The planner against what runs really need."""
+"""The planner against what real runs need."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from recognition.backbones import embedding_of
+from recognition.config import ConfigError
 from recognition.distributed import Ranks
 from recognition.embedder import build_backbone
 from recognition.parse import build_part, load_config
@@ -106,7 +108,7 @@ def test_settings_that_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_identities_are_read_from_the_data(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(config.parent)
     assert plan.plan(str(config), [], None, None, 1)["classes"] == 40
-    with pytest.raises(plan.ConfigError, match="--classes"):
+    with pytest.raises(ConfigError, match="--classes"):
         plan.plan(str(config), ["data.train=nowhere.rec"], None, None, 1)
 
 
@@ -127,7 +129,7 @@ def test_sizes(text: str, count: float) -> None:
 
 
 def proposed(config: Path, *overrides: str) -> set[str]:
-    """What the planner tries for a config, as one line per set of overrides."""
+    """What the planner tries for a config: one line per set of overrides."""
     loaded = load_config(config, overrides)
     return {" ".join(tried) for tried, _ in plan.alternatives(str(config), overrides, loaded)}
 
@@ -165,7 +167,7 @@ def test_sub_centers_and_wide_embeddings_make_chunks_as_a_run_does(config: Path)
         options = build_part("recognition.classifiers", loaded.classifier, **run, **optim).options
         rows = options.chunk * options.sub_centers
         need = plan.estimate(loaded, 10**9, 1, 0)["logits (one chunk)"]
-        assert need == rows * (4 * 64 + 2 * backbone.embedding) * 4
+        assert need == rows * (4 * 64 + 2 * embedding_of(backbone)) * 4
 
 
 def test_a_class_pool_does_not_grow_with_the_ranks_and_without_swap_sees_half(config: Path) -> None:

@@ -1,5 +1,4 @@
-"""Verification .bin files: what genuine ones hold is read; whatever would run something is refused
-without running."""
+"""Verification .bin files: genuine ones are read, and hostile ones are refused, not executed."""
 
 import io
 import os
@@ -7,6 +6,7 @@ import pickle
 import struct
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +19,12 @@ SAME = [True, False]
 
 
 class Calls:
-    """Pickles as a call of `function` with `args`."""
+    """An object whose pickle is a call of `function` with `args`."""
 
     def __init__(self, function: object, *args: object, state: object = None) -> None:
         self.how = (function, args, state)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return self.how
 
 
@@ -52,8 +52,10 @@ def test_genuine_forms(tmp_path: Path, protocol: int, form: str) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 1, 2])
 def test_files_of_python_2(tmp_path: Path, protocol: int) -> None:
-    """Written by hand as Python 2 does: str is a byte string; numpy lives in numpy.core; labels are
-    I01 or \\x88."""
+    """Opcodes as Python 2 writes them.
+
+    str is a byte string, numpy lives in numpy.core, and labels are I01 or \\x88.
+    """
     out = io.BytesIO()
     out.write(b"\x80\x02" if protocol == 2 else b"")
     out.write(b"((lp0\n" if protocol == 0 else b"(]q\x00(")
@@ -135,7 +137,8 @@ def hostile() -> dict[str, bytes]:
         "a class by INST": b"(S'touch RAN'\nios\nsystem\n.",
         "a class by OBJ": b"(cos\nsystem\nS'touch RAN'\no.",
         "a class by NEWOBJ": b"\x80\x02csubprocess\nPopen\nU\x09touch RAN\x85\x81.",
-        "a class by NEWOBJ_EX": b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93\x8c\x09touch RAN\x85}\x92.",
+        "a class by NEWOBJ_EX": b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93"
+        b"\x8c\x09touch RAN\x85}\x92.",
         "extension code": b"\x80\x02\x82\x01.",
         "persistent id": b"PRAN\n.",
         "persistent id of an object": b"]Q.",
@@ -146,7 +149,8 @@ def hostile() -> dict[str, bytes]:
         "ordered dictionary": pickle.dumps(OrderedDict(a=1), 2),
         "float": pickle.dumps(([1.5, 2.5], [True]), 2),
         "call of bytes": b"U\x05hello(tR.",
-        "array bytes that lie": b"\x80\x02cnumpy\ndtype\nU\x02f8\x85Rcnumpy.core.multiarray\nscalar\nh\x00.",
+        "array bytes that lie": b"\x80\x02cnumpy\ndtype\nU\x02f8\x85R"
+        b"cnumpy.core.multiarray\nscalar\nh\x00.",
         "a shape of terabytes": pickle.dumps(np.zeros(4, np.uint8), 2).replace(
             b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"
         ),

@@ -60,7 +60,7 @@ def test_one_gallery_as_insightface_counts() -> None:
         concatenated_tpir(found, 0.9)
 
 
-def test_ties_are_no_hits_and_constant_embeddings_find_nobody() -> None:
+def test_ties_are_not_hits_and_constant_embeddings_find_nobody() -> None:
     ones = np.ones((6, 4), np.float32) / 2
     found = search(ones, np.arange(6), ones, np.arange(6))
     assert found.rank.tolist() == [6] * 6

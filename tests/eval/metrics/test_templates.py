@@ -35,8 +35,10 @@ def test_pooling_is_the_published_loop(
     monkeypatch.setattr(pooling, "IMAGES_AT_ONCE", 64)
     rng = np.random.default_rng(0)
     templates = rng.choice([3, 70, 71, 900, 12], 500)
-    media = rng.integers(-5, 20, 500)  # one media number may occur in several templates
-    embeddings = (rng.normal(size=(500, 32)) * rng.uniform(0.1, 9, (500, 1))).astype(dtype)
+    media = rng.integers(-5, 20, 500)  # a media number may be in several templates
+    embeddings: np.ndarray = (rng.normal(size=(500, 32)) * rng.uniform(0.1, 9, (500, 1))).astype(
+        dtype
+    )
     detector = rng.random(500) if weighed else None
     ids, vectors = pooling.pool_templates(
         embeddings, templates, media, detector=detector, keep_norm=keep_norm

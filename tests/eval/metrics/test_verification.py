@@ -1,4 +1,4 @@
-"""Every figure against a slow, literal form of its protocol, to the last pair."""
+"""Every figure against a slow, literal form of its protocol, exactly."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_tar_at_far_strict_and_nearest(case: str, far: float) -> None:
     assert metrics.tar_at_far(curve, far) == max(allowed, default=0)
 
     fars, tars, _ = roc_curve(same, -distances)
-    # as published: the largest TAR of one FAR comes first
+    # As published, the largest TAR at each FAR comes first.
     fars, tars = (
         np.flipud(fars),
         np.flipud(tars),
@@ -130,7 +130,8 @@ def literal_distances(embeddings: np.ndarray, first: np.ndarray, second: np.ndar
     unit = embeddings.astype(np.float64)
     norms = np.linalg.norm(unit, axis=1, keepdims=True)
     unit /= np.where(norms == 0, 1, norms)
-    return np.sum(np.square(unit[first] - unit[second]), 1)
+    distances: np.ndarray = np.sum(np.square(unit[first] - unit[second]), 1)
+    return distances
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""Weights that depend on the parameter names and shapes alone: two implementations can be given the
-same."""
+"""Weights that depend only on parameter names and shapes, to compare two implementations."""
 
 from __future__ import annotations
 
@@ -10,8 +9,10 @@ from torch import nn
 
 
 def fill(net: nn.Module) -> nn.Module:
-    """Every tensor of the state dict drawn from a generator seeded by its name; activations stay in
-    range."""
+    """Draw every tensor of the state dict from a generator whose seed depends on its name.
+
+    Activations stay in range.
+    """
     state = {}
     for name, old in net.state_dict().items():
         draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -28,8 +29,10 @@ def fill(net: nn.Module) -> nn.Module:
 
 
 def image(size: int = 112) -> torch.Tensor:
-    """Two smooth images (2,3,size,size) in [-1, 1], unlike each other, their mirrors, and in every
-    channel."""
+    """Two smooth images (2,3,size,size) in [-1, 1].
+
+    They differ from each other, from their mirror images, and in every channel.
+    """
     rows = torch.linspace(0, 1, size)[:, None]
     columns = torch.linspace(0, 1, size)[None, :]
     waves = [torch.sin(3 + (5 + k) * rows + (2 + 3 * k) * columns * columns) for k in range(6)]

@@ -1,5 +1,4 @@
-"""Backbones against the genuine classes: names and shapes (hashes), outputs (numbers), published
-counts."""
+"""Backbones against the genuine classes: names and shapes, outputs, and published counts."""
 
 from __future__ import annotations
 
@@ -51,7 +50,8 @@ PARAMETERS = {
 
 
 def build(module: str, **options: Any) -> nn.Module:
-    return importlib.import_module(f"recognition.backbones.{module}").build(**options)
+    net: nn.Module = importlib.import_module(f"recognition.backbones.{module}").build(**options)
+    return net
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_names_shapes_and_counts_are_the_genuine_ones(name: str) -> None:
         )
         counted = counter.get_flop_counts()[
             "Global"
-        ].items()  # fused attention is counted from torch 2.15 on
+        ].items()  # Torch counts fused attention from 2.15 on.
         rest = sum(count for kind, count in counted if "attention" not in str(kind)) / 2
         assert (rest + attention) / 1e9 == pytest.approx(MULTIPLY_ADDS[name], rel=0.03)
 
@@ -154,8 +154,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(name: str, images: to
     for one, two in zip(plain.parameters(), light.parameters(), strict=True):
         if one.requires_grad:
             torch.testing.assert_close(one.grad, two.grad)
-    for one, two in zip(statistics(plain), statistics(light), strict=True):
-        torch.testing.assert_close(one, two)
+    for before, after in zip(statistics(plain), statistics(light), strict=True):
+        torch.testing.assert_close(before, after)
     assert {norm.momentum for norm in light.modules() if isinstance(norm, nn.BatchNorm2d)} <= {0.1}
 
 
@@ -179,8 +179,7 @@ def test_channels_last_and_autocast(name: str, images: torch.Tensor) -> None:
     ("name", "checkpoint"), [*((name, False) for name in NAMES), ("iresnet", True)]
 )
 def test_compiled(name: str, checkpoint: bool, images: torch.Tensor) -> None:
-    """Traced as torch.compile needs it and run eagerly: code generation would take minutes and is
-    torch's own."""
+    """The graph is traced but runs eagerly, because code generation would take minutes."""
     net = build(name, **SMALL[name], checkpoint=checkpoint)
     expected = net(images)
     gradient = torch.autograd.grad(expected.square().sum(), next(net.parameters()))[0]

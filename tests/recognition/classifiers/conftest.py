@@ -1,5 +1,4 @@
-"""What the classifier tests share: a backbone without work, and the margin softmax written out in
-one piece."""
+"""What the classifier tests share: a backbone that does nothing, and a literal margin softmax."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from recognition.heads._margin import MarginHead
 
 
 class Stub(nn.Module):
-    """A backbone that returns what it is given."""
+    """A backbone that returns its input."""
 
     def __init__(self, embedding: int) -> None:
         super().__init__()
@@ -33,7 +32,7 @@ def literal_loss(
     sub_centers: int = 1,
     filter_above: float = 0.0,
 ) -> torch.Tensor:
-    """Every logit of every class at once, one-hot targets, cross entropy."""
+    """The cross entropy of all logits at once, with one-hot targets."""
     cos = F.normalize(embeddings) @ F.normalize(weight).T
     cos = cos.unflatten(1, (-1, sub_centers)).amax(2)
     one_hot = F.one_hot(labels, cos.shape[1]).bool()

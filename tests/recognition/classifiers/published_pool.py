@@ -1,4 +1,4 @@
-"""The published F²C pool, written plainly: a reference for tests."""
+"""The published F²C pool in plain Python: a reference for tests."""
 
 from __future__ import annotations
 

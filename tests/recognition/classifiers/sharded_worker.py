@@ -1,5 +1,4 @@
-"""One rank of test_sharded.py: trains a small model in every variant and writes what it saw to the
-folder given."""
+"""One rank of test_sharded.py: trains a small model in every variant and writes its results."""
 
 from __future__ import annotations
 
@@ -45,13 +44,13 @@ class Net(nn.Module):
 
 
 def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Losses, and what the backbone and this rank's centers became after a few steps of SGD."""
+    """Losses, and the backbone and this rank's centers after a few steps of SGD."""
     classifiers, heads, options = VARIANTS[variant]
     net = Net()
     classifier = classifiers.build(
         backbone=net, classes=C, head=heads.build(), ranks=ranks, seed=2, **options
     )
-    classifier.double()  # so that no rounding decides on which side of a threshold a cosine lies
+    classifier.double()  # Far apart, so that rounding does not move a cosine across a threshold.
     backbone = DistributedDataParallel(net) if ranks.world > 1 else net
     groups = [list(net.parameters()), list(classifier.parameters())]
     optimizer = torch.optim.SGD(sum(groups, []), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -80,8 +79,10 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
 
 
 def main(folder: str, rank: int, ports: list[int]) -> None:
-    """A run of three ranks, then one of two, in the same processes: starting one costs more than
-    all the training."""
+    """A run of three ranks, then one of two, in the same processes.
+
+    Starting a process costs more than all the training.
+    """
     for world, port in zip((3, 2), ports, strict=True):
         if rank < world:
             os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "MASTER_PORT": str(port)}

@@ -40,14 +40,19 @@ class Net(nn.Module):
         self.register_buffer("offset", torch.linspace(-1, 1, DEPTH))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.layers(images) + self.offset
+        embeddings: torch.Tensor = self.layers(images) + self.offset
+        return embeddings
+
+
+def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def batch(
     generator: torch.Generator, size: int = 12, classes: int = CLASSES
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A third of the images in either half are of the same identities, the others of any;
-    identities repeat."""
+    """Images whose halves share a third of their identities; the other identities are random."""
     shared = torch.randint(classes, (size // 3,), generator=generator)
     others = torch.randint(classes, (2, size // 2 - size // 3), generator=generator)
     images = torch.randn(size, 3, PIXELS, PIXELS, generator=generator, dtype=torch.float64)
@@ -55,11 +60,16 @@ def batch(
 
 
 class Reference:
-    """F²C step by step: dictionaries, copies for the rollback, dense matrices of the filled
-    columns."""
+    """F²C step by step: dictionaries, copies for a rollback, dense matrices of filled columns."""
 
     def __init__(
-        self, net: nn.Module, size: int, target: Callable, *, hardest: bool, ema_decay: float
+        self,
+        net: nn.Module,
+        size: int,
+        target: Callable[..., torch.Tensor],
+        *,
+        hardest: bool,
+        ema_decay: float,
     ) -> None:
         self.gallery, self.pool, self.target = copy.deepcopy(net), Published(size), target
         self.hardest = min(max(int(0.0002 * size), 3), 10) if hardest else 0
@@ -172,19 +182,18 @@ def test_evaluation_leaves_the_pool_alone() -> None:
     assert all(torch.equal(before[key], value) for key, value in classifier.state_dict().items())
 
 
-def test_the_first_batch_meets_no_empty_column() -> None:
-    """With one identity in an empty pool there is no negative: the loss is log 1 and moves
-    nothing."""
+def test_empty_columns_do_not_count_in_the_first_batch() -> None:
+    """One identity in an empty pool has no negative: the loss is log 1, and nothing moves."""
     net = Net().double()
     classifier = make(net, swap=False).double()
     images, _ = batch(torch.Generator().manual_seed(0))
     loss = classifier(net, images, torch.full((12,), 3))
     loss.backward()
     assert loss == 0
-    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in net.parameters())
+    assert all(torch.equal(gradient_of(p), torch.zeros_like(p)) for p in net.parameters())
 
 
-def test_gallery_takes_parameters_and_buffers_and_is_never_trained() -> None:
+def test_gallery_follows_parameters_and_buffers_and_is_never_trained() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * PIXELS**2, DEPTH), nn.BatchNorm1d(DEPTH))
     net.embedding = DEPTH  # type: ignore[assignment]
     classifier = make(net, ema_decay=0.75)
@@ -202,7 +211,7 @@ def test_gallery_takes_parameters_and_buffers_and_is_never_trained() -> None:
         classifier(net, images.float(), labels).backward()
         with torch.no_grad():
             for parameter in net.parameters():
-                parameter -= 0.1 * parameter.grad
+                parameter.sub_(0.1 * gradient_of(parameter))
                 parameter.grad = None
 
 
@@ -224,7 +233,7 @@ def test_no_gradient_goes_into_the_pool_even_of_a_backbone_that_returns_its_inpu
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_single(precision: torch.dtype) -> None:
-    """Under autocast, with two micro-batches before each backward pass's step."""
+    """Under autocast, with two micro-batches per step."""
     torch.manual_seed(0)
     nets = [Net(), Net()]
     nets[1].load_state_dict(nets[0].state_dict())
@@ -243,7 +252,7 @@ def test_half_precision_stays_near_single(precision: torch.dtype) -> None:
             assert losses[1].dtype == torch.float32
             torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0.03)
     for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert F.cosine_similarity(a.grad.flatten(), b.grad.flatten(), 0) > 0.99
+        assert F.cosine_similarity(gradient_of(a).flatten(), gradient_of(b).flatten(), 0) > 0.99
 
 
 def test_a_feature_that_is_not_finite_does_not_stay() -> None:
@@ -276,7 +285,7 @@ def test_resume_continues_to_the_same_numbers() -> None:
             losses[-1].backward()
             with torch.no_grad():
                 for parameter in net.parameters():
-                    parameter -= 0.1 * parameter.grad
+                    parameter.sub_(0.1 * gradient_of(parameter))
                     parameter.grad = None
         return torch.stack(losses).detach()
 

@@ -1,5 +1,4 @@
-"""Every margin head against the class pool: loss and gradient equal those of dense matrices of the
-filled columns."""
+"""Every margin head with the class pool, against dense matrices of the filled columns."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ SIZE, CLASSES, DEPTH, HARDEST = 12, 30, 8, 3
 
 
 def pool_with_history(generator: torch.Generator) -> ClassPool:
-    """Some columns of it empty, some renewed, some with an old second slot."""
+    """A pool with some empty columns, some new ones, and some with an old second slot."""
     pool = ClassPool(SIZE, CLASSES, DEPTH).double()
     for labels in ([1, 2, 3, 4], [2, 5, 5, 6], [7, 1, 2, 8]):
         features = F.normalize(torch.randn(4, DEPTH, generator=generator, dtype=torch.float64))
@@ -32,7 +31,7 @@ def pool_with_history(generator: torch.Generator) -> ClassPool:
 def dense_loss(
     probes: torch.Tensor, labels: torch.Tensor, pool: ClassPool, renewed: set[int], head: MarginHead
 ) -> torch.Tensor:
-    """The pool holds the gallery batch already."""
+    """The reference; its pool holds the gallery batch already."""
     filled = [column for column in range(SIZE) if pool.identities[column] >= 0]
     matrices = [
         torch.stack([pool.features[int(second and c in renewed), c] for c in filled])
@@ -100,7 +99,7 @@ def test_every_head_equals_its_dense_form(name: str, chunk: int) -> None:
     }
     dense = dense_loss(probes[1], labels, after, renewed, heads[1])
     torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-9)
-    pool.commit(plan, features)  # backward may come after the commit
+    pool.commit(plan, features)  # The backward pass may come after the commit.
     for loss in (ours, dense):
         loss.backward()
     torch.testing.assert_close(probes[0].grad, probes[1].grad, rtol=1e-7, atol=1e-9)

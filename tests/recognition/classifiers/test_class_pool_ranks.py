@@ -1,5 +1,4 @@
-"""The class pool over processes and in whole runs: the same numbers, equal pools, a resume to the
-bit."""
+"""The class pool over processes and in whole runs: equal numbers, equal pools, exact resume."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.parts import find_part, part_names
@@ -25,16 +24,16 @@ from recognition.parse import load_config
 from tests.recognition.classifiers.test_class_pool import CLASSES, Net, batch
 
 ROOT = Path(__file__).parents[3]
-STEPS, A_RANK = 6, 12
+STEPS, PER_RANK = 6, 12
 
 
 def batches(world: int) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     generator = torch.Generator().manual_seed(3)
-    return [[batch(generator, A_RANK) for _ in range(world)] for _ in range(STEPS)]
+    return [[batch(generator, PER_RANK) for _ in range(world)] for _ in range(STEPS)]
 
 
 def joined(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ranks' batches as one: all x, then all y."""
+    """The ranks' batches as one batch: all halves x, then all halves y."""
     halves = [[t.chunk(2) for t in part] for part in parts]
     images, labels = (
         torch.cat([part[i][half] for half in (0, 1) for part in halves]) for i in (0, 1)
@@ -43,7 +42,10 @@ def joined(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor
 
 
 def train(
-    forward: nn.Module, net: nn.Module, classifier: ClassPoolClassifier, steps: list
+    forward: nn.Module,
+    net: nn.Module,
+    classifier: ClassPoolClassifier,
+    steps: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> list[float]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     losses = []
@@ -60,8 +62,15 @@ def train(
 
 def make(net: nn.Module, ranks: Ranks, batch_size: int, head_name: str) -> ClassPoolClassifier:
     head = find_part("recognition.heads", head_name).build(scale=32.0)
-    options = {"batch_size": batch_size, "size": 15, "ema_decay": 0.9}
-    return build(backbone=net, classes=CLASSES, head=head, ranks=ranks, **options).double()
+    return build(
+        backbone=net,
+        classes=CLASSES,
+        head=head,
+        ranks=ranks,
+        batch_size=batch_size,
+        size=15,
+        ema_decay=0.9,
+    ).double()
 
 
 def start() -> Net:
@@ -76,7 +85,7 @@ def work(rank: int, world: int, folder: str) -> None:
     )
     for head in part_names("recognition.heads"):
         net = start()
-        classifier = make(net, Ranks(rank, world), A_RANK, head)
+        classifier = make(net, Ranks(rank, world), PER_RANK, head)
         losses = train(
             DistributedDataParallel(net), net, classifier, [step[rank] for step in batches(world)]
         )
@@ -90,14 +99,14 @@ def work(rank: int, world: int, folder: str) -> None:
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    """With every head: those that draw or ema_decay see the probes of both."""
-    mp.start_processes(work, (2, str(tmp_path)), 2, start_method="spawn")
+    """Heads with random margins or running averages see the probes of both ranks."""
+    spawn(work, (2, str(tmp_path)), 2)
     for head in part_names("recognition.heads"):
         results = [
             torch.load(tmp_path / f"{head}_{rank}.pt", weights_only=True) for rank in range(2)
         ]
         net = start()
-        classifier = make(net, Ranks(), 2 * A_RANK, head)
+        classifier = make(net, Ranks(), 2 * PER_RANK, head)
         losses = train(net, net, classifier, [joined(step) for step in batches(2)])
         assert results[0]["losses"] == results[1]["losses"]
         torch.testing.assert_close(
@@ -137,7 +146,7 @@ def config_file(folder: Path) -> Path:
 
 
 def final_state(folder: Path) -> list[dict[str, torch.Tensor]]:
-    """The backbone's state, and each rank's classifier's."""
+    """The states of the backbone and of each rank's classifier."""
     newest = checkpoint.newest(folder / "run" / "checkpoints")
     assert newest is not None
     shared, local = checkpoint.load(newest)
@@ -146,7 +155,7 @@ def final_state(folder: Path) -> list[dict[str, torch.Tensor]]:
 
 
 def test_a_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    """Gallery, pool, LRU order, cursors and both loaders, from a checkpoint in mid-epoch."""
+    """The checkpoint is in the middle of an epoch, with gallery network, pool and both loaders."""
     path = config_file(tmp_path)
     experiment.run(load_config(path), str(path))
     whole = final_state(tmp_path)
@@ -190,7 +199,7 @@ def test_two_processes_train_in_fp16_under_accumulation(tmp_path: Path) -> None:
         ("classifier.outside=far", "classifier.outside: found 'far'"),
     ],
 )
-def test_what_a_pool_cannot_take_is_refused_before_training(
+def test_impossible_pools_are_refused_before_training(
     tmp_path: Path, override: str, message: str
 ) -> None:
     path = config_file(tmp_path)

@@ -1,4 +1,4 @@
-"""The class pool's bookkeeping against the published one-by-one procedure."""
+"""The class pool's bookkeeping against the published procedure, which goes sample by sample."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_columns_slots_evictions_and_order_equal_the_one_by_one_procedure(
 
 @pytest.mark.parametrize(("size", "samples"), [(40, 20), (64, 4), (200, 6)])
 def test_the_least_recently_used_leave_a_pool_of_many_groups(size: int, samples: int) -> None:
-    """Columns are searched for the oldest in groups of 16."""
+    """The search for the oldest columns goes by groups of 16."""
     pool, reference = ClassPool(size, 2 * size, 1), Published(size)
     rng = np.random.default_rng(size)
     for number in range(4 * size // samples):
@@ -107,7 +107,7 @@ def test_a_batch_as_large_as_the_pool_replaces_all_of_it() -> None:
 
 
 def test_no_operation_waits_for_the_device() -> None:
-    """On the meta device whatever needs a value on the host raises."""
+    """On the meta device, any operation that needs a value on the host raises an error."""
     pool = ClassPool(50, 100, 8).to("meta")
     labels = torch.zeros(20, dtype=torch.int64, device="meta")
     plan = pool.plan(labels)
@@ -139,7 +139,7 @@ def test_state_survives_a_checkpoint() -> None:
 
 
 class TwoRanks(Ranks):
-    """Rank 0 of two, with tensors of the other rank that a test gives."""
+    """Rank 0 of two; a test gives the tensors of the other rank."""
 
     def __init__(self, theirs: torch.Tensor | None = None) -> None:
         super().__init__(0, 2)

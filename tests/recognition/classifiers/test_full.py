@@ -1,5 +1,4 @@
-"""The full classifier against the same loss written out in one piece, and its fused update against
-torch.optim.SGD."""
+"""The full classifier against a literal loss, and its fused update against torch.optim.SGD."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import copy
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from data.parts import part_names
 from recognition.classifiers import full
+from recognition.classifiers._matmul import FloatName
 from recognition.config import ConfigError
 from recognition.distributed import Ranks
 from recognition.heads import adaface, arcface, cosface, curricularface
+from recognition.heads._margin import MarginHead
 from recognition.parse import load_config
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
@@ -36,8 +38,7 @@ def batch(seed: int = 0, spread: float = 3.0) -> tuple[torch.Tensor, torch.Tenso
 def near_labels(
     embeddings: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """Embeddings moved towards their own centers and another's, so that cosines spread over [-1,
-    1]."""
+    """Embeddings moved towards their own center and another one: cosines spread over [-1, 1]."""
     towards = F.normalize(weight.detach().double())
     pull = torch.linspace(0, 4, B, dtype=torch.float64)[:, None] * 3
     return (
@@ -48,14 +49,14 @@ def near_labels(
 @pytest.mark.parametrize("chunk", [1, 5, 37, "auto"])
 @pytest.mark.parametrize("name", HEADS)
 def test_loss_and_gradients_of_every_head(
-    name: str, chunk: int | str, stub: Stub, literal: Loss
+    name: str, chunk: int | Literal["auto"], stub: Stub, literal: Loss
 ) -> None:
     head = importlib.import_module(f"recognition.heads.{name}").build()
     build = full.build(backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=chunk)
     classifier = build.double()
     embeddings, labels = batch()
     embeddings = near_labels(embeddings, labels, classifier.weight)
-    # moves the head's averages, which the literal loss then reads
+    # This moves the head's averages, which the literal loss then uses.
     loss = classifier(stub(D), embeddings, labels)
     got = torch.autograd.grad(loss, (embeddings, classifier.weight))
     expected = literal(embeddings, classifier.weight, labels, head)
@@ -71,7 +72,7 @@ def test_sub_centers_and_filtering(
     name: str, sub_centers: int, filter_above: float, stub: Stub, literal: Loss
 ) -> None:
     head = importlib.import_module(f"recognition.heads.{name}").build()
-    options = {"sub_centers": sub_centers, "filter_above": filter_above}
+    options: dict[str, Any] = {"sub_centers": sub_centers, "filter_above": filter_above}
     classifier = full.build(
         backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=10, **options
     ).double()
@@ -88,8 +89,7 @@ def test_sub_centers_and_filtering(
 
 
 def test_no_infinite_loss_at_full_scale(stub: Stub) -> None:
-    """All cosines -1: a constant shift by the scale would leave exp(-128) = 0 to take the logarithm
-    of."""
+    """All cosines are -1. A shift by the scale alone would leave exp(-128) = 0 in the logarithm."""
     classifier = full.build(
         backbone=stub(2), classes=3, head=cosface.build(), ranks=Ranks(), seed=0
     )
@@ -100,8 +100,7 @@ def test_no_infinite_loss_at_full_scale(stub: Stub) -> None:
 
 
 def test_small_losses_keep_their_digits(stub: Stub) -> None:
-    """Subtracting the target from a sum of all exponentials would leave rounding noise here, or a
-    negative loss."""
+    """The target's logit minus a sum of all exponentials would be rounding noise, even negative."""
     classifier = full.build(
         backbone=stub(2), classes=3, head=cosface.build(), ranks=Ranks(), seed=0
     )
@@ -114,9 +113,9 @@ def test_small_losses_keep_their_digits(stub: Stub) -> None:
 
 @pytest.mark.parametrize("momentum_dtype", ["float32", "bfloat16"])
 def test_fused_update_equals_sgd_after_a_hundred_steps(
-    momentum_dtype: str, stub: Stub, literal: Loss
+    momentum_dtype: FloatName, stub: Stub, literal: Loss
 ) -> None:
-    """The reference is in float64: in float32 its own rounding moves its gradients by 1e-5."""
+    """The reference is in float64, because rounding in float32 would move its gradients by 1e-5."""
     classifier = full.build(
         backbone=stub(D),
         classes=C,
@@ -190,7 +189,9 @@ def test_a_single_class_is_refused(stub: Stub) -> None:
 
 
 @pytest.mark.parametrize("build", [adaface.build, curricularface.build])
-def test_head_averages_move_once_a_training_step(build: Callable, stub: Stub) -> None:
+def test_head_averages_move_once_per_training_step(
+    build: Callable[[], MarginHead], stub: Stub
+) -> None:
     head = build()
     classifier = full.build(backbone=stub(D), classes=C, head=head, ranks=Ranks(), seed=3, chunk=4)
     once = build()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,10 +31,10 @@ def batch(seed: int, classes: int = C) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def relative(one: torch.Tensor, two: torch.Tensor) -> float:
-    return ((one - two).norm() / two.norm()).item()
+    return float(((one - two).norm() / two.norm()).item())
 
 
-def build(stub: Stub, **options: object) -> partial.PartialFC:
+def build(stub: Stub, **options: Any) -> partial.PartialFC:
     return partial.build(
         backbone=stub(D), classes=C, head=cosface.build(), ranks=Ranks(), seed=4, **options
     ).double()
@@ -85,7 +86,7 @@ def test_only_sampled_rows_learn_decay_and_drift(stub: Stub, literal: Loss) -> N
     assert sizes == {round(0.3 * C)}
 
 
-def test_a_resumed_run_samples_on(stub: Stub) -> None:
+def test_a_resumed_run_continues_its_samples(stub: Stub) -> None:
     def steps(classifier: partial.PartialFC, first: int, last: int) -> None:
         for step in range(first, last):
             embeddings, labels = batch(step)
@@ -115,7 +116,7 @@ def test_evaluation_and_skipped_steps_change_nothing(stub: Stub) -> None:
         assert torch.equal(value, before[key]), key
     classifier.train()
     classifier.before_step(0.1)
-    # a GradScaler may skip the optimizer step: then nobody calls after_step
+    # A GradScaler may skip the optimizer step. Then nobody calls after_step.
     classifier(stub(D), embeddings, labels).backward()
     classifier.before_step(0.1)
     classifier.after_step()
@@ -154,7 +155,7 @@ def test_at_rate_one_its_adamw_is_torchs(stub: Stub, literal: Loss) -> None:
     assert relative(classifier.weight, plain) < 1e-9
 
 
-def test_a_sampled_row_takes_the_adamw_steps_of_its_own_samples(stub: Stub, literal: Loss) -> None:
+def test_a_row_gets_the_adamw_steps_of_its_samples_alone(stub: Stub, literal: Loss) -> None:
     classifier = build(stub, sample_rate=0.3, optimizer_name="adamw", weight_decay=0.1)
     rows = [nn.Parameter(row.clone()) for row in classifier.weight]
     optimizers = [torch.optim.AdamW([row], lr=0.01, weight_decay=0.1) for row in rows]

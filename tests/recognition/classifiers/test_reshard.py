@@ -11,8 +11,8 @@ import torch
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 
-CLASSES, CENTERS_A_CLASS = 10, 2
-WHOLE = torch.arange(CLASSES * CENTERS_A_CLASS * 3.0).view(-1, 3)
+CLASSES, CENTERS_PER_CLASS = 10, 2
+WHOLE = torch.arange(CLASSES * CENTERS_PER_CLASS * 3.0).view(-1, 3)
 
 
 def _rows(rank: int, world: int) -> range:
@@ -20,7 +20,7 @@ def _rows(rank: int, world: int) -> range:
 
 
 def _slice(rows: range) -> torch.Tensor:
-    return WHOLE[rows.start * CENTERS_A_CLASS : rows.stop * CENTERS_A_CLASS]
+    return WHOLE[rows.start * CENTERS_PER_CLASS : rows.stop * CENTERS_PER_CLASS]
 
 
 def _saved(world: int) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def _saved(world: int) -> list[dict[str, Any]]:
 def test_every_rank_gets_its_rows(before: int, after: int) -> None:
     for rank in range(after):
         rows = _rows(rank, after)
-        local = {"weight": torch.zeros(len(rows) * CENTERS_A_CLASS, 3)}
+        local = {"weight": torch.zeros(len(rows) * CENTERS_PER_CLASS, 3)}
         stand_in = SimpleNamespace(
             rows=rows,
             row_state=("weight", "velocity", "times", "not saved"),
@@ -59,6 +59,6 @@ def test_every_rank_gets_its_rows(before: int, after: int) -> None:
         assert float(share["optimizer"][5]["step"]) == 3
 
 
-def test_what_is_equal_on_every_rank_stays_whole() -> None:
+def test_state_that_is_equal_on_every_rank_is_not_divided() -> None:
     saved = [{"classifier": {"pool": torch.ones(4)}, "optimizer": {}}] * 2
     assert own_share(saved, cast(Classifier, SimpleNamespace(row_state=()))) is saved[0]

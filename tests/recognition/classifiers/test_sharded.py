@@ -1,4 +1,4 @@
-"""Two and three processes (gloo, DistributedDataParallel, uneven shards) do what one does."""
+"""Two and three processes (gloo, DistributedDataParallel, uneven shards) compute what one does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Results = dict[str, dict[str, torch.Tensor]]
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def ranks_results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Re
 
 
 def relative(one: torch.Tensor, two: torch.Tensor) -> float:
-    return ((one - two).norm() / two.norm()).item()
+    return float(((one - two).norm() / two.norm()).item())
 
 
 @pytest.mark.parametrize("world", [2, 3])

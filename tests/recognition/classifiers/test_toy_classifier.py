@@ -1,5 +1,4 @@
-"""A new classifier is one file: it trains, resumes on other ranks and is planned, with no other
-file edited."""
+"""A new classifier is one file: it trains, resumes on another number of ranks, and is planned."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ def command(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_it_trains_and_another_number_of_ranks_goes_on(checkout: Path) -> None:
+def test_it_trains_and_another_number_of_ranks_continues(checkout: Path) -> None:
     train = ("train.py", "--config", "toy.yaml")
     alone = command(checkout, *train)
     assert alone.returncode == 0, alone.stderr
@@ -58,7 +57,7 @@ def test_it_trains_and_another_number_of_ranks_goes_on(checkout: Path) -> None:
     _, [whole] = checkpoint.load(early)
     seen = whole["classifier"]["seen"]
     assert seen.sum() == SAVED * 4
-    assert seen[:3].sum() != seen[3:].sum()  # so that rows of the wrong rank would show
+    assert seen[:3].sum() != seen[3:].sum()  # so that rows of the wrong rank would be noticed
     for path in later:
         shutil.rmtree(path)
 

@@ -1,5 +1,4 @@
-"""Every head against its paper's formula on the angle, in float64: value, and gradient by
-differences."""
+"""Every head against its paper's formula on the angle, in float64: value and gradient."""
 
 from __future__ import annotations
 
@@ -25,7 +24,8 @@ NORM = 23.0
 
 
 def build(name: str, **options: object) -> MarginHead:
-    return importlib.import_module(f"recognition.heads.{name}").build(**options)
+    head: MarginHead = importlib.import_module(f"recognition.heads.{name}").build(**options)
+    return head
 
 
 def guarded(theta: float, m: float) -> float:
@@ -34,7 +34,7 @@ def guarded(theta: float, m: float) -> float:
 
 def sphereface(theta: float, m: float = 1.7) -> float:
     k = math.floor(m * theta / math.pi)
-    return (-1) ** k * math.cos(m * theta) - 2 * k
+    return float((-1) ** k) * math.cos(m * theta) - 2 * k
 
 
 def adaface(theta: float) -> float:
