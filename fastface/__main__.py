@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.optim import SGD, Optimizer
@@ -50,8 +50,15 @@ MOVING_HAAR: Settings = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with an argument on one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m fastface", description="Learning-rate schedulers that watch the loss."
     )
     commands = parser.add_subparsers(dest="command", required=True)

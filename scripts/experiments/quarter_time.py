@@ -43,7 +43,7 @@ from eval.metrics import verification as metrics
 from recognition.embedder import load_embedder
 from scripts._curves import run_curve, thinned, training_lines
 from scripts.experiments.view1_faces import alternating, write_view1
-from tools._cli import command
+from tools._cli import Failed, command
 
 Part = Literal["a", "b", "c", "doubled", "tune", "sensitivity"]
 CONFIG = "configs/quarter_time.yaml"
@@ -188,8 +188,11 @@ def train(run: Run, faces: Path, runs: Path) -> dict[str, float]:
     resumed = (folder / "metrics.jsonl").exists()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(runs / f"{run.name}.log", "a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
+    path = runs / f"{run.name}.log"
+    with open(path, "a") as log:
+        done = subprocess.run(command, check=False, stdout=log, stderr=log, env=environment)
+    if done.returncode:
+        raise Failed(f"{run.name}: train.py ended with code {done.returncode}; see {path}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"cpu_seconds": round(seconds, 1), "resumed": resumed}
