@@ -193,7 +193,7 @@ def test_two_processes_train_in_fp16_under_accumulation(tmp_path: Path) -> None:
     [
         ("classifier.size=5", "smallest size that fits is 6"),
         ("optim.batch_size=16", "optim.batch_size: found 16.*of 6, such as 12"),
-        ("optim.batch_size=120", "optim.batch_size: found 120, expected 90 or less.*has 30"),
+        ("optim.batch_size=120", "optim.batch_size: found 120, expected 90 or less.*has only 30"),
         ("data.order=block", "data.order: found 'block'"),
         ("classifier.image_weight=2", "classifier.image_weight: .*2"),
         ("classifier.outside=far", "classifier.outside: found 'far'"),
