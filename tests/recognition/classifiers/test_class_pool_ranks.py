@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,10 @@ def work(rank: int, world: int, folder: str) -> None:
     classifier.pool.features[0, 0] += rank
     with pytest.raises(RuntimeError, match="class pools differ"):
         classifier.pool.check_equal(Ranks(rank, world))
-    dist.destroy_process_group()
+
+    # Leave without tearing Python down: a thread of gloo may still hold the tensors of the last
+    # collective, and to free them while the interpreter ends aborts the process now and then.
+    os._exit(0)
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
