@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from data.loader import UnreadableImages
+from data.text import one_line
 from recognition import experiment
 from recognition.config import ConfigError
 from recognition.explain import explain, listing
@@ -45,15 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     if not (options.config or options.explain):
         parser.error("--config is missing: give a YAML file, such as configs/quickstart.yaml")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(_on_one_line)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         return _act(options)
     except (ConfigError, TrainingError, UnreadableImages) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(one_line(f"error: {error}"), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except Stopped as stopped:
         print(stopped)
         return 130
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Replaces a log message by `one_line`: it may hold the name of a file."""
+    record.msg, record.args = one_line(record.getMessage()), ()
+    return True
 
 
 def _act(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from data.files import atomic_write
+from data.text import one_line
 from recognition.parts import Parts
 
 
@@ -120,9 +122,9 @@ class Console:
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(one_line(text), highlight=False, markup=False)
         else:
-            print(text, flush=True)
+            print(one_line(text), flush=True)
 
 
 def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
@@ -164,7 +166,7 @@ class Metrics:
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)) and name != "epoch":
-                self._events.add_scalar(name, value, step)
+                self._events.add_scalar(re.sub(r"[<>&\"']", "_", one_line(name)), value, step)
 
     def close(self) -> None:
         """Flush and close both files."""
