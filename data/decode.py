@@ -52,7 +52,7 @@ def _check_header(encoded: bytes) -> None:
     found = kind_and_size(encoded)
     if found is None:
         kinds = ", ".join(dict.fromkeys(kind for kind, _ in SIZES.values()))
-        raise DecodeError(f"{_beginning(encoded)}: is no image of a known kind ({kinds})")
+        raise DecodeError(f"{_beginning(encoded)}: no image of a known kind ({kinds})")
     kind, size = found
     if size is None or 0 in size:
         raise DecodeError(f"{_beginning(encoded)}: a {kind} whose header holds no size")
