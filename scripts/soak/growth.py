@@ -32,7 +32,7 @@ from data.faces import open_faces
 from data.formats.synthetic import open_set
 from data.loader import Loader
 from data.options import Count
-from scripts.bench._measure import in_own_process
+from data.writers.folder import write_folder
 from scripts.soak.data_fuzz import PATHS, make
 from tools._cli import Failed, command
 
@@ -97,7 +97,8 @@ def read_sets(count: int) -> list[Sample]:
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder:
         make(open_set(FACES), Path(folder))
-        paths = [str(Path(folder, path)) for path, _ in PATHS.values()]
+        write_folder(open_set(FACES), f"{folder}/folder", progress=lambda done: None)
+        paths = [f"{folder}/{path}" for path in ("folder", *(path for path, _ in PATHS.values()))]
         done = 0
         while done < count:
             for path in paths:
@@ -120,6 +121,7 @@ def train(steps: int) -> list[Sample]:
             "optim.batch_size": 16,
             "optim.epochs": max(1, steps // per_epoch),
             "optim.lr": 0.01,
+            "scheduler.warmup_steps": 1,
             "run.precision": "fp32",
             "run.compile": "false",
             "run.log_steps": max(1, steps // SHARES),
@@ -142,16 +144,13 @@ def train(steps: int) -> list[Sample]:
 
 
 def _follow(process: "subprocess.Popen[bytes]", metrics: Path) -> Iterator[Sample]:
-    """A sample of a running process for each step that it logs."""
-    seen = 0
+    """Samples of a running process, from its first logged step on."""
     while process.poll() is None:
-        time.sleep(0.02)
+        time.sleep(0.01)
         lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-        step = json.loads(lines[-1])["step"] if lines else 0
-        if step > seen:
-            seen = step
+        if lines:
             try:
-                yield sample(step, process.pid)
+                yield sample(json.loads(lines[-1])["step"], process.pid)
             except (OSError, KeyError):  # it has just ended
                 return
 
@@ -210,8 +209,8 @@ def run(*, count: Count = 100_000, steps: Count = 10_000) -> dict[str, float]:
     record: dict[str, float] = {}
     failures = []
     jobs: dict[str, Callable[[], list[Sample]]] = {
-        "decode": lambda: in_own_process(decode_all, count),
-        "sets": lambda: in_own_process(read_sets, count),
+        "decode": lambda: decode_all(count),
+        "sets": lambda: read_sets(count),
         "train": lambda: train(steps),
     }
     for name, job in jobs.items():

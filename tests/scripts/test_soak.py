@@ -12,7 +12,7 @@ import pytest
 
 from data.formats.synthetic import open_set
 from fastface.haar import FastFaceDetector
-from scripts.soak import data_fuzz, haar
+from scripts.soak import data_fuzz, growth, haar
 
 
 def test_broken_sets_are_refused_or_read_rightly(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +48,28 @@ def test_pictures_under_a_wrong_label_and_exceptions_are_named(tmp_path: Path) -
     none: Any = None
     assert data_fuzz.outcome(none, {}) == "refused"
     assert data_fuzz.outcome(path, none).startswith("raised AttributeError")
+
+
+def test_nothing_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert growth.main(["--count", "600", "--steps", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()] == ["decode", "sets", "train"]
+    assert "'done': 16" in printed
+
+
+def test_growth_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = range(1000, 100_001, 1000)
+    _, found = growth.growth([growth.Sample(n, 10**9 + 4400 * n, 10, 5) for n in done])
+    assert found == ["memory grew by 220.0 MB, 4400 bytes each"]
+    _, found = growth.growth([growth.Sample(n, 10**9 + 50 * n, 10, 5 + n // 60_000) for n in done])
+    assert found == ["1 more threads"]
+
+    kept: list[int] = []
+    monkeypatch.setattr(growth, "decode_into", lambda *_: kept.append(os.dup(2)))
+    _, found = growth.growth(growth.decode_all(80))
+    assert found == ["40 more descriptors"]
+    for descriptor in kept:
+        os.close(descriptor)
 
 
 def test_the_definition_is_fastfaces_and_a_drift_is_found(
