@@ -12,6 +12,7 @@ JPEG_BEGIN = b"\xff\xd8"
 JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 JPEG_ALONE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})
 JPEG_LAST = frozenset({0xD8, 0xD9, 0xDA})  # no frame header may follow these
+MOST_SEGMENTS = 4096  # before the frame header; a camera writes some dozens at most
 MARKER = struct.Struct(">BBH")
 JPEG_SIZE = struct.Struct(">HH")
 PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
@@ -24,7 +25,7 @@ def jpeg_size(encoded: bytes) -> Size | None:
     """
     at = 2
     try:
-        while True:
+        for _ in range(MOST_SEGMENTS):
             begin, marker, length = MARKER.unpack_from(encoded, at)
             if begin != 0xFF:
                 at = encoded.index(b"\xff", at)
@@ -39,7 +40,8 @@ def jpeg_size(encoded: bytes) -> Size | None:
             else:
                 at += 2 + length
     except (struct.error, ValueError):
-        return None
+        pass
+    return None
 
 
 def _png_size(encoded: bytes) -> Size | None:

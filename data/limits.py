@@ -17,6 +17,13 @@ A JPEG or an 8-bit PNG of one plain color stays below, and a photograph needs a 
 MOST_IMAGE_BYTES = 1 << 29
 """Bytes of one encoded image: 537 MB."""
 
+FREE_BYTES = 1 << 24
+MOST_BYTES_PER_BYTE = 1 << 7
+"""Bytes that each byte of a deflated image may become, beyond FREE_BYTES of the image.
+
+Only uncompressed kinds such as BMP become much smaller in a zip, and photographs by a factor of 3.
+"""
+
 MOST_TEXT_BYTES = 1 << 30
 """Bytes of a list of pairs or names that is read as a whole: 1.1 GB."""
 

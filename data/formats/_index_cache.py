@@ -9,6 +9,7 @@ import numpy as np
 
 from data.arrays import read_npz
 from data.files import atomic_write
+from data.text import one_line
 from data.types import Int64
 
 log = logging.getLogger(__name__)
@@ -31,26 +32,26 @@ def load_or_scan(
 
     agree: says so. It may raise KeyError for a missing array.
     """
-    stamp = _stamp(sources)
+    stamp, where = _stamp(sources), one_line(str(cache))
     try:
         stored = read_npz(cache)
         if not np.array_equal(stored.pop("stamp"), stamp):
-            log.info("%s: out of date, scanning again", cache)
+            log.info("%s: out of date, scanning again", where)
         elif agree(stored):
             return stored
         else:
-            log.warning("%s: its arrays do not agree, scanning again", cache)
+            log.warning("%s: its arrays do not agree, scanning again", where)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError) as error:
-        log.warning("%s: unreadable (%s), scanning again", cache, error)
+        log.warning("%s: unreadable (%s), scanning again", where, one_line(str(error)))
 
     arrays = scan()
     try:
         with atomic_write(cache) as file:
             np.savez(file, stamp=stamp, **arrays)  # type: ignore[arg-type]
     except OSError as error:
-        log.info("%s: cannot be written (%s); each opening scans", cache, error.strerror)
+        log.info("%s: cannot be written (%s); each opening scans", where, error.strerror)
     return arrays
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from data.files import is_special, read_file
 from data.images import SUFFIXES
 from data.limits import MOST_IMAGE_BYTES
+from data.text import one_line
 from data.types import Int64
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def open_set(path: str) -> FolderSet:
         if special:
             log.warning(
                 "%s: %d FIFOs, sockets or devices are no images, the first is %r",
-                folder,
+                one_line(folder),
                 len(special),
                 special[0],
             )

@@ -23,7 +23,7 @@ from data.formats._packed import (
     number_folders,
     scan_shards,
 )
-from data.limits import MOST_IMAGE_BYTES
+from data.limits import FREE_BYTES, MOST_BYTES_PER_BYTE, MOST_IMAGE_BYTES
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 LOCAL_MAGIC = b"PK\x03\x04"
@@ -65,6 +65,12 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
     data = raw[begin : begin + int(faces.columns["stored"][index])]
     length = int(faces.columns["length"][index])
     if method == zipfile.ZIP_DEFLATED:
+        most = FREE_BYTES + MOST_BYTES_PER_BYTE * len(data)
+        if length > most:
+            raise ValueError(
+                f"{where}: {name!r} claims {length:,} bytes, deflated to {len(data):,}; "
+                f"at most {most:,} are inflated from so few"
+            )
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, length + 1)
         except zlib.error as error:
@@ -116,10 +122,11 @@ def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
     span = np.empty_like(offset)
     span[order] = np.diff(offset[order], append=directory_at)
     longest = LOCAL_HEADER.size + LONGEST_NAME_AND_EXTRA + stored
-    if (span <= 0).any() or (np.maximum(stored, length) > MOST_IMAGE_BYTES).any():
-        raise ValueError(
-            f"{path}: directory with overlapping members or an image above {MOST_IMAGE_BYTES} bytes"
-        )
+    if (span <= 0).any():
+        raise ValueError(f"{path}: directory with overlapping members")
+    most = int(np.maximum(stored, length).max(initial=0))
+    if most > MOST_IMAGE_BYTES:
+        raise ValueError(f"{path}: an image of {most:,} bytes; the limit is {MOST_IMAGE_BYTES:,}")
     return {
         "offset": offset,
         "size": np.minimum(span, longest).astype(np.int32),

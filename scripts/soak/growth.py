@@ -111,7 +111,7 @@ def read_sets(count: int) -> list[Sample]:
 
 def train(steps: int) -> list[Sample]:
     """Samples of a run of `train.py` of about `steps` steps."""
-    per_epoch = max(1, min(50, steps // 4))
+    per_epoch = max(1, min(200, steps // 4))
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "data.train": f"synthetic:identities=16,images={per_epoch},size=48",

@@ -32,7 +32,7 @@ from data.files import read_file
 from data.formats import lmdb, recordio
 from data.formats._packed import bytes_column
 from data.formats.synthetic import open_set
-from data.image_size import kind_and_size
+from data.image_size import jpeg_size, kind_and_size
 from data.images import FileImages, image_files, open_images
 from data.limits import MOST_IDENTITIES
 from data.pairs.lists import from_numbered
@@ -144,6 +144,12 @@ def test_honest_photographs_of_24_and_100_megapixels_pass() -> None:
         decode_any(png_of(8700, 11_600)[:33] + lines)
 
 
+def test_a_header_is_not_searched_without_end() -> None:
+    junk, whole = b"\xff\x00", saved("JPEG")
+    assert jpeg_size(whole[:2] + junk * 1000 + whole[2:]) == (20, 30)
+    assert jpeg_size(whole[:2] + junk * 10_000 + whole[2:]) is None
+
+
 def test_unknown_kinds_and_cut_headers_are_named() -> None:
     with pytest.raises(DecodeError, match=r"no image of a known kind \(jpg, png, webp"):
         decode_any(b"P7\nWIDTH 30000\nHEIGHT 30000\nDEPTH 3\nMAXVAL 255\nENDHDR\n")
@@ -250,6 +256,16 @@ def test_a_zip_of_listed_images_may_not_claim_more_than_it_has(tmp_path: Path) -
     (tmp_path / "a.zip").write_bytes(replaced(data, data.rfind(b"PK\x01\x02") + 20, size))
     with pytest.raises(ValueError, match=r"1\.jpg claims 2,147,483,648 bytes in an archive of"):
         open_images(tmp_path / "a.zip", ["1.jpg"])
+
+
+def test_a_deflated_member_is_not_inflated_beyond_its_worth(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/1.bmp", bytes(30_000_000))
+        archive.writestr("b/1.bmp", saved("BMP"))
+    faces = open_faces(tmp_path / "a.zip")
+    assert faces.read(1) == saved("BMP")
+    with at_most(1), pytest.raises(ValueError, match="claims 30,000,000 bytes, deflated to 29,"):
+        faces.read(0)
 
 
 def test_records_of_more_than_the_limit_are_refused(
