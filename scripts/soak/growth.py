@@ -133,8 +133,13 @@ def train(steps: int) -> list[Sample]:
         words = [f"{key}={value}" for key, value in settings.items()]
         arguments = ["train.py", "--config", "configs/quickstart.yaml", *words]
         with open(f"{folder}/output", "w+") as output:
+            # A model this small is much faster with one thread.
             process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=ROOT, stdout=output, stderr=output
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
             samples = list(_follow(process, Path(folder, "run/metrics.jsonl")))
             if process.returncode:
