@@ -54,14 +54,15 @@ class Sample:
 
 
 def sample(done: int, pid: int | str = "self") -> Sample:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    status = dict(line.split(":", 1) for line in lines)
-    return Sample(
-        done,
-        int(status["VmRSS"].split()[0]) * 1024,
-        len(os.listdir(f"/proc/{pid}/fd")),
-        int(status["Threads"]),
-    )
+    """What a process holds now. The system lists a thread for some ms after its end."""
+    counts = []
+    for _ in range(5):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        counts.append(int(status["Threads"]))
+        time.sleep(0.002)
+    resident = int(status["VmRSS"].split()[0]) * 1024
+    return Sample(done, resident, len(os.listdir(f"/proc/{pid}/fd")), min(counts))
 
 
 def encoded_images() -> list[bytes]:
@@ -111,7 +112,7 @@ def read_sets(count: int) -> list[Sample]:
 
 def train(steps: int) -> list[Sample]:
     """Samples of a run of `train.py` of about `steps` steps."""
-    per_epoch = max(1, min(200, steps // 4))
+    per_epoch = max(1, min(200, steps // 8))  # the first evaluation is in the first quarter
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "data.train": f"synthetic:identities=16,images={per_epoch},size=48",
@@ -152,44 +153,43 @@ def train(steps: int) -> list[Sample]:
 def _follow(process: "subprocess.Popen[bytes]", metrics: Path) -> Iterator[Sample]:
     """Samples of a running process, from its first logged step on."""
     while process.poll() is None:
-        time.sleep(0.01)
         lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
         if lines:
             try:
                 yield sample(json.loads(lines[-1])["step"], process.pid)
             except (OSError, KeyError):  # it has just ended
                 return
+        else:
+            time.sleep(0.01)
 
 
 def growth(samples: list[Sample]) -> tuple[dict[str, float], list[str]]:
     """Figures of a run, and a sentence for everything that grew.
 
-    The least of a quarter counts, because a thread that has just ended is still listed, and a
-    checkpoint needs memory for a moment.
+    Memory is compared by the least of each quarter, because a checkpoint needs some for a moment.
+    Decode threads come and go, so the fewest of the last quarter are compared with the most of the
+    second.
     """
     total = samples[-1].done
-
-    def least(name: str, low: float, high: float) -> int:
-        return min(int(getattr(one, name)) for one in samples if low < one.done / total <= high)
-
-    names = ("done", "resident", "descriptors", "threads")
-    held = {name: least(name, 3 / 4, 1) for name in names}
-    done, resident, descriptors, threads = (
-        held[name] - least(name, 1 / 4, 1 / 2) for name in names
-    )
+    early = [one for one in samples if total / 4 < one.done <= total / 2]
+    late = [one for one in samples if one.done > 3 * total / 4]
+    done = late[0].done - early[0].done
+    held = min(one.resident for one in late)
+    resident = held - min(one.resident for one in early)
+    descriptors, threads = min(one.descriptors for one in late), min(one.threads for one in late)
     figures: dict[str, float] = {
         "done": total,
-        "resident_mb": round(held["resident"] / 1e6, 1),
+        "resident_mb": round(held / 1e6, 1),
         "grown_mb": round(resident / 1e6, 2),
         "bytes_each": round(resident / done, 1),
-        "descriptors": held["descriptors"],
-        "threads": held["threads"],
+        "descriptors": descriptors,
+        "threads": threads,
     }
-    found = [
-        f"{more} more {name}"
-        for name, more in (("descriptors", descriptors), ("threads", threads))
-        if more > 0
-    ]
+    more = {
+        "descriptors": descriptors - max(one.descriptors for one in early),
+        "threads": threads - max(one.threads for one in early),
+    }
+    found = [f"{count} more {name}" for name, count in more.items() if count > 0]
     if resident > max(NOISE, PER_ITEM * done):
         found.append(f"memory grew by {resident / 1e6:.1f} MB, {resident / done:.0f} bytes each")
     return figures, found

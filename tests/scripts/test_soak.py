@@ -67,7 +67,7 @@ def test_growth_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     monkeypatch.setattr(growth, "decode_into", lambda *_: kept.append(os.dup(2)))
     _, found = growth.growth(growth.decode_all(80))
-    assert found == ["40 more descriptors"]
+    assert found == ["22 more descriptors"]
     for descriptor in kept:
         os.close(descriptor)
 
