@@ -230,8 +230,8 @@ def test_magface_loss_and_gradient_are_those_of_the_released_rule(easy_margin: b
             for step in (1e-5, -1e-5):
                 moved = array.copy()
                 moved[place] += step
-                pair = (moved, centers) if array is embeddings else (embeddings, moved)
-                sides.append(magface_rule(*pair, labels, easy_margin))
+                arrays = (moved, centers) if array is embeddings else (embeddings, moved)
+                sides.append(magface_rule(arrays[0], arrays[1], labels, easy_margin))
             slope = (sides[0] - sides[1]) / 2e-5
             assert gradient[place].item() == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
