@@ -163,7 +163,7 @@ def test_sub_centers_and_wide_embeddings_make_chunks_as_a_run_does(config: Path)
         backbone = build_backbone(loaded)
         head = build_part("recognition.heads", loaded.head, seed=0)
         run = {"backbone": backbone, "classes": 5, "head": head, "ranks": Ranks(), "seed": 0}
-        optim = {"momentum": 0.9, "weight_decay": 0.0}
+        optim = {"momentum": 0.9, "weight_decay": 0.0, "precision": "fp32", "batch_size": 64}
         options = build_part("recognition.classifiers", loaded.classifier, **run, **optim).options
         rows = options.chunk * options.sub_centers
         need = plan.estimate(loaded, 10**9, 1, 0)["logits (one chunk)"]
