@@ -42,6 +42,14 @@ class Ranks:
         """Maximum over ranks, a new tensor of the same shape; carries no gradient."""
         return self._reduced(tensor, dist.ReduceOp.MAX)
 
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of rank 0, a new tensor of the same shape; carries no gradient."""
+        if self.world == 1:
+            return tensor
+        copy = tensor.detach().clone()
+        dist.broadcast(copy, 0)
+        return copy
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data.order import named_order
 from data.parts import find_part
 from data.types import FaceSet
 from eval.benchmarks import open_benchmark
+from eval.embed import ModelRun, not_shown
 from eval.report.published import published_row
 from eval.report.write import write_report
 from recognition.classifiers import ClassifierFacts
@@ -24,7 +26,7 @@ from recognition.config import Config, ConfigError, OptimConfig
 from recognition.device import choose_device, place_backbone
 from recognition.distributed import Ranks, ranks_of_this_run
 from recognition.embedder import build_backbone, embedder_of
-from recognition.logs import plot_training
+from recognition.logs import evaluation_progress, plot_training
 from recognition.parse import build_part
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import open_run_folder
@@ -59,8 +61,16 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         embed = embedder_of(config, parts.backbone, device)
 
         def evaluate() -> dict[str, float]:
-            results = [benchmark(embed, embed.size) for benchmark in benchmarks]
-            write_report(results, folder, published=config.evaluate.published)
+            """All ranks embed and compute the same figures, and rank 0 writes them."""
+            share_buffers(parts.backbone, ranks)
+            results = []
+            for item, benchmark in zip(config.evaluate.sets, benchmarks, strict=True):
+                name = item["name"]
+                told = partial(evaluation_progress, name=name) if ranks.rank == 0 else not_shown
+                with _config_errors(source, f"evaluate.sets: {name}: "):
+                    results.append(benchmark(ModelRun(embed, ranks, told), embed.size))
+            if ranks.rank == 0:
+                write_report(results, folder, published=config.evaluate.published)
             return {
                 f"{result.name}/{metric}": value
                 for result in results
@@ -71,6 +81,13 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         if ranks.rank == 0:
             plot_training(folder)
     return folder
+
+
+def share_buffers(backbone: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks the buffers of rank 0: in training, each has running statistics of its own."""
+    with torch.no_grad():
+        for buffer in backbone.buffers():
+            buffer.copy_(ranks.broadcast(buffer))
 
 
 def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks) -> Parts:

@@ -16,6 +16,8 @@ import yaml
 from torch import nn
 
 from data.faces import open_faces
+from eval.benchmarks import open_benchmark
+from eval.report.write import as_json
 from recognition import checkpoint, experiment
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
@@ -106,7 +108,14 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_continue(tmp_path: Path) ->
 
 
 def test_two_processes_train_and_one_continues(tmp_path: Path) -> None:
-    path = _config_file(tmp_path, optim={"batch_size": 4, "epochs": 2}, run={"checkpoint_steps": 0})
+    faces = "synthetic:identities=40,images=4,first=99"
+    heldout = {"name": "heldout", "protocol": "pairs", "faces": faces, "count": 200}
+    path = _config_file(
+        tmp_path,
+        optim={"batch_size": 4, "epochs": 2},
+        run={"checkpoint_steps": 0},
+        evaluate={"sets": [heldout]},
+    )
     torchrun = [
         sys.executable,
         "-m",
@@ -119,6 +128,12 @@ def test_two_processes_train_and_one_continues(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
+    assert done.stdout.count("evaluate heldout: ") == 2  # one line per evaluation, from rank 0
+    assert done.stdout.count("heldout/accuracy") == 2
+    # The ranks embedded three batches with the statistics of rank 0, which are those in model.pt.
+    (written,) = json.loads((folder / "results.json").read_text())["results"]
+    embed, size = load_embedder(folder, "cpu")
+    assert written == as_json(open_benchmark(heldout)(embed, size))
     # 60 images, 8 per step
     assert [step for step, _, _ in _deterministic(folder)] == list(range(1, 15))
     newest = folder / "checkpoints" / "step_00000014"
