@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -173,6 +174,19 @@ def test_one_process_finds_what_a_plain_loop_finds() -> None:
     np.testing.assert_array_equal(embed_faces(model, images, SIZE), plain + mirrored)
     assert "set, image 67: 4 bytes" in error_of(model, with_broken(67))
     assert error_of(model, images, []) == "ValueError: no image to embed: the set is empty"
+
+
+def test_a_batch_is_read_after_the_next_one_is_embedded() -> None:
+    """On a GPU, the CPU therefore waits only for work that has another batch behind it."""
+    events: list[object] = []
+
+    def told(images: torch.Tensor) -> torch.Tensor:
+        events.append("embed")
+        return model(images)
+
+    run = ModelRun(told, progress=lambda total: nullcontext(events.append))
+    embed_faces(run, BytesImages(pngs(2 * BATCH + 1), "set"), SIZE, mirror=False)
+    assert events == ["embed", "embed", BATCH, "embed", BATCH, 1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

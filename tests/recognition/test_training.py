@@ -18,7 +18,7 @@ from torch import nn
 from data.faces import open_faces
 from eval.benchmarks import open_benchmark
 from eval.report.write import as_json
-from recognition import checkpoint, experiment
+from recognition import checkpoint, experiment, logs
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
 from recognition.embedder import load_embedder
@@ -299,6 +299,26 @@ def test_an_output_that_is_a_file_and_another_config_on_resume(tmp_path: Path) -
     experiment.run(load_config(path), "tiny.yaml")
     with pytest.raises(ConfigError, match=r"optim\.lr=0\.05.*0\.01"):
         experiment.run(load_config(path, ["optim.lr=0.01"]), "tiny.yaml", resume=True)
+
+
+def test_an_evaluation_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seconds, lines in (
+        (3600, ["evaluate lfw: 100 images"]),
+        (
+            0,
+            [
+                "evaluate lfw: 100 images",
+                *(f"evaluate lfw: {n} of 100 images done" for n in (64, 100)),
+            ],
+        ),
+    ):
+        monkeypatch.setattr(logs, "EVALUATION_SECONDS", seconds)
+        with logs.evaluation_progress(100, name="lfw") as advance:
+            advance(64)
+            advance(36)
+        assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_resolved_config_of_a_run_reads_back(tmp_path: Path) -> None:
