@@ -1,5 +1,6 @@
 """The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -185,12 +186,15 @@ def _wrapped(
     forward: Callable[..., torch.Tensor] = backbone
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if ranks.world > 1:
-        data_parallel = DistributedDataParallel(
-            backbone,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            # Newer versions of torch have another name for broadcast_buffers, which 2.8 lacks.
+            warnings.simplefilter("ignore", FutureWarning)
+            data_parallel = DistributedDataParallel(
+                backbone,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
         forward, no_sync = data_parallel, data_parallel.no_sync
     if run_.compile:
         if run_.compile_mode == "reduce-overhead" and ranks.world > 1:
