@@ -5,7 +5,7 @@ from torch import nn
 
 from data.options import Count, Share
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
+from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes, Work
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
@@ -163,6 +163,11 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
     return Memory(kept, chunk, step=4 * numbers * (bool(optim.weight_decay) + optim.nesterov))
 
 
+def _work(config: Config, sizes: Sizes) -> Work:
+    rows = -(-sizes.classes // sizes.ranks) * config.classifier.options["sub_centers"]
+    return Work(config.optim.batch_size * sizes.ranks, rows)
+
+
 def _lighter(config: Config) -> list[Overrides]:
     """The fused update, which fp16 forbids, and its momentum in bfloat16."""
     bf16 = ["run.precision=bf16"] if config.run.precision == "fp16" else []
@@ -170,4 +175,4 @@ def _lighter(config: Config) -> list[Overrides]:
     return [fused, [*fused, "classifier.momentum_dtype=bfloat16"]]
 
 
-FACTS = ClassifierFacts(memory=_memory, check=_check, lighter=_lighter)
+FACTS = ClassifierFacts(memory=_memory, check=_check, work=_work, lighter=_lighter)

@@ -14,7 +14,7 @@ from torch import nn
 
 from data.options import Count, Range, Share
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
+from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes, Work
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
@@ -286,6 +286,12 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
     return Memory(kept, chunk, step=sampled + 4 * touched * sizes.embedding)
 
 
+def _work(config: Config, sizes: Sizes) -> Work:
+    options = config.classifier.options
+    sampled = round(-(-sizes.classes // sizes.ranks) * options["sample_rate"])
+    return Work(config.optim.batch_size * sizes.ranks, sampled * options["sub_centers"])
+
+
 def _instead(config: Config) -> list[Overrides]:
     """This classifier with smaller and smaller samples."""
     choose = [] if config.classifier.name == "partial" else ["classifier={name: partial}"]
@@ -295,6 +301,7 @@ def _instead(config: Config) -> list[Overrides]:
 FACTS = ClassifierFacts(
     memory=_memory,
     check=lambda config: check_own_step(config, adamw=True),
+    work=_work,
     lighter=lambda config: [["classifier.momentum_dtype=bfloat16"]],
     instead=_instead,
 )
