@@ -7,12 +7,14 @@ or the data. 130: stopped; --resume continues.
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from data.loader import UnreadableImages
 from recognition import experiment
 from recognition.config import ConfigError
+from recognition.distributed import ToldElsewhere
 from recognition.explain import explain, listing
 from recognition.parse import load_config, to_yaml
 from recognition.trainer import Stopped, TrainingError
@@ -49,11 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _act(options)
     except (ConfigError, TrainingError, UnreadableImages) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         return 2 if isinstance(error, ConfigError) else 1
     except Stopped as stopped:
-        print(stopped)
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped)
         return 130
+
+
+def _tell(error: Exception) -> None:
+    """Print an error, once for a mistake that all processes of this machine meet."""
+    rank, local = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    shared = isinstance(error, (ConfigError, TrainingError))
+    if isinstance(error, ToldElsewhere) or (shared and local != "0"):
+        return
+    where = "" if rank == "0" else f"rank {rank}: "
+    print(f"error: {where}{error}", file=sys.stderr)
 
 
 def _act(options: argparse.Namespace) -> int:

@@ -56,7 +56,8 @@ class DataConfig:
     size: Annotated[int, Range(at_least=16)] = 112
     """Side of the square input, in pixels."""
     threads: Count | None = None
-    """Threads that decode images, per process. null: one per core."""
+    """Threads that decode images, per process. null: one per core, divided by the processes of this
+    machine."""
     order: Literal["shuffled", "block", "balanced"] = "shuffled"
     """Order of the images in an epoch. shuffled: at random. block: runs of neighboring images stay
     together, for spinning disks and network drives. balanced: four images per identity in a batch,
@@ -139,8 +140,17 @@ class RunConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number type of the backbone's matrix products. With fp16 the loss is scaled, so that small
     gradients do not become 0."""
+    tf32: bool = False
+    """Round the inputs of float32 products and convolutions to TF32 on CUDA. In bf16 and fp16 runs
+    this is always so, as their other products are rounded more."""
+    deterministic: bool = False
+    """Use only CUDA kernels that give the same bits in every run, which costs time. On a CPU they
+    all do."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    """Mode of torch.compile. reduce-overhead: CUDA graphs, for small batches. max-autotune: CUDA
+    graphs, and kernels chosen by timing them, which takes minutes at the start."""
     channels_last: bool = False
     """Store images and weights of convolutions in the channels-last memory layout."""
     log_steps: Count = 20

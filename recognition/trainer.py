@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -116,9 +116,13 @@ def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress:
     parts.classifier.before_step(parts.optimizer.param_groups[0]["lr"])
     for micro, batch in enumerate(batches):
         images = _network_input(config, parts, batch, progress.step, micro)
-        with autocast(parts.device, config.run.precision):
-            batch_loss = parts.classifier(parts.forward, images, batch.labels) / len(batches)
-        parts.scaler.scale(batch_loss).backward()
+        # Only the last micro-batch's backward pass averages the sum of all gradients over ranks.
+        last = micro == len(batches) - 1
+        with nullcontext() if last else parts.no_sync():
+            with autocast(parts.device, config.run.precision):
+                mean = parts.classifier(parts.forward, images, batch.labels, batch.sample)
+            batch_loss = mean / len(batches)
+            parts.scaler.scale(batch_loss).backward()
         loss += batch_loss.detach()
 
     parts.scaler.unscale_(parts.optimizer)
@@ -150,14 +154,20 @@ def _network_input(
 def _scaled_step(parts: Parts) -> bool:
     """Step the optimizer unless the loss scaler found infinite gradients; return whether it did.
 
-    A hook reports the step, because asking the scaler for its scale would wait for the device.
+    A hook reports the step, because asking the scaler for its scale would wait once more. The
+    scaler always calls a fused optimizer, which then finds `found_inf` and leaves the weights.
     """
     taken: list[bool] = []
-    hook = parts.optimizer.register_step_post_hook(lambda *_: taken.append(True))
+
+    def report(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        found_inf: torch.Tensor | None = getattr(optimizer, "found_inf", None)
+        taken.append(found_inf is None or not found_inf.item())
+
+    hook = parts.optimizer.register_step_post_hook(report)
     parts.scaler.step(parts.optimizer)
     hook.remove()
     parts.scaler.update()
-    return bool(taken)
+    return taken == [True]
 
 
 def _steps(loader: Loader, config: Config) -> Iterator[list[Batch]]:

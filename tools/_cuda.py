@@ -15,8 +15,6 @@ NCCL = 256 * MIB
 """Buffers of NCCL's channels, with several ranks."""
 COMPILED = 0.9
 """What torch.compile keeps of the activations in bf16 and fp16, as a share of the eager ones."""
-BLOCK = 512
-SMALL, LARGE = MIB, 10 * MIB
 
 
 def convolution_workspace(largest: int, channels_last: bool) -> int:
@@ -31,14 +29,12 @@ def convolution_workspace(largest: int, channels_last: bool) -> int:
 def reserved(sizes: Iterable[int]) -> int:
     """Bytes that torch's caching allocator takes from the device for tensors of these bytes.
 
-    Tensors up to 1 MiB share segments of 2 MiB, those below 10 MiB share segments of 20 MiB, and
-    larger ones are rounded up to 2 MiB.
+    A tensor takes multiples of 512 bytes. Runs ask for segments that grow (`prepare_device`): those
+    of tensors up to 1 MiB by 2 MiB at a time, those of larger ones by 20 MiB.
     """
-    sizes = [_up(size, BLOCK) for size in sizes]
-    small = sum(size for size in sizes if size <= SMALL)
-    medium = sum(size for size in sizes if SMALL < size < LARGE)
-    large = sum(_up(size, 2 * MIB) for size in sizes if size >= LARGE)
-    return _up(small, 2 * MIB) + _up(medium, 20 * MIB) + large
+    sizes = [_up(size, 512) for size in sizes]
+    small = sum(size for size in sizes if size <= MIB)
+    return _up(small, 2 * MIB) + _up(sum(sizes) - small, 20 * MIB)
 
 
 def _up(size: int, unit: int) -> int:

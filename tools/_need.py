@@ -4,6 +4,7 @@ import torch
 
 from data.parts import find_part
 from recognition.classifiers import ClassifierFacts, Sizes
+from recognition.classifiers._matmul import matmul_type
 from recognition.config import Config
 from tools import _cuda
 from tools._backbone import Traced, trace
@@ -74,7 +75,8 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         if ranks > 1:
             always["NCCL buffers"] = _cuda.NCCL
         backward["cuDNN workspace"] = _cuda.convolution_workspace(largest, config.run.channels_last)
-        if _low_products(config):
+        named = config.classifier.options.get("matmul_dtype", "float32")
+        if matmul_type(named, config.run.precision, "cuda") != torch.float32:
             # A chunk has four (B,c) and two (c,D) matrices in four bytes; these are one of each in
             # two bytes, at most a quarter.
             backward["chunk in low precision"] = classifier.chunk // 4
@@ -86,12 +88,6 @@ def _rounding(net: Traced, optimizer_states: int) -> int:
     """What torch's allocator adds to the many tensors of a backbone."""
     tensors = [*net.parameters * (1 + optimizer_states), *net.activations]
     return _cuda.reserved(tensors) - sum(tensors)
-
-
-def _low_products(config: Config) -> bool:
-    """Whether the classifier's products get copies of embeddings and centers in two bytes."""
-    named = config.classifier.options.get("matmul_dtype", "float32")
-    return named != "float32" and (named != "auto" or config.run.precision != "fp32")
 
 
 def process_bytes(config: Config) -> int:

@@ -9,7 +9,10 @@ docs/benchmarks/memory-planner.md compares the result with published speeds.
 
 from dataclasses import dataclass
 
+import torch
+
 from recognition.classifiers import ClassifierFacts, Sizes
+from recognition.classifiers._matmul import matmul_type
 from recognition.config import Config, Part
 from tools._backbone import Traced, trace
 from tools._cards import Card, Kind
@@ -53,12 +56,13 @@ class Load:
 def product_kinds(config: Config) -> tuple[Kind, Kind]:
     """How the backbone's and the classifier's products are computed."""
     precision = config.run.precision
-    tf32 = precision != "fp32" or getattr(config.run, "tf32", False)
-    full: Kind = "tf32" if tf32 else "fp32"
-    backbone: Kind = full if precision == "fp32" else precision
+    full: Kind = "tf32" if config.run.tf32 or precision != "fp32" else "fp32"  # see prepare_device
     named = config.classifier.options.get("matmul_dtype", "float32")
-    kinds: dict[str, Kind] = {"auto": backbone, "bfloat16": "bf16", "float16": "fp16"}
-    return backbone, kinds.get(named, full)
+    kinds: dict[torch.dtype, Kind] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return (
+        full if precision == "fp32" else precision,
+        kinds.get(matmul_type(named, precision, "cuda"), full),
+    )
 
 
 def load(config: Config, facts: ClassifierFacts, sizes: Sizes) -> Load:

@@ -22,6 +22,7 @@ from recognition.distributed import Ranks
 from recognition.embedder import load_embedder
 from recognition.parse import load_config, parse_config
 from recognition.parts import Parts
+from recognition.run_folder import with_chunk
 from recognition.trainer import TrainingError, train
 
 ROOT = Path(__file__).parents[2]
@@ -289,6 +290,7 @@ def test_an_output_that_is_a_file_and_another_config_on_resume(tmp_path: Path) -
 def test_resolved_config_of_a_run_reads_back(tmp_path: Path) -> None:
     config = load_config(_config_file(tmp_path, optim={"epochs": 1}))
     folder = experiment.run(config, "tiny.yaml")
-    assert (
-        parse_config(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml") == config
-    )
+    read = parse_config(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml")
+    # The run has chosen a chunk, and a resume computes with the same one.
+    assert read == with_chunk(config, read.classifier.options["chunk"])
+    assert isinstance(read.classifier.options["chunk"], int)
