@@ -148,9 +148,10 @@ class RunConfig:
     all do."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
-    """Mode of torch.compile. reduce-overhead: CUDA graphs, for small batches. max-autotune: CUDA
-    graphs, and kernels chosen by timing them, which takes minutes at the start."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "default"
+    """Mode of torch.compile. reduce-overhead: CUDA graphs, for small batches; one process without
+    optim.accumulation. max-autotune-no-cudagraphs: kernels chosen by timing them, which takes
+    minutes at the start."""
     channels_last: bool = False
     """Store images and weights of convolutions in the channels-last memory layout."""
     log_steps: Count = 20
@@ -182,3 +183,11 @@ class Config:
     """When the model is evaluated, and on what."""
     run: RunConfig
     """Where and how the run computes, and what it writes."""
+
+    def __post_init__(self) -> None:
+        graphs = self.run.compile and self.run.compile_mode == "reduce-overhead"
+        if graphs and self.optim.accumulation > 1:
+            raise ValueError(
+                "run.compile_mode: found reduce-overhead with optim.accumulation above 1; the next "
+                "backward pass of a CUDA graph would overwrite the gradients; use default"
+            )

@@ -8,7 +8,7 @@ from torch import nn
 from recognition.config import Config, ConfigError, RunConfig
 from recognition.distributed import Launch
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(config: Config, source: str, launch: Launch | None = None) -> torch.device:
@@ -72,7 +72,9 @@ def prepare_device(run: RunConfig, device: torch.device) -> None:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of `run.precision`; it does nothing for fp32."""
-    return torch.autocast(device.type, dtype=_DTYPES[precision], enabled=precision != "fp32")
+    if precision == "fp32":
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
 def place_backbone(backbone: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:

@@ -93,6 +93,14 @@ class Ranks:
         """Maximum over ranks, a new tensor of the same shape; carries no gradient."""
         return self._reduced(tensor, dist.ReduceOp.MAX)
 
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of rank 0, a new tensor of the same shape; carries no gradient."""
+        if self.world == 1:
+            return tensor
+        copy = tensor.detach().clone()
+        dist.broadcast(copy, 0)
+        return copy
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
@@ -132,10 +140,9 @@ def ranks_of_this_run(device: torch.device, launch: Launch | None = None) -> Ite
             f"{launch.world} processes did not meet at {where} through {backend}: "
             f"{str(error).splitlines()[0]}"
         ) from None
-    try:
-        yield Ranks(dist.get_rank(), launch.world)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), launch.world)
+    # After an error the process ends without this, which could wait for the other ranks.
+    dist.destroy_process_group()
 
 
 @contextmanager

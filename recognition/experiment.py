@@ -1,9 +1,9 @@
 """The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.decode_threads import decode_threads
 from data.faces import open_faces, resolve_path
 from data.parts import find_part
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark
+from eval.embed import ModelRun, not_shown
 from eval.report.published import published_row
 from eval.report.write import write_report
 from recognition.classifiers import ClassifierFacts
@@ -23,7 +25,6 @@ from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
 from recognition.config import Config, ConfigError, OptimConfig, RunConfig
 from recognition.device import choose_device, place_backbone, prepare_device
 from recognition.distributed import (
-    Launch,
     Ranks,
     check_same,
     ranks_of_this_run,
@@ -31,7 +32,7 @@ from recognition.distributed import (
     told_once,
 )
 from recognition.embedder import build_backbone, embedder_of
-from recognition.logs import plot_training
+from recognition.logs import evaluation_progress, plot_training
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import open_run_folder, with_chunk, with_saved_chunk
@@ -53,9 +54,7 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
             faces, benchmarks = _open_files(config, source)
         check_same(_what_must_be_same(config, faces), ranks, device)
         with _config_errors(source):
-            parts = build_parts(
-                config, faces, device, ranks, threads=_decode_threads(config, launch)
-            )
+            parts = build_parts(config, faces, device, ranks)
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -75,8 +74,16 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
         embed = embedder_of(config, parts.backbone, device)
 
         def evaluate() -> dict[str, float]:
-            results = [benchmark(embed, embed.size) for benchmark in benchmarks]
-            write_report(results, folder, published=config.evaluate.published)
+            """All ranks embed and compute the same figures, and rank 0 writes them."""
+            share_buffers(parts.backbone, ranks)
+            results = []
+            for item, benchmark in zip(config.evaluate.sets, benchmarks, strict=True):
+                name = item["name"]
+                told = partial(evaluation_progress, name=name) if ranks.rank == 0 else not_shown
+                with _config_errors(source, f"evaluate.sets: {name}: "):
+                    results.append(benchmark(ModelRun(embed, ranks, told), embed.size))
+            if ranks.rank == 0:
+                write_report(results, folder, published=config.evaluate.published)
             return {
                 f"{result.name}/{metric}": value
                 for result in results
@@ -89,12 +96,17 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     return folder
 
 
-def build_parts(
-    config: Config, faces: FaceSet, device: torch.device, ranks: Ranks, *, threads: int = 1
-) -> Parts:
+def share_buffers(backbone: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks the buffers of rank 0: in training, each has running statistics of its own."""
+    with torch.no_grad():
+        for buffer in backbone.buffers():
+            buffer.copy_(ranks.broadcast(buffer))
+
+
+def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
 
-    threads: decode threads of this process. Raises ValueError for options that can't go together.
+    Raises ValueError for options that can't go together.
     """
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
@@ -105,7 +117,7 @@ def build_parts(
         batch_size=optim.batch_size,
         size=config.data.size,
         seed=run_.seed,
-        threads=threads,
+        threads=config.data.threads or decode_threads(),
         rank=ranks.rank,
         world=ranks.world,
         device=device,
@@ -180,7 +192,14 @@ def _wrapped(
             gradient_as_bucket_view=True,
         )
         forward, no_sync = data_parallel, data_parallel.no_sync
-    return torch.compile(forward, mode=run_.compile_mode) if run_.compile else forward, no_sync
+    if run_.compile:
+        if run_.compile_mode == "reduce-overhead" and ranks.world > 1:
+            raise ValueError(
+                "run.compile_mode: found reduce-overhead with several processes, whose gradients "
+                "do not fit CUDA graphs; use default"
+            )
+        forward = torch.compile(forward, mode=run_.compile_mode)
+    return forward, no_sync
 
 
 def _build_optimizer(
@@ -209,7 +228,7 @@ def _build_optimizer(
             weight_decay=optim.weight_decay,
             fused=fused,
         )
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         groups,
         lr=optim.lr,
         momentum=optim.momentum,
@@ -217,10 +236,12 @@ def _build_optimizer(
         nesterov=optim.nesterov,
         fused=fused,
     )
-
-
-def _decode_threads(config: Config, launch: Launch) -> int:
-    return config.data.threads or max((os.cpu_count() or 1) // launch.local_world, 1)
+    if fused and optim.momentum:
+        # Torch would make it with its first step, and not fill it if the loss scaler skips that.
+        for group in sgd.param_groups:
+            for weight in group["params"]:
+                sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return sgd
 
 
 def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:

@@ -68,8 +68,8 @@ def train(
 ) -> Progress:
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
-    evaluate: called on rank 0 after every `evaluate.every_epochs` epochs and at the end; it returns
-    the metrics to log. resume: start from the newest checkpoint.
+    evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end; it
+    returns the metrics to log. resume: start from the newest checkpoint.
 
     Raises TrainingError if the loss stays NaN or infinite. After SIGTERM or SIGINT it writes a
     checkpoint and raises Stopped; a signal is noticed when the next line is logged.
@@ -102,7 +102,7 @@ def train(
                 save(config, parts, folder, progress, clock)
                 raise Stopped(f"stopped at step {progress.step} of {total}; use --resume")
 
-            if epoch_ends and parts.ranks.rank == 0 and _evaluation_due(config, epoch):
+            if epoch_ends and _evaluation_due(config, epoch):
                 logs.evaluated(progress.step, epoch, clock.outside(evaluate))
 
             if epoch_ends or _due(progress.step, config.run.checkpoint_steps):

@@ -72,8 +72,9 @@ def softmax_options(
     if chunk == "auto" and device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         bytes_per_class = 4 * sub_centers * numbers_per_center(images, embedding)
-        fitting = min(classes, max(SMALLEST_CHUNK, free // 8 // bytes_per_class))
-        classes = -int(ranks.all_reduce_max(torch.tensor(-fitting, device=device)))
+        classes = min(classes, max(SMALLEST_CHUNK, free // 8 // bytes_per_class))
+        if ranks.world > 1:
+            classes = -int(ranks.all_reduce_max(torch.tensor(-classes, device=device)))
     return SoftmaxOptions(
         head,
         classes,

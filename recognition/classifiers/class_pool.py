@@ -255,6 +255,11 @@ def build(
         products. auto: that of `run.precision` on CUDA, and float32 elsewhere. Columns that the
         batch changes are not rounded.
     """
+    if next(backbone.parameters()).device.type == "mps":
+        raise ValueError(
+            "classifier.name: found class_pool on mps, where sorting int64 numbers has given wrong "
+            "orders; use full or partial, or run.device=cpu"
+        )
     columns = pool_columns(size, classes, needed=ranks.world * batch_size // 2)
     return ClassPoolClassifier(
         backbone,
