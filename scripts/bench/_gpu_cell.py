@@ -1,7 +1,6 @@
 """One cell of the GPU benchmark: our training step beside the textbook's."""
 
 import gc
-import os
 import statistics
 import time
 import traceback
@@ -224,9 +223,7 @@ class Ours:
 
     def __init__(self, config: Config, faces: FaceSet, device: torch.device, scale: Scale) -> None:
         self.config, self.device = config, device
-        self.parts: Parts = experiment.build_parts(
-            config, faces, device, Ranks(), threads=os.cpu_count() or 1
-        )
+        self.parts: Parts = experiment.build_parts(config, faces, device, Ranks())
         self.progress = trainer.Progress()
         self.stream = chain.from_iterable(repeat(self.parts.loader))
         self.resident = cycle(list(islice(self.stream, 2)))
