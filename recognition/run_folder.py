@@ -99,14 +99,19 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _environment() -> dict[str, Any]:
+def revision() -> str | None:
+    """The git revision of this code, with `-dirty` where files differ from it; None outside git."""
     here = Path(__file__).parent
     git = subprocess.run(
         ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True
     )
+    return git.stdout.strip() or None
+
+
+def _environment() -> dict[str, Any]:
     return {
         "command": sys.argv,
-        "git": git.stdout.strip() or None,
+        "git": revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),

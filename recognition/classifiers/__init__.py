@@ -95,6 +95,25 @@ def ordinary_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a classifier computes in one micro-batch on one rank."""
+
+    samples: int
+    """Embeddings, of all ranks, that are compared with the centers."""
+    rows: int
+    """Centers that they are compared with."""
+    trained: bool = True
+    """Whether the optimizer step moves these centers."""
+    gallery_images: int = 0
+    """Images that go through a second network of the backbone's size, without a backward pass."""
+
+
+def every_class(config: Config, sizes: Sizes) -> Work:
+    """The work of a classifier that has a center per class."""
+    return Work(config.optim.batch_size * sizes.ranks, -(-sizes.classes // sizes.ranks))
+
+
+@dataclass(frozen=True)
 class ClassifierFacts:
     """What a classifier's module says about itself before one is built."""
 
@@ -104,6 +123,10 @@ class ClassifierFacts:
     """Raises ValueError, one sentence that names the key, for a config that can't be trained."""
     trained_images: Callable[[Config], int] = lambda config: config.optim.batch_size
     """Images per micro-batch whose activations the backward pass needs."""
+    work: Callable[[Config, Sizes], Work] = every_class
+    """What the classifier computes, for the planner's time."""
+    images_per_epoch: Callable[[int], int] = lambda images: images
+    """Images that an epoch shows of a set with this many."""
     lighter: Callable[[Config], list[Overrides]] = lambda config: []
     """Settings of this classifier that need less memory and train nearly the same."""
     instead: Callable[[Config], list[Overrides]] = lambda config: []

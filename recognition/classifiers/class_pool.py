@@ -20,7 +20,7 @@ from data.loader import Loader
 from data.options import Positive, Share, ShareBelowOne
 from data.types import FaceSet
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
+from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes, Work
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
@@ -311,6 +311,17 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
     return Memory(kept, chunk_memory(options, sizes, rows=columns, images=batch_size // 2))
 
 
+def _work(config: Config, sizes: Sizes) -> Work:
+    """With `swap` two losses compare half a batch each, and the gallery network sees both halves.
+
+    Each rank compares its own probes with its own copy of the pool.
+    """
+    images = _trained_images(config)
+    needed = sizes.ranks * config.optim.batch_size // 2
+    columns = pool_columns(config.classifier.options["size"], sizes.classes, needed=needed)
+    return Work(images, columns, trained=False, gallery_images=images)
+
+
 def _trained_images(config: Config) -> int:
     """Without `swap` half a batch goes through the gallery network alone, which keeps nothing."""
     return config.optim.batch_size // (1 if config.classifier.options["swap"] else 2)
@@ -329,6 +340,8 @@ FACTS = ClassifierFacts(
     memory=_memory,
     check=_check,
     trained_images=_trained_images,
+    work=_work,
+    images_per_epoch=lambda images: 3 * images,
     instead=_instead,
     make_loader=make_loader,
 )

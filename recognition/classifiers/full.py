@@ -5,7 +5,7 @@ from torch import nn
 
 from data.options import Count, Share
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
+from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes, Work
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
@@ -169,7 +169,14 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
         "centers' momentum": 4 * numbers * sizes.optimizer_states,
         "centers' gradient": 4 * numbers,
     }
-    return Memory(kept, chunk, step=4 * numbers * (bool(optim.weight_decay) + optim.nesterov))
+    # On CUDA one kernel makes the whole step.
+    copies = 0 if sizes.device == "cuda" else bool(optim.weight_decay) + optim.nesterov
+    return Memory(kept, chunk, step=4 * numbers * copies)
+
+
+def _work(config: Config, sizes: Sizes) -> Work:
+    rows = -(-sizes.classes // sizes.ranks) * config.classifier.options["sub_centers"]
+    return Work(config.optim.batch_size * sizes.ranks, rows)
 
 
 def _lighter(config: Config) -> list[Overrides]:
@@ -179,4 +186,4 @@ def _lighter(config: Config) -> list[Overrides]:
     return [fused, [*fused, "classifier.momentum_dtype=bfloat16"]]
 
 
-FACTS = ClassifierFacts(memory=_memory, check=_check, lighter=_lighter)
+FACTS = ClassifierFacts(memory=_memory, check=_check, work=_work, lighter=_lighter)

@@ -23,6 +23,7 @@ from recognition.classifiers import (
     Memory,
     Overrides,
     Sizes,
+    Work,
     ordinary_loader,
 )
 from recognition.classifiers._margin_softmax import (
@@ -251,6 +252,12 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
     return Memory(kept, chunk)
 
 
+def _work(config: Config, sizes: Sizes) -> Work:
+    options = config.classifier.options
+    sampled = round(-(-sizes.classes // sizes.ranks) * options["sample_rate"])
+    return Work(config.optim.batch_size * sizes.ranks, sampled * options["sub_centers"])
+
+
 def _instead(config: Config) -> list[Overrides]:
     """This classifier with smaller and smaller samples."""
     choose = [] if config.classifier.name == "partial" else ["classifier={name: partial}"]
@@ -283,6 +290,7 @@ FACTS = ClassifierFacts(
     memory=_memory,
     make_loader=make_loader,
     check=lambda config: check_own_step(config, adamw=True),
+    work=_work,
     lighter=lambda config: [["classifier.momentum_dtype=bfloat16"]],
     instead=_instead,
 )

@@ -408,6 +408,7 @@ def test_a_loss_that_is_not_a_scalar_is_refused() -> None:
         MAKERS["fastface"](make_optimizer()).step(torch.zeros(3).as_subclass(GpuScalar))
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_losses_on_a_gpu() -> None:
     losses = bumpy_losses()
