@@ -11,14 +11,17 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from data.loader import UnreadableImages
 from recognition import experiment
 from recognition.config import ConfigError
-from recognition.distributed import ToldElsewhere
+from recognition.distributed import ToldElsewhere, read_launch
 from recognition.explain import explain, listing
 from recognition.parse import load_config, to_yaml
 from recognition.trainer import Stopped, TrainingError
 from tools._cli import command_parser
+from tools.plan import out_of_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, TrainingError, UnreadableImages) as error:
         _tell(error)
         return 2 if isinstance(error, ConfigError) else 1
+    except torch.OutOfMemoryError:
+        _tell(MemoryError(out_of_memory(options.config, options.overrides, read_launch().world)))
+        return 1
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(stopped)

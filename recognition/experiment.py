@@ -53,7 +53,8 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     with ranks_of_this_run(device, launch) as ranks:
         with told_once(ranks, device):
             faces, benchmarks = _open_files(config, source)
-        check_same(_what_must_be_same(config, faces), ranks, device)
+        with told_once(ranks, device):
+            check_same(_what_must_be_same(config, faces), ranks, device)
         with _config_errors(source):
             parts = build_parts(config, faces, device, ranks)
 
