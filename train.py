@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     if not (options.config or options.explain):
         parser.error("--config is missing: give a YAML file, such as configs/quickstart.yaml")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    level = logging.INFO if _first_rank() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     try:
         return _act(options)
     except (ConfigError, TrainingError, UnreadableImages) as error:
@@ -60,9 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(MemoryError(out_of_memory(options.config, options.overrides, read_launch().world)))
         return 1
     except Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
+        if _first_rank():
             print(stopped)
         return 130
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _tell(error: Exception) -> None:
@@ -85,6 +90,8 @@ def _act(options: argparse.Namespace) -> int:
         print(to_yaml(config), end="")
         return 0
     folder = experiment.run(config, options.config, resume=options.resume)
+    if not _first_rank():
+        return 0
     results = folder / "results.md"
     if results.exists():
         print(f"\n{results.read_text()}")
