@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,8 @@ from recognition.config import ConfigError
 from recognition.distributed import ToldElsewhere, read_launch
 from recognition.explain import explain, listing
 from recognition.parse import load_config, to_yaml
-from recognition.trainer import Stopped, TrainingError
+from recognition.stop import EXIT_CODE, Stopped
+from recognition.trainer import TrainingError
 from tools._cli import command_parser
 from tools.plan import out_of_memory
 
@@ -62,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Stopped as stopped:
         if _first_rank():
-            print(stopped)
-        return 130
+            again = [word for word in argv or sys.argv[1:] if word != "--resume"]
+            print(
+                f"{stopped}; go on with: {shlex.join(['python', 'train.py', *again, '--resume'])}"
+            )
+        return EXIT_CODE
 
 
 def _first_rank() -> bool:
