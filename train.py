@@ -7,17 +7,24 @@ or the data. 130: stopped; --resume continues.
 import argparse
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Sequence
+
+import torch
 
 from data.loader import UnreadableImages
 from data.text import one_line
 from recognition import experiment
 from recognition.config import ConfigError
+from recognition.distributed import ToldElsewhere, read_launch
 from recognition.explain import explain, listing
 from recognition.parse import load_config, to_yaml
-from recognition.trainer import Stopped, TrainingError
+from recognition.stop import EXIT_CODE, Stopped
+from recognition.trainer import TrainingError
 from tools._cli import command_parser
+from tools.plan import out_of_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,17 +53,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     if not (options.config or options.explain):
         parser.error("--config is missing: give a YAML file, such as configs/quickstart.yaml")
+    level = logging.INFO if _first_rank() else logging.WARNING
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(_on_one_line)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     try:
         return _act(options)
     except (ConfigError, TrainingError, UnreadableImages) as error:
-        print(one_line(f"error: {error}"), file=sys.stderr)
+        _tell(error)
         return 2 if isinstance(error, ConfigError) else 1
+    except torch.OutOfMemoryError:
+        _tell(MemoryError(out_of_memory(options.config, options.overrides, read_launch().world)))
+        return 1
     except Stopped as stopped:
-        print(stopped)
-        return 130
+        if _first_rank():
+            again = [word for word in argv or sys.argv[1:] if word != "--resume"]
+            print(
+                f"{stopped}; go on with: {shlex.join(['python', 'train.py', *again, '--resume'])}"
+            )
+        return EXIT_CODE
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell(error: Exception) -> None:
+    """Print an error, once for a mistake that all processes of this machine meet."""
+    rank, local = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    shared = isinstance(error, (ConfigError, TrainingError))
+    if isinstance(error, ToldElsewhere) or (shared and local != "0"):
+        return
+    where = "" if rank == "0" else f"rank {rank}: "
+    print(one_line(f"error: {where}{error}"), file=sys.stderr)
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:
@@ -75,6 +104,8 @@ def _act(options: argparse.Namespace) -> int:
         print(to_yaml(config), end="")
         return 0
     folder = experiment.run(config, options.config, resume=options.resume)
+    if not _first_rank():
+        return 0
     results = folder / "results.md"
     if results.exists():
         print(f"\n{results.read_text()}")

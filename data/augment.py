@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.options import CountOrZero, Share, ShareBelowOne
+from data.to_device import to_device
 
 DOWN_MODES = ("area", "bilinear", "bicubic")
 UP_MODES = ("nearest", "bilinear", "bicubic")
@@ -68,26 +69,27 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
         rows = place_matrix(height, shift=moves[0], scale=scale)
         columns = place_matrix(width, shift=moves[1], scale=scale)
         columns = torch.where(mirrored[:, None, None], columns.flip(2), columns)
-        pixels = resample(images.float(), rows.to(device), columns.to(device))
+        pixels = resample(images.float(), to_device(rows, device), to_device(columns, device))
     else:
-        pixels = torch.where(
-            mirrored.to(device)[:, None, None, None], images.flip(3), images
-        ).float()
+        chosen = to_device(mirrored, device)[:, None, None, None]
+        pixels = torch.where(chosen, images.flip(3), images).float()
 
     if options.crop:
-        pixels = pixels * crop_mask(count, height, width, options.crop, rng).to(device)
+        mask = crop_mask(count, height, width, options.crop, rng)
+        pixels = pixels * to_device(mask, device)
 
     # Low resolution and blur are matrices, too, but only for the images that drew one of them.
     if options.low_resolution or options.blur:
         chosen, rows, columns = _soften(count, height, width, options, rng)
         if len(chosen):
-            chosen = chosen.to(device)
-            softened = resample(pixels[chosen], rows.to(device), columns.to(device))
+            chosen = to_device(chosen, device)
+            rows, columns = to_device(rows, device), to_device(columns, device)
+            softened = resample(pixels[chosen], rows, columns)
             pixels[chosen] = softened.clamp_(0, 255)
 
     # Colors change pixel by pixel, without matrices.
     if options.photometric or options.gray:
-        pixels = recolor(pixels, *_color_factors(count, options, rng).to(device))
+        pixels = recolor(pixels, *to_device(_color_factors(count, options, rng), device))
     return normalize(pixels)
 
 
@@ -224,5 +226,5 @@ def recolor(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Te
 
 def _gray(pixels: Tensor) -> Tensor:
     """(B,1,H,W) luma by ITU-R 601."""
-    weights = torch.tensor(LUMA, device=pixels.device).view(1, 3, 1, 1)
+    weights = to_device(torch.tensor(LUMA), pixels.device).view(1, 3, 1, 1)
     return (pixels * weights).sum(1, keepdim=True)

@@ -9,10 +9,11 @@ import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import ParamSpec, TypeVar
 
 import cv2
 import numpy as np
@@ -23,9 +24,14 @@ from data.order import EpochOrder, Indices, shuffled, slice_for_rank
 from data.types import Batch, FaceSet, Int64, Pixels
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 # Beyond these and one image in a hundred the set counts as broken, and the run stops.
 SKIPS_ALLOWED = 100
 Failures = list[tuple[int, Exception]]
+Draw = Callable[[Int64, int, int], Int64]
+"""(planned labels of an optimizer step on all ranks, epoch, images of the epoch before it) -> a
+sample for this step, which depends on nothing else."""
 
 
 class UnreadableImages(ValueError):
@@ -44,6 +50,8 @@ class Loader:
     prefetch: number of batches that are decoded ahead.
     device: where batches go. A batch is copied to a CUDA device from pinned memory while the one
         before is in use.
+    draw: makes the `sample` of a batch, in a thread, ahead of use.
+    batches_per_draw: micro-batches per optimizer step, for which `draw` is called once.
 
     Batches depend on (seed, epoch, step) only, never on threads.
 
@@ -67,6 +75,8 @@ class Loader:
         order: EpochOrder | None = None,
         prefetch: int = 3,
         device: torch.device | str = "cpu",
+        draw: Draw | None = None,
+        batches_per_draw: int = 1,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} ranks: expected 0…{world - 1}")
@@ -81,6 +91,7 @@ class Loader:
         self.faces, self.size, self.threads, self.seed = faces, size, threads, seed
         self.batch_size, self.rank, self.world, self.drop_last = batch_size, rank, world, drop_last
         self.prefetch, self.device = prefetch, torch.device(device)
+        self.draw, self.batches_per_draw = draw, batches_per_draw
         self.order = order or EpochOrder(
             lambda epoch: shuffled(len(faces), seed=seed, epoch=epoch), len(faces)
         )
@@ -154,6 +165,7 @@ class Loader:
         stop = self.length - (rest % self.global_batch if self.drop_last else 0)
         starts = range(self.consumed, stop, self.global_batch)
 
+        step_images = self.global_batch * self.batches_per_draw
         coming = iter(starts)
         ahead: deque[_Pending] = deque()
         decoder = _Decoder(self.faces, self.size, self.threads, pinned=self.device.type == "cuda")
@@ -162,7 +174,11 @@ class Loader:
                 for later in islice(coming, self.prefetch - len(ahead)):
                     batch = indices[later : min(later + self.global_batch, stop)]
                     mine = slice_for_rank(batch, rank=self.rank, world=self.world)
-                    ahead.append(decoder.begin(mine))
+                    sample = None
+                    if self.draw and (later - starts.start) % step_images == 0:
+                        labels = self.faces.labels[indices[later : min(later + step_images, stop)]]
+                        sample = decoder.submit(self._drawn, self.draw, labels, self.epoch, later)
+                    ahead.append(decoder.begin(mine, sample))
                 began = time.perf_counter()
                 finished = self._finish(ahead.popleft())
                 self.wait_seconds += time.perf_counter() - began
@@ -171,6 +187,10 @@ class Loader:
             self.epoch, self.consumed = self.epoch + 1, 0
         finally:
             decoder.close()
+
+    def _drawn(self, draw: Draw, labels: Int64, epoch: int, place: int) -> torch.Tensor:
+        sample = torch.from_numpy(draw(labels, epoch, place))
+        return sample.pin_memory() if self.device.type == "cuda" else sample
 
     def _finish(self, pending: "_Pending") -> Batch:
         """Waits until a batch is decoded, and puts it onto the device."""
@@ -181,12 +201,15 @@ class Loader:
             self._replace(pending, labels, bad)
 
         # The buffer is (B,H,W,3); seen as (B,3,H,W) it is channels_last without a copy.
-        images = pending.buffer.permute(0, 3, 1, 2)
+        parts = [pending.buffer.permute(0, 3, 1, 2), torch.from_numpy(labels)]
+        if pending.sample is not None:
+            parts.append(pending.sample.result())
         if self.device.type == "cuda":
-            return self._to_cuda(images, torch.from_numpy(labels).pin_memory())
-        return Batch(images.to(self.device), torch.from_numpy(labels).to(self.device))
+            parts[1] = parts[1].pin_memory()
+            return Batch(*self._to_cuda(parts))
+        return Batch(*(part.to(self.device) for part in parts))
 
-    def _to_cuda(self, images: torch.Tensor, labels: torch.Tensor) -> Batch:
+    def _to_cuda(self, pinned: list[torch.Tensor]) -> list[torch.Tensor]:
         """Copies from pinned memory on a separate stream.
 
         The copy therefore overlaps the training step that is still running.
@@ -194,14 +217,13 @@ class Loader:
         current = torch.cuda.current_stream(self.device)
         self._stream = self._stream or torch.cuda.Stream(self.device)
         with torch.cuda.stream(self._stream):
-            images = images.to(self.device, non_blocking=True)
-            labels = labels.to(self.device, non_blocking=True)
+            copies = [tensor.to(self.device, non_blocking=True) for tensor in pinned]
         current.wait_stream(self._stream)
 
         # The allocator must not reuse this memory before the training step has read it.
-        images.record_stream(current)
-        labels.record_stream(current)
-        return Batch(images=images, labels=labels)
+        for copy in copies:
+            copy.record_stream(current)
+        return copies
 
     def _replace(self, pending: "_Pending", labels: Int64, bad: Failures) -> None:
         """Puts the next good image of the batch, with its label, into the place of each bad one."""
@@ -230,11 +252,13 @@ class _Pending:
     indices: the indices of its images, (B,).
     buffer: uint8 (B,H,W,3), which the threads fill.
     futures: each gives (row, error) of the images that could not be read.
+    sample: that of the optimizer step which begins with this batch.
     """
 
     indices: Indices
     buffer: torch.Tensor
     futures: list[Future[Failures]]
+    sample: Future[torch.Tensor] | None
 
 
 class _Decoder:
@@ -247,20 +271,24 @@ class _Decoder:
         # These threads are the parallelism; OpenCV's own threads would only queue behind them.
         cv2.setNumThreads(1)
 
-    def begin(self, indices: Indices) -> _Pending:
+    def begin(self, indices: Indices, sample: Future[torch.Tensor] | None) -> _Pending:
         """Starts to decode a batch, in two chunks per thread."""
         buffer = self._buffer((len(indices), self.size, self.size, 3))
         images = buffer.numpy()
-        if self.executor is None:
-            done: Future[Failures] = Future()
-            done.set_result(self._fill(indices, images, 0))
-            return _Pending(indices, buffer, [done])
-        chunk = -(-len(indices) // (2 * self.threads))
+        chunk = -(-len(indices) // (2 * self.threads or 1))
         futures = [
-            self.executor.submit(self._fill, indices[at : at + chunk], images[at : at + chunk], at)
+            self.submit(self._fill, indices[at : at + chunk], images[at : at + chunk], at)
             for at in range(0, len(indices), chunk)
         ]
-        return _Pending(indices, buffer, futures)
+        return _Pending(indices, buffer, futures, sample)
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """What the function returns: later from a thread, or now where there are no threads."""
+        if self.executor is not None:
+            return self.executor.submit(function, *args, **kwargs)
+        done: Future[T] = Future()
+        done.set_result(function(*args, **kwargs))
+        return done
 
     def _buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Memory for a batch.

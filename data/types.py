@@ -31,7 +31,10 @@ class Batch:
     """Images and labels on the device of the run.
 
     images: uint8 (B,3,H,W) RGB, in channels_last layout, as they were decoded. labels: int64 (B,).
+    sample: what the loader's `draw` gave for the optimizer step that begins with this batch, int64.
+    None in the step's other batches, and where a loader draws nothing.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    sample: torch.Tensor | None = None

@@ -4,17 +4,22 @@ import argparse
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from data.parts import find_part, part_names
 from eval.benchmarks import PACKAGE, open_benchmark
-from eval.embed import Embed
+from eval.embed import Embed, ModelRun
 from eval.extract import extract, model_digest, open_source
 from eval.report.published import published_row
 from eval.report.tables import markdown
 from eval.report.write import as_json, write_report
 from eval.stored import load_stored
+from recognition.embedder import load_embedder
 from tools._cli import add_options, command_parser, run_command
+from tools._progress import progress_bar
+
+SHOWN = partial(progress_bar, what="images")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,7 +100,7 @@ def write_embeddings(
     device: where the model runs: auto, cpu, cuda or mps.
     """
     source, names = open_source(data, images)
-    embed, size = load_embed(model, None, None, device)
+    embed, size = load_embedder(model, device)
     record = extract(
         embed,
         source,
@@ -105,7 +110,7 @@ def write_embeddings(
         model=model_digest(model),
         mirror=mirror,
         dtype=dtype,
-        progress=lambda done, of: print(f"{done}/{of} images", file=sys.stderr),
+        progress=SHOWN,
     )
     print(", ".join(f"{key} {value}" for key, value in record.items()))
     return record
@@ -121,9 +126,8 @@ def load_embed(
         return load_stored(embeddings, names), 0
     if not model:
         raise ValueError("give --model RUN, or --embeddings X.npy with --names X.txt")
-    from recognition.embedder import load_embedder
-
-    return load_embedder(model, device)
+    embedder, size = load_embedder(model, device)
+    return ModelRun(embedder, progress=SHOWN), size
 
 
 if __name__ == "__main__":

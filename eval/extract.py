@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from data.files import atomic_write, is_special, read_text
 from data.images import SUFFIXES, FileImages, Images, open_images
 from data.pairs.lists import from_bin
 from data.text import one_line
-from eval.embed import Embed, embed_faces
+from eval.embed import Model, ModelRun, Progress, embed_faces, not_shown
 
 BLOCK = 2048  # images between two writes of the position
 
@@ -52,7 +52,7 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
 
 
 def extract(
-    embed: Embed,
+    embed: Model,
     images: Images,
     names: list[str],
     out: str | Path,
@@ -61,7 +61,7 @@ def extract(
     model: str,
     mirror: bool = True,
     dtype: Literal["float32", "float16"] = "float32",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = not_shown,
 ) -> dict[str, Any]:
     """Write `out` (.npy, (N,D) of dtype) and a .txt beside it with one name per line.
 
@@ -87,26 +87,27 @@ def extract(
             )
         done = int(saved["done"])
     start, resumed = time.monotonic(), done
-    while done < len(names):
-        # Every block opens the file again, so that it is on disk before the position says so.
-        block = np.arange(done, min(done + BLOCK, len(names)))
-        vectors = embed_faces(embed, images, size, indices=block, mirror=mirror)
-        if np.abs(vectors).max() > np.finfo(dtype).max:
-            raise ValueError(
-                f"{out}: an embedding holds {np.abs(vectors).max():.3g}, too much for {dtype}; "
-                "use float32"
-            )
-        shape = (len(names), vectors.shape[1])
-        mode: Any = "r+" if done else "w+"
-        stored = np.lib.format.open_memmap(part, mode, np.dtype(dtype), None if done else shape)
-        stored[block] = vectors
-        stored.flush()
-        del stored
-        done = int(block[-1]) + 1
-        with atomic_write(position) as file:
-            file.write(json.dumps({**settings, "done": done}).encode())
-        if progress:
-            progress(done, len(names))
+    with progress(len(names)) as advance:
+        advance(done)
+        run = ModelRun(embed, progress=lambda block: nullcontext(advance))
+        while done < len(names):
+            # Every block opens the file again, so that it is on disk before the position says so.
+            block = np.arange(done, min(done + BLOCK, len(names)))
+            vectors = embed_faces(run, images, size, indices=block, mirror=mirror)
+            if np.abs(vectors).max() > np.finfo(dtype).max:
+                raise ValueError(
+                    f"{out}: an embedding holds {np.abs(vectors).max():.3g}, too much for {dtype}; "
+                    "use float32"
+                )
+            shape = (len(names), vectors.shape[1])
+            mode: Any = "r+" if done else "w+"
+            stored = np.lib.format.open_memmap(part, mode, np.dtype(dtype), None if done else shape)
+            stored[block] = vectors
+            stored.flush()
+            del stored
+            done = int(block[-1]) + 1
+            with atomic_write(position) as file:
+                file.write(json.dumps({**settings, "done": done}).encode())
     with atomic_write(out.with_suffix(".txt")) as file:
         file.writelines(f"{one_line(name)}\n".encode() for name in names)
     os.replace(part, out)

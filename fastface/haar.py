@@ -160,8 +160,9 @@ class MovingHaarDetector:
         H_t = (sum of A over the older ⌊m/2⌋ of A_{t-m} … A_{t-1}
                - sum of A over the newer ⌈m/2⌉) / m
 
-    The windows end one step before t, so the first response is at t = 2m - 1. Its unit is that of
-    the loss. An odd m is unbalanced, as published: a constant loss c gives -c/m and not 0.
+    The windows end one step before t. The authors' code takes its first mean at t = m, so the first
+    response is at t = 2m. Its unit is that of the loss. An odd m is unbalanced, as published: a
+    constant loss c gives -c/m and not 0.
 
     Let Q_t be the sum of the sums L_0 + … + L_{i-1} over all i ≤ t. Every sum of A is a difference
     of such sums, and
@@ -190,11 +191,11 @@ class MovingHaarDetector:
         self.signal: float | None = None
 
     def update(self, loss: float) -> float | None:
-        """H_t for the finite loss L_t, |L_t| < 1e284; None while t < 2m - 1."""
+        """H_t for the finite loss L_t, |L_t| < 1e284; None while t < 2m."""
         sums, window, seen = self.sums, self.window, self.seen
         head = seen % len(sums)
         newest = sums[head]
-        if seen >= 2 * window - 1:
+        if seen >= 2 * window:
             # Negative indices count from the end of the list, which makes it a ring.
             middle = head - (window + 1) // 2
             response = 2 * (sums[middle] - sums[middle - window]) - newest + sums[head - 2 * window]

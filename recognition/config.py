@@ -56,7 +56,8 @@ class DataConfig:
     size: Annotated[int, Range(at_least=16)] = 112
     """Side of the square input, in pixels."""
     threads: Count | None = None
-    """Threads that decode images, per process. null: one per core."""
+    """Threads that decode images, per process. null: one per core, divided by the processes of this
+    machine."""
     order: Literal["shuffled", "block", "balanced"] = "shuffled"
     """Order of the images in an epoch. shuffled: at random. block: runs of neighboring images stay
     together, for spinning disks and network drives. balanced: four images per identity in a batch,
@@ -139,8 +140,18 @@ class RunConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number type of the backbone's matrix products. With fp16 the loss is scaled, so that small
     gradients do not become 0."""
+    tf32: bool = False
+    """Round the inputs of float32 products and convolutions to TF32 on CUDA. In bf16 and fp16 runs
+    this is always so, as their other products are rounded more."""
+    deterministic: bool = False
+    """Use only CUDA kernels that give the same bits in every run, which costs time. On a CPU they
+    all do."""
     compile: bool = False
     """Compile the backbone with torch.compile."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "default"
+    """Mode of torch.compile. reduce-overhead: CUDA graphs, for small batches; one process without
+    optim.accumulation. max-autotune-no-cudagraphs: kernels chosen by timing them, which takes
+    minutes at the start."""
     channels_last: bool = False
     """Store images and weights of convolutions in the channels-last memory layout."""
     log_steps: Count = 20
@@ -172,3 +183,11 @@ class Config:
     """When the model is evaluated, and on what."""
     run: RunConfig
     """Where and how the run computes, and what it writes."""
+
+    def __post_init__(self) -> None:
+        graphs = self.run.compile and self.run.compile_mode == "reduce-overhead"
+        if graphs and self.optim.accumulation > 1:
+            raise ValueError(
+                "run.compile_mode: found reduce-overhead with optim.accumulation above 1; the next "
+                "backward pass of a CUDA graph would overwrite the gradients; use default"
+            )

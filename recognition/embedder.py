@@ -32,7 +32,9 @@ class Embedder:
         self.backbone.eval()
         try:
             with torch.inference_mode(), autocast(self.device, self.precision):
-                pixels = normalize(images.to(self.device, non_blocking=True))
+                # On MPS a copy that does not block may read memory that is already reused.
+                queued = self.device.type == "cuda"
+                pixels = normalize(images.to(self.device, non_blocking=queued))
                 embeddings: torch.Tensor = self.backbone(lay_out(pixels, self.channels_last))
                 return embeddings.float()
         finally:

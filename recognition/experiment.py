@@ -1,8 +1,11 @@
 """The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
-import os
+import logging
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +13,35 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.decode_threads import decode_threads
 from data.faces import open_faces, resolve_path
-from data.loader import Loader
-from data.order import named_order
 from data.parts import find_part
 from data.types import FaceSet
-from eval.benchmarks import open_benchmark
+from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
+from eval.embed import ModelRun, Progress, not_shown
 from eval.report.published import published_row
 from eval.report.write import write_report
 from recognition.classifiers import ClassifierFacts
+from recognition.classifiers._margin_softmax import SoftmaxOptions
 from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
-from recognition.config import Config, ConfigError, OptimConfig
-from recognition.device import choose_device, place_backbone
-from recognition.distributed import Ranks, ranks_of_this_run
+from recognition.config import Config, ConfigError, OptimConfig, RunConfig
+from recognition.device import choose_device, place_backbone, prepare_device
+from recognition.distributed import (
+    Ranks,
+    check_same,
+    ranks_of_this_run,
+    read_launch,
+    told_once,
+)
 from recognition.embedder import build_backbone, embedder_of
-from recognition.logs import plot_training
-from recognition.parse import build_part
+from recognition.logs import evaluation_progress, plot_training
+from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
-from recognition.run_folder import open_run_folder
+from recognition.run_folder import open_run_folder, with_chunk, with_saved_chunk
+from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
 from recognition.trainer import train
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, source: str, *, resume: bool = False) -> Path:
@@ -37,40 +50,89 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     source: the config file's name, for errors. Raises ConfigError, before training begins, if this
     machine or the files do not allow what the config asks.
     """
-    device = choose_device(config, source)
-    with ranks_of_this_run(device) as ranks:
-        with _config_errors(source, "data.train: "):
-            faces = _open_training_faces(config)
-        benchmarks = []
-        for item in config.evaluate.sets:
-            with _config_errors(source, f"evaluate.sets: {item['name']}: "):
-                benchmarks.append(open_benchmark(item, config.data.root))
-        if config.evaluate.published is not None:
-            with _config_errors(source, "evaluate.published: "):
-                published_row(config.evaluate.published)
+    with stop_on_signals() as stop:
+        return _run(config, source, stop, resume)
+
+
+def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
+    launch = read_launch()
+    device = choose_device(config, source, launch)
+    prepare_device(config.run, device)
+    config = with_saved_chunk(config) if resume else config
+    with ranks_of_this_run(device, launch) as ranks:
+        with told_once(ranks, device):
+            faces, benchmarks = _open_files(config, source)
+        with told_once(ranks, device):
+            check_same(_what_must_be_same(config, faces), ranks, device)
         with _config_errors(source):
             parts = build_parts(config, faces, device, ranks)
 
+        chosen = getattr(parts.classifier, "options", None)
+        if isinstance(chosen, SoftmaxOptions):
+            config = with_chunk(config, chosen.chunk)
+
         # All that may be refused was built above, so a command that fails leaves no folder behind.
         folder = Path(config.run.output)
-        if ranks.rank == 0:
-            open_run_folder(config, resume)
-        ranks.barrier()
+        with told_once(ranks, device):
+            if ranks.rank == 0:
+                open_run_folder(config, resume)
+        with told_once(ranks, device):
+            if not folder.is_dir():
+                raise ConfigError(
+                    f"{source}: run.output: rank {ranks.rank} can't see {folder}, which rank 0 has "
+                    "made; give a folder on a drive that all machines share"
+                )
         embed = embedder_of(config, parts.backbone, device)
 
         def evaluate() -> dict[str, float]:
-            results = [benchmark(embed, embed.size) for benchmark in benchmarks]
-            write_report(results, folder, published=config.evaluate.published)
+            """All ranks embed and compute the same figures, and rank 0 writes them."""
+            share_buffers(parts.backbone, ranks)
+            results = []
+            for item, benchmark in zip(config.evaluate.sets, benchmarks, strict=True):
+                shown = partial(evaluation_progress, name=item["name"])
+                told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
+                try:
+                    results.append(benchmark(ModelRun(embed, ranks, told), embed.size))
+                except (OSError, ValueError) as error:
+                    log.warning("evaluate.sets: %s: no figures: %s", item["name"], error)
+                    results.append(without_figures(item, str(error)))
+            if ranks.rank == 0:
+                write_report(results, folder, published=config.evaluate.published)
             return {
                 f"{result.name}/{metric}": value
                 for result in results
                 for metric, value in result.metrics.items()
             }
 
-        train(config, parts, folder, evaluate, resume=resume)
+        train(config, parts, folder, evaluate, stop, resume=resume)
         if ranks.rank == 0:
             plot_training(folder)
     return folder
+
+
+def _stoppable(progress: Progress, stop: Stop, ranks: Ranks, device: torch.device) -> Progress:
+    """The progress of an evaluation that a signal ends: its images are embedded with a resume."""
+    agreement = Agreement(ranks, device)
+
+    @contextmanager
+    def stoppable(total: int) -> Iterator[Callable[[int], None]]:
+        with progress(total) as advance:
+
+            def checked(images: int) -> None:
+                advance(images)
+                if agreement.stops(stop):
+                    raise Stopped(f"stopped by {stop.signal or 'a signal'} in an evaluation")
+
+            yield checked
+
+    return stoppable
+
+
+def share_buffers(backbone: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks the buffers of rank 0: in training, each has running statistics of its own."""
+    with torch.no_grad():
+        for buffer in backbone.buffers():
+            buffer.copy_(ranks.broadcast(buffer))
 
 
 def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks) -> Parts:
@@ -81,14 +143,13 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     optim, run_ = config.optim, config.run
     torch.manual_seed(run_.seed)
     facts: ClassifierFacts = find_part("recognition.classifiers", config.classifier.name).FACTS
-    make_loader = facts.make_loader or _ordinary_loader
-    loader = make_loader(
+    loader = facts.make_loader(
         faces,
         config,
         batch_size=optim.batch_size,
         size=config.data.size,
         seed=run_.seed,
-        threads=config.data.threads or os.cpu_count() or 1,
+        threads=config.data.threads or decode_threads(),
         rank=ranks.rank,
         world=ranks.world,
         device=device,
@@ -114,9 +175,10 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         weight_decay=optim.weight_decay,
         accumulation=optim.accumulation,
         batch_size=optim.batch_size,
+        precision=run_.precision,
     ).to(device)
 
-    optimizer = _build_optimizer(optim, backbone, classifier)
+    optimizer = _build_optimizer(optim, backbone, classifier, fused=device.type == "cuda")
     scheduler = build_part(
         "recognition.schedulers",
         config.scheduler,
@@ -127,9 +189,11 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     # With arcface_torch's growth interval, fp16 runs of a few thousand steps find their scale.
     fp16 = run_.precision == "fp16"
     scaler = torch.amp.GradScaler(device.type, enabled=fp16, growth_interval=100)
+    forward, no_sync = _wrapped(backbone, device, ranks, run_)
     return Parts(
         backbone=backbone,
-        forward=_wrapped(backbone, device, ranks, compile=run_.compile),
+        forward=forward,
+        no_sync=no_sync,
         classifier=classifier,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -142,28 +206,44 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
 
 
 def _wrapped(
-    backbone: nn.Module, device: torch.device, ranks: Ranks, *, compile: bool
-) -> Callable[..., torch.Tensor]:
-    """The backbone behind DistributedDataParallel and torch.compile, where a run asks for them."""
+    backbone: nn.Module, device: torch.device, ranks: Ranks, run_: RunConfig
+) -> tuple[Callable[..., torch.Tensor], Callable[[], AbstractContextManager[None]]]:
+    """The backbone behind DistributedDataParallel and torch.compile, where a run asks for them.
+
+    With it comes `no_sync` of `Parts`. The statistics of batch norm stay each rank's own during
+    training, as in arcface_torch: they would be sent in every step, and only an evaluation uses
+    them.
+    """
     forward: Callable[..., torch.Tensor] = backbone
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if ranks.world > 1:
-        on_gpu = device.type == "cuda"
-        forward = DistributedDataParallel(backbone, device_ids=[device] if on_gpu else None)
-    return torch.compile(forward) if compile else forward
-
-
-def _ordinary_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: Any) -> Loader:
-    """A Loader in the order that `data.order` names."""
-    order = named_order(
-        faces.labels, config.data.order, seed=config.run.seed, batch_size=batch_size
-    )
-    return Loader(faces, batch_size=batch_size, order=order, **loader)
+        with warnings.catch_warnings():
+            # Newer versions of torch have another name for broadcast_buffers, which 2.8 lacks.
+            warnings.simplefilter("ignore", FutureWarning)
+            data_parallel = DistributedDataParallel(
+                backbone,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        forward, no_sync = data_parallel, data_parallel.no_sync
+    if run_.compile:
+        if run_.compile_mode == "reduce-overhead" and ranks.world > 1:
+            raise ValueError(
+                "run.compile_mode: found reduce-overhead with several processes, whose gradients "
+                "do not fit CUDA graphs; use default"
+            )
+        forward = torch.compile(forward, mode=run_.compile_mode)
+    return forward, no_sync
 
 
 def _build_optimizer(
-    optim: OptimConfig, backbone: nn.Module, classifier: nn.Module
+    optim: OptimConfig, backbone: nn.Module, classifier: nn.Module, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """The run's optimizer. A checkpoint finds a rank's centers by the name of their group."""
+    """The run's optimizer. A checkpoint finds a rank's centers by the name of their group.
+
+    fused: one kernel makes the whole step of many weights, instead of one per operation.
+    """
     weights = list(backbone.parameters())
     if optim.no_decay_1d:
         flat = [p for p in weights if p.ndim <= 1]
@@ -176,15 +256,51 @@ def _build_optimizer(
 
     if optim.name == "adamw":
         return torch.optim.AdamW(
-            groups, lr=optim.lr, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=optim.weight_decay
+            groups,
+            lr=optim.lr,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPS,
+            weight_decay=optim.weight_decay,
+            fused=fused,
         )
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         groups,
         lr=optim.lr,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         nesterov=optim.nesterov,
+        fused=fused,
     )
+    if fused and optim.momentum:
+        # Torch would make it with its first step, and not fill it if the loss scaler skips that.
+        for group in sgd.param_groups:
+            for weight in group["params"]:
+                sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return sgd
+
+
+def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
+    """The training set and the sets of `evaluate`. ConfigError names what can't be used."""
+    with _config_errors(source, "data.train: "):
+        faces = _open_training_faces(config)
+    benchmarks = []
+    for item in config.evaluate.sets:
+        with _config_errors(source, f"evaluate.sets: {item['name']}: "):
+            benchmarks.append(open_benchmark(item, config.data.root))
+            try_opening(benchmarks[-1], config.data.size)
+    if config.evaluate.published is not None:
+        with _config_errors(source, "evaluate.published: "):
+            published_row(config.evaluate.published)
+    return faces, benchmarks
+
+
+def _what_must_be_same(config: Config, faces: FaceSet) -> dict[str, bytes]:
+    """What has to be equal on all ranks. Only where the files are may differ."""
+    here = replace(config.data, root=None, train=".", threads=None)
+    return {
+        "the config": to_yaml(replace(config, data=here)).encode(),
+        "data.train": faces.labels.tobytes(),
+    }
 
 
 def _open_training_faces(config: Config) -> FaceSet:

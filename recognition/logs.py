@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any
 from data.files import atomic_write
 from data.text import one_line
 from recognition.parts import Parts
+
+EVALUATION_SECONDS = 30  # between two lines about how far an evaluation is
 
 
 @contextmanager
@@ -125,6 +127,25 @@ class Console:
             self._bar.console.print(one_line(text), highlight=False, markup=False)
         else:
             print(one_line(text), flush=True)
+
+
+@contextmanager
+def evaluation_progress(total: int, *, name: str) -> Iterator[Callable[[int], None]]:
+    """Tells on stdout that the images of a set are embedded, and now and then how many are done.
+
+    It gives `advance(images)`. On a terminal, the lines stand above the progress bar of the run.
+    """
+    done, told = 0, time.monotonic()
+    print(f"evaluate {name}: {total} images", flush=True)
+
+    def advance(images: int) -> None:
+        nonlocal done, told
+        done += images
+        if time.monotonic() - told >= EVALUATION_SECONDS:
+            told = time.monotonic()
+            print(f"evaluate {name}: {done} of {total} images done", flush=True)
+
+    yield advance
 
 
 def wait_advice(share: float, *, threads: int, cores: int) -> str | None:

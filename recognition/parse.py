@@ -155,7 +155,7 @@ def _parse_section(kind: Any, tree: Any, key: str) -> Any:
     try:
         return kind(**values)
     except ValueError as error:  # a rule of the section, which names the key
-        raise ValueError(f"{key}.{error}") from None
+        raise ValueError(f"{key}.{error}".lstrip(".")) from None
 
 
 def _parse_part(package: str, tree: Any, key: str) -> Part:

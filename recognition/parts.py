@@ -1,6 +1,7 @@
 """What a run is made of, and its state: all that the next step depends on."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,13 @@ class Parts:
     """The parts of a run, built for one rank.
 
     forward: `backbone` behind DistributedDataParallel and compilation, where a run asks for them.
+    no_sync: a context in which backward passes do not average gradients over ranks.
     steps_per_epoch: optimizer steps per epoch. Micro-batches that do not fill a step are dropped.
     """
 
     backbone: nn.Module
     forward: Callable[..., torch.Tensor]
+    no_sync: Callable[[], AbstractContextManager[None]]
     classifier: Classifier
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
@@ -65,11 +68,15 @@ class Parts:
         local = locals_[self.ranks.rank] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])
         self.classifier.load_state_dict(local["classifier"])
+        # How a step is computed follows this run's device, not that of the run which saved.
+        groups = [
+            {**saved, "fused": own["fused"]}
+            for saved, own in zip(
+                shared["optimizer_groups"], self.optimizer.param_groups, strict=True
+            )
+        ]
         self.optimizer.load_state_dict(
-            {
-                "state": {**shared["optimizer"], **local["optimizer"]},
-                "param_groups": shared["optimizer_groups"],
-            }
+            {"state": {**shared["optimizer"], **local["optimizer"]}, "param_groups": groups}
         )
         self.scheduler.load_state_dict(shared["scheduler"])
         self.scaler.load_state_dict(shared["scaler"])

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import yaml
 
 from data.files import atomic_write
-from recognition.config import Config, ConfigError
+from recognition.config import Config, ConfigError, Part
 from recognition.parse import to_tree, to_yaml
 
 # These keys may differ between a run and its continuation. They change where the run happens and
@@ -28,6 +29,24 @@ _FREE_ON_RESUME = [
     "run.checkpoint_steps",
     "run.keep",
 ]
+
+
+def with_saved_chunk(config: Config) -> Config:
+    """A config to resume, with the chunk that the first start of its run chose if it says auto.
+
+    The same chunk gives the same bits, also where another amount of memory is free now.
+    """
+    written = Path(config.run.output) / "config.yaml"
+    if config.classifier.options.get("chunk") != "auto" or not written.exists():
+        return config
+    saved = flat(yaml.safe_load(written.read_text())).get("classifier.chunk", "auto")
+    return with_chunk(config, saved)
+
+
+def with_chunk(config: Config, chunk: int | str) -> Config:
+    """The config with another `classifier.chunk`."""
+    options = {**config.classifier.options, "chunk": chunk}
+    return replace(config, classifier=Part(config.classifier.name, options))
 
 
 def open_run_folder(config: Config, resume: bool) -> Path:
@@ -80,14 +99,19 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _environment() -> dict[str, Any]:
+def revision() -> str | None:
+    """The git revision of this code, with `-dirty` where files differ from it; None outside git."""
     here = Path(__file__).parent
     git = subprocess.run(
         ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True
     )
+    return git.stdout.strip() or None
+
+
+def _environment() -> dict[str, Any]:
     return {
         "command": sys.argv,
-        "git": git.stdout.strip() or None,
+        "git": revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),

@@ -6,15 +6,12 @@ a resumed run computes the same numbers.
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -26,10 +23,11 @@ from data.types import Batch
 from recognition import checkpoint
 from recognition.config import Config
 from recognition.device import autocast, lay_out
-from recognition.logs import open_logs
+from recognition.logs import open_logs, read_metrics
 from recognition.parts import Parts
 from recognition.schedulers import advance, schedule_log
 from recognition.seeds import seed_of
+from recognition.stop import Agreement, Stop, Stopped
 
 T = TypeVar("T")
 BAD_WINDOWS = 10  # log windows in a row without a finite loss before a run gives up
@@ -37,10 +35,6 @@ BAD_WINDOWS = 10  # log windows in a row without a finite loss before a run give
 
 class TrainingError(RuntimeError):
     """Training can't usefully go on; the message says what to change."""
-
-
-class Stopped(RuntimeError):
-    """A signal asked the run to stop; its checkpoint is written."""
 
 
 @dataclass
@@ -63,51 +57,63 @@ def train(
     parts: Parts,
     folder: Path,
     evaluate: Callable[[], dict[str, float]],
+    stop: Stop | None = None,
     *,
     resume: bool = False,
 ) -> Progress:
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
-    evaluate: called on rank 0 after every `evaluate.every_epochs` epochs and at the end; it returns
-    the metrics to log. resume: start from the newest checkpoint.
+    evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end, when
+    the checkpoint is saved; it returns the metrics to log. stop: what asks the run to stop.
+    resume: start from the newest checkpoint, and make up an evaluation that it misses.
 
-    Raises TrainingError if the loss stays NaN or infinite. After SIGTERM or SIGINT it writes a
-    checkpoint and raises Stopped; a signal is noticed when the next line is logged.
+    Raises TrainingError if the loss stays NaN or infinite. When a signal came it writes a
+    checkpoint and raises Stopped, after the step on one rank, and within a few steps on several.
     """
+    stop = stop or Stop()
     total = parts.steps_per_epoch * config.optim.epochs
     progress, saved_step = restore(parts, folder, config) if resume else (Progress(), 0)
     steps_left = max(total - progress.step, 0)
-    clock = _Clock(parts.loader)
-    with (
-        stop_requested() as stop,
-        open_logs(
-            folder,
-            parts,
-            total_steps=total,
-            first_step=progress.step,
-            saved_step=saved_step,
-        ) as logs,
-    ):
+    owed = resume and _evaluation_owed(config, parts, progress, folder)
+    clock, agreement = _Clock(parts.loader), Agreement(parts.ranks, parts.device)
+    with open_logs(
+        folder,
+        parts,
+        total_steps=total,
+        first_step=progress.step,
+        saved_step=saved_step,
+    ) as logs:
+
+        def evaluate_now() -> None:
+            epoch = progress.step // parts.steps_per_epoch
+            logs.evaluated(progress.step, epoch, clock.outside(evaluate))
+
+        if owed:
+            evaluate_now()
         for batches in islice(_steps(parts.loader, config), steps_left):
             optimizer_step(config, parts, batches, progress)
+            stop.nothing_to_save = False
             epoch, into_epoch = divmod(progress.step, parts.steps_per_epoch)
             epoch_ends = into_epoch == 0
 
-            window_ends = _due(progress.step, config.run.log_steps) or progress.step == total
-            if window_ends:
+            if _due(progress.step, config.run.log_steps) or progress.step == total:
                 line = _log_line(config, parts, progress, clock)
                 logs.log(progress.step, line)
                 _check_loss(config, progress, line["loss"])
-            if window_ends and _any_rank_stops(parts, stop):
-                save(config, parts, folder, progress, clock)
-                raise Stopped(f"stopped at step {progress.step} of {total}; use --resume")
 
-            if epoch_ends and parts.ranks.rank == 0 and _evaluation_due(config, epoch):
-                logs.evaluated(progress.step, epoch, clock.outside(evaluate))
-
-            if epoch_ends or _due(progress.step, config.run.checkpoint_steps):
+            stops = agreement.stops(stop)
+            if stops or epoch_ends or _due(progress.step, config.run.checkpoint_steps):
                 save(config, parts, folder, progress, clock)
+            if stops:
+                raise Stopped(f"stopped by {_name(stop)} at step {progress.step} of {total}")
+
+            if epoch_ends and _evaluation_due(config, epoch):
+                evaluate_now()
     return progress
+
+
+def _name(stop: Stop) -> str:
+    return stop.signal or "a signal to another process"
 
 
 def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress: Progress) -> None:
@@ -116,9 +122,13 @@ def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress:
     parts.classifier.before_step(parts.optimizer.param_groups[0]["lr"])
     for micro, batch in enumerate(batches):
         images = _network_input(config, parts, batch, progress.step, micro)
-        with autocast(parts.device, config.run.precision):
-            batch_loss = parts.classifier(parts.forward, images, batch.labels) / len(batches)
-        parts.scaler.scale(batch_loss).backward()
+        # Only the last micro-batch's backward pass averages the sum of all gradients over ranks.
+        last = micro == len(batches) - 1
+        with nullcontext() if last else parts.no_sync():
+            with autocast(parts.device, config.run.precision):
+                mean = parts.classifier(parts.forward, images, batch.labels, batch.sample)
+            batch_loss = mean / len(batches)
+            parts.scaler.scale(batch_loss).backward()
         loss += batch_loss.detach()
 
     parts.scaler.unscale_(parts.optimizer)
@@ -150,14 +160,20 @@ def _network_input(
 def _scaled_step(parts: Parts) -> bool:
     """Step the optimizer unless the loss scaler found infinite gradients; return whether it did.
 
-    A hook reports the step, because asking the scaler for its scale would wait for the device.
+    A hook reports the step, because asking the scaler for its scale would wait once more. The
+    scaler always calls a fused optimizer, which then finds `found_inf` and leaves the weights.
     """
     taken: list[bool] = []
-    hook = parts.optimizer.register_step_post_hook(lambda *_: taken.append(True))
+
+    def report(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        found_inf: torch.Tensor | None = getattr(optimizer, "found_inf", None)
+        taken.append(found_inf is None or not found_inf.item())
+
+    hook = parts.optimizer.register_step_post_hook(report)
     parts.scaler.step(parts.optimizer)
     hook.remove()
     parts.scaler.update()
-    return bool(taken)
+    return taken == [True]
 
 
 def _steps(loader: Loader, config: Config) -> Iterator[list[Batch]]:
@@ -180,9 +196,18 @@ def _evaluation_due(config: Config, epoch: int) -> bool:
     return epoch == config.optim.epochs or _due(epoch, config.evaluate.every_epochs)
 
 
-def _any_rank_stops(parts: Parts, stop: threading.Event) -> bool:
-    asked = torch.tensor(float(stop.is_set()), device=parts.device)
-    return bool(parts.ranks.all_reduce_max(asked) > 0)
+def _evaluation_owed(config: Config, parts: Parts, progress: Progress, folder: Path) -> bool:
+    """Whether the restored checkpoint ends an epoch whose evaluation is due and not logged.
+
+    A signal or a crash has prevented it. Rank 0 reads the log and tells the others.
+    """
+    epoch, into_epoch = divmod(progress.step, parts.steps_per_epoch)
+    if into_epoch or not epoch or not _evaluation_due(config, epoch):
+        return False
+    owed = parts.ranks.rank == 0 and not any(
+        line["step"] == progress.step and "loss" not in line for line in read_metrics(folder)
+    )
+    return bool(parts.ranks.all_reduce_max(torch.full((), float(owed), device=parts.device)) > 0)
 
 
 class _Clock:
@@ -275,27 +300,3 @@ def restore(parts: Parts, folder: Path, config: Config) -> tuple[Progress, int]:
         batches = epoch * parts.loader.steps_per_epoch + batch
         progress.step = batches // config.optim.accumulation
     return progress, saved_step
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set while the context lasts.
-
-    A second SIGINT interrupts at once. Outside the main thread, signals are left as they are.
-    """
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,111 +1,34 @@
-"""Plans the memory of a training run, and finds settings that fit if it needs too much.
+"""Plans memory and time of a training run, and finds settings that fit if it needs too much.
 
     python -m tools.plan --config configs/NAME.yaml [section.key=value …] [--classes N]
         [--device-memory 24GB] [--ranks K] [--json]
+    python -m tools.plan --config configs/NAME.yaml --time --card "RTX 4090" [--images N]
 
 The command itself needs little memory: it traces the backbone's forward pass on tensors without
 storage, and asks the classifier what it needs. Figures are for one rank (process). The peak is the
 larger of two moments: the start of the backward pass, when all activations exist, and the optimizer
-step, when all gradients do.
+step, when all gradients do. Times come from a card's data sheet, and are no measurements.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from torch._subclasses import FakeTensorMode
 
-from data.options import Count
-from data.parts import find_part, part_names
-from recognition.classifiers import ClassifierFacts, Overrides, Sizes
-from recognition.config import Config, ConfigError, Part
-from recognition.parse import build_part, load_config
+from data.options import Count, Range
+from data.parts import part_names
+from recognition.classifiers import Overrides
+from recognition.config import Config, ConfigError
+from recognition.parse import load_config
+from tools import _time
+from tools._cards import CARDS, Card, card_of, find_card
 from tools._cli import command
-from tools._memory import resident_bytes
+from tools._need import CLASSIFIERS, estimate, facts_of, process_bytes, sizes_of
 
-CLASSIFIERS = "recognition.classifiers"
-CUDA_CONTEXT = 600_000_000  # bytes that a process needs on a GPU before its first tensor
-# Bytes that the first training step adds on a CPU, even for a tiny model (measured).
-CPU_RUNTIME = 200_000_000
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 SMALLEST_BATCH = 8  # batches are not halved below
-
-
-def facts_of(classifier: str) -> ClassifierFacts:
-    """What a classifier's module says about itself."""
-    facts: ClassifierFacts = find_part(CLASSIFIERS, classifier).FACTS
-    return facts
-
-
-def backbone_need(config: Config) -> dict[str, int]:
-    """The backbone's parameters and embedding, and the bytes of its activations in training."""
-    options = json.dumps(dict(config.backbone.options))
-    images = facts_of(config.classifier.name).trained_images(config)
-    return _traced(config.backbone.name, options, images, config.data.size, config.run.precision)
-
-
-@cache  # plans of one command differ in the classifier more often than in the backbone
-def _traced(name: str, options: str, batch_size: int, size: int, precision: str) -> dict[str, int]:
-    from recognition.device import autocast
-
-    # By address. The storages stay referenced here, so that no other gets the same address.
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        net = build_part("recognition.backbones", Part(name, json.loads(options)), size=size)
-        images = torch.zeros(batch_size, 3, size, size)
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with hooks, autocast(torch.device("cpu"), precision):
-            outputs = net(images)
-    for parameter in net.parameters():
-        saved.pop(parameter.untyped_storage()._cdata, None)
-    activations = [storage.nbytes() for storage in saved.values()]
-    return {
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "activations": sum(activations),
-        "largest": max(activations),
-        "embedding": outputs.shape[1],
-    }
-
-
-def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, int]:
-    """Bytes of one rank's memory by what needs them, and their `peak`.
-
-    base: bytes that the process needs without the run.
-    """
-    net, optim = backbone_need(config), config.optim
-    weights = 4 * net["parameters"]
-    sizes = Sizes(
-        classes,
-        ranks,
-        embedding=net["embedding"],
-        backbone_bytes=weights,
-        optimizer_states=2 if optim.name == "adamw" else int(optim.momentum > 0),
-        device="cuda" if on_gpu(config) else "cpu",
-    )
-    classifier = facts_of(config.classifier.name).memory(config, sizes)
-    always = {
-        "process": base,
-        "backbone weights": weights,
-        "backbone optimizer state": weights * sizes.optimizer_states,
-        # uint8, float32, and augmented float32
-        "batch": optim.batch_size * 3 * config.data.size**2 * (1 + 4 + 4),
-        **classifier.kept,
-    }
-    backward = {
-        "activations": net["activations"] + 2 * net["largest"],
-        "logits (one chunk)": classifier.chunk,
-    }
-    step = {"backbone gradients": weights}
-    moments = sum(backward.values()), sum(step.values()) + classifier.step
-    return {**always, **backward, **step, "peak": sum(always.values()) + max(moments)}
+Utilization = Annotated[float, Range(above=0, at_most=1)]
 
 
 def alternatives(
@@ -142,7 +65,7 @@ def plan(
 ) -> dict[str, Any]:
     """The estimate of a config and, if it exceeds `limit`, of the settings that fit in it."""
     config = load_config(path, overrides)
-    count = classes if classes is not None else classes_of(config, path)
+    count = classes if classes is not None else data_of(config, path)[0]
     base = process_bytes(config)
     try:
         need = estimate(config, count, ranks, base)
@@ -167,32 +90,96 @@ def plan(
     return result
 
 
-def classes_of(config: Config, path: str) -> int:
-    """Identities of the config's training set. ConfigError where it can't be opened."""
+def out_of_memory(path: str, overrides: Sequence[str], ranks: int) -> str:
+    """One line for a run that had too little memory on its device: what would fit.
+
+    The device's memory is the limit, or less where the run should have fitted into it: others may
+    use the device too, or the plan be wrong.
+    """
+    need = plan(path, overrides, None, None, ranks)["bytes"]["peak"]
+    limit = int(0.9 * need)
+    where = "the device"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        limit = min(limit, properties.total_memory)
+        where = f"{properties.name} with {properties.total_memory / 1e9:.1f} GB"
+    fitting = plan(path, overrides, None, limit, ranks)["fitting"]
+    tried = "; or ".join(
+        f"{_in_shell(fit['overrides'])} ({fit['peak'] / 1e9:.1f} GB)" for fit in fitting[:3]
+    )
+    return (
+        f"{path}: out of memory on {where}: the plan of this run is {need / 1e9:.1f} GB per "
+        f"process; add {tried or 'settings that need less'}, as python -m tools.plan finds them"
+    )
+
+
+def _in_shell(overrides: Overrides) -> str:
+    return " ".join(repr(word) if " " in word else word for word in overrides)
+
+
+def plan_time(
+    path: str,
+    overrides: Sequence[str],
+    card: Card,
+    *,
+    classes: int | None,
+    images: int | None,
+    ranks: int,
+    utilization: float | None,
+) -> dict[str, Any]:
+    """Expected seconds of an optimizer step, and hours of an epoch and of the run.
+
+    Hours are None where the number of images is not known.
+    """
+    config = load_config(path, overrides)
+    if classes is None:
+        classes, counted = data_of(config, path)
+        images = images or counted
+    facts = facts_of(config.classifier.name)
+    try:
+        load = _time.load(config, facts, sizes_of(config, classes, ranks))
+        seconds = _time.seconds(load, card, utilization)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    kinds = {card.supported(kind) for kind in (load.backbone_kind, load.classifier_kind)}
+    result: dict[str, Any] = {
+        "card": card.name,
+        "ranks": ranks,
+        "utilization": {kind: utilization or _time.UTILIZATION[kind] for kind in sorted(kinds)},
+        "seconds": seconds,
+        "images_per_second": load.images / seconds["step"],
+        "hours_per_epoch": None,
+        "hours": None,
+    }
+    if images is not None:
+        steps = facts.images_per_epoch(images) // load.images
+        result["hours_per_epoch"] = steps * seconds["step"] / 3600
+        result["hours"] = config.optim.epochs * result["hours_per_epoch"]
+    return result
+
+
+def data_of(config: Config, path: str) -> tuple[int, int]:
+    """Identities and images of the config's training set. ConfigError where it can't be opened."""
     from data.faces import open_faces, resolve_path
 
     try:
         where = resolve_path(config.data.train, config.data.root)
-        return open_faces(where, config.data.format).num_classes
+        faces = open_faces(where, config.data.format)
+        return faces.num_classes, len(faces)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: data.train: {error}; give the number of identities with --classes"
         ) from None
 
 
-def process_bytes(config: Config) -> int:
-    """Bytes of a process without its run: on a CPU its resident size, on a GPU the context's."""
-    if on_gpu(config):
-        return CUDA_CONTEXT
-    import recognition.experiment  # noqa: F401 - what a run imports counts
-
-    return resident_bytes() + CPU_RUNTIME
-
-
-def on_gpu(config: Config) -> bool:
-    """Whether the run will be on a GPU."""
-    auto = config.run.device == "auto"
-    return torch.cuda.is_available() if auto else config.run.device == "cuda"
+def this_card() -> Card:
+    """The GPU of this machine. ValueError where it has none, or one that is not in the table."""
+    found = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    card = card_of(found)
+    if card is None:
+        names = ", ".join(card.name for card in CARDS)
+        raise ValueError(f"--time: this machine has {found}; give a --card of {names}")
+    return card
 
 
 def memory(text: str) -> int:
@@ -217,12 +204,27 @@ def show(result: dict[str, Any]) -> None:
         return
     print(f"does not fit in {limit}; settings that fit:")
     for fit in result["fitting"]:
-        words = " ".join(repr(word) if " " in word else word for word in fit["overrides"])
-        print(f"  {fit['peak'] / 1e9:10.3f} GB  {words}")
+        print(f"  {fit['peak'] / 1e9:10.3f} GB  {_in_shell(fit['overrides'])}")
     if not result["fitting"]:
         print(
             "  no single setting is enough: combine several, use more ranks, or a smaller backbone"
         )
+
+
+def show_time(result: dict[str, Any]) -> None:
+    """Print the expected time as a table."""
+    shares = ", ".join(
+        f"{100 * share:.0f} % ({kind})" for kind, share in result["utilization"].items()
+    )
+    print(f"{result['card']}, {result['ranks']} rank(s), at {shares} of its peak; not measured")
+    for name, seconds in result["seconds"].items():
+        print(f"  {name:<26}{seconds * 1e3:10.2f} ms")
+    print(f"  {'images/s, all ranks':<26}{result['images_per_second']:10.0f}")
+    if result["hours"] is None:
+        print("  hours: not known; give the number of images with --images")
+        return
+    print(f"  {'hours per epoch':<26}{result['hours_per_epoch']:10.2f}")
+    print(f"  {'hours':<26}{result['hours']:10.2f}")
 
 
 def run(
@@ -230,20 +232,45 @@ def run(
     *,
     config: str,
     classes: Count | None = None,
+    images: Count | None = None,
     device_memory: str | None = None,
     ranks: Count = 1,
+    time: bool = False,
+    card: str | None = None,
+    utilization: Utilization | None = None,
 ) -> dict[str, Any]:
     """Plan and print.
 
     overrides: changes of the config, section.key=value.
     config: a YAML file, see configs/.
     classes: identities (default: counted in data.train).
-    device_memory: what must be enough, such as 24GB.
+    images: images of the training set, for the hours (default: counted in data.train).
+    device_memory: what must be enough, such as 24GB (default: that of the card).
     ranks: processes of the run, over which centers are sharded.
+    time: expected seconds per step and hours, from the card's data sheet.
+    card: GPU of the run, such as "RTX 4090" (default: this machine's).
+    utilization: share of the card's peak that matrix products reach, as scripts.bench.gpu measures
+        it (default: assumed).
     """
+    chosen = find_card(card) if card else this_card() if time else None
+    if card:
+        overrides = (*overrides, "run.device=cuda")
     limit = memory(device_memory) if device_memory else None
+    if limit is None and card and chosen:
+        limit = int(chosen.memory * UNITS["G"])
     result = plan(config, overrides, classes, limit, ranks)
     show(result)
+    if time and chosen:
+        result["time"] = plan_time(
+            config,
+            overrides,
+            chosen,
+            classes=classes,
+            images=images,
+            ranks=ranks,
+            utilization=utilization,
+        )
+        show_time(result["time"])
     return result
 
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from data.loader import Loader
+from data.order import named_order
+from data.types import FaceSet
 from recognition.config import Config
 
 Overrides = list[str]
@@ -30,9 +32,16 @@ class Classifier(Protocol):
     row_state: tuple[str, ...]
 
     def __call__(
-        self, backbone: Callable[..., torch.Tensor], images: torch.Tensor, labels: torch.Tensor
+        self,
+        backbone: Callable[..., torch.Tensor],
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        sample: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Mean loss of the global batch, a scalar."""
+        """Mean loss of the global batch, a scalar.
+
+        sample: that of the batch, if the classifier's loader draws one.
+        """
 
     def before_step(self, lr: float) -> None:
         """Called before the forward passes of each optimizer step, with its learning rate."""
@@ -77,6 +86,33 @@ class Memory:
     """Temporary tensors of the optimizer step."""
 
 
+def ordinary_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: Any) -> Loader:
+    """A Loader of batches as `data.order` names them. loader: options of `Loader`."""
+    order = named_order(
+        faces.labels, config.data.order, seed=config.run.seed, batch_size=batch_size
+    )
+    return Loader(faces, batch_size=batch_size, order=order, **loader)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a classifier computes in one micro-batch on one rank."""
+
+    samples: int
+    """Embeddings, of all ranks, that are compared with the centers."""
+    rows: int
+    """Centers that they are compared with."""
+    trained: bool = True
+    """Whether the optimizer step moves these centers."""
+    gallery_images: int = 0
+    """Images that go through a second network of the backbone's size, without a backward pass."""
+
+
+def every_class(config: Config, sizes: Sizes) -> Work:
+    """The work of a classifier that has a center per class."""
+    return Work(config.optim.batch_size * sizes.ranks, -(-sizes.classes // sizes.ranks))
+
+
 @dataclass(frozen=True)
 class ClassifierFacts:
     """What a classifier's module says about itself before one is built."""
@@ -87,10 +123,14 @@ class ClassifierFacts:
     """Raises ValueError, one sentence that names the key, for a config that can't be trained."""
     trained_images: Callable[[Config], int] = lambda config: config.optim.batch_size
     """Images per micro-batch whose activations the backward pass needs."""
+    work: Callable[[Config, Sizes], Work] = every_class
+    """What the classifier computes, for the planner's time."""
+    images_per_epoch: Callable[[int], int] = lambda images: images
+    """Images that an epoch shows of a set with this many."""
     lighter: Callable[[Config], list[Overrides]] = lambda config: []
     """Settings of this classifier that need less memory and train nearly the same."""
     instead: Callable[[Config], list[Overrides]] = lambda config: []
     """Settings that replace any classifier by this one, need less memory, and train differently."""
-    make_loader: Callable[..., Loader] | None = None
+    make_loader: Callable[..., Loader] = ordinary_loader
     """(faces, config, **options of `data.loader.Loader`) -> a loader of the batches that the
-    classifier needs. None: batches as `data.order` names them."""
+    classifier needs."""

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from data.options import Count
 from recognition.backbones import embedding_of
 from recognition.classifiers import Sizes
-from recognition.classifiers._matmul import DTYPES, FloatName, matmul
+from recognition.classifiers._matmul import MatmulName, matmul, matmul_type
 from recognition.classifiers._row_optimizers import FusedSGD, fused_sgd_step
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
@@ -28,6 +28,7 @@ from recognition.heads._margin import MarginHead
 Chunk = Count | Literal["auto"]
 # Bytes of float32 centers per chunk: few enough for a CPU's cache, enough to keep a GPU busy.
 CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
+SMALLEST_CHUNK = 256  # classes
 SMALLEST_NORM = 1e-12
 
 
@@ -53,16 +54,31 @@ def softmax_options(
     backbone: nn.Module,
     *,
     chunk: int | Literal["auto"],
-    matmul_dtype: FloatName,
+    matmul_dtype: MatmulName,
+    precision: str,
+    images: int,
+    ranks: Ranks,
     sub_centers: int = 1,
     filter_above: float = 0.0,
 ) -> SoftmaxOptions:
-    """SoftmaxOptions from the values of a config."""
-    device = next(backbone.parameters()).device.type
+    """SoftmaxOptions from the values of a config.
+
+    precision: its `run.precision`. images: samples per loss, on all ranks. An automatic chunk on a
+    GPU also fits into an eighth of the memory that is free now, on every rank.
+    """
+    device = next(backbone.parameters()).device
+    embedding = embedding_of(backbone)
+    classes = chunk_size(chunk, device.type, embedding, sub_centers)
+    if chunk == "auto" and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        bytes_per_class = 4 * sub_centers * numbers_per_center(images, embedding)
+        classes = min(classes, max(SMALLEST_CHUNK, free // 8 // bytes_per_class))
+        if ranks.world > 1:
+            classes = -int(ranks.all_reduce_max(torch.tensor(-classes, device=device)))
     return SoftmaxOptions(
         head,
-        chunk_size(chunk, device, embedding_of(backbone), sub_centers),
-        matmul_dtype=DTYPES[matmul_dtype],
+        classes,
+        matmul_dtype=matmul_type(matmul_dtype, precision, device.type),
         sub_centers=sub_centers,
         filter_above=filter_above,
     )
@@ -74,17 +90,25 @@ def chunk_size(
     """Classes per chunk: `chunk`, or as many as suit the device if that is "auto"."""
     if chunk != "auto":
         return chunk
-    return max(256, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * embedding * sub_centers))
+    return max(
+        SMALLEST_CHUNK,
+        CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * embedding * sub_centers),
+    )
 
 
 def chunk_memory(options: Mapping[str, Any], sizes: Sizes, *, rows: int, images: int) -> int:
-    """Bytes that one chunk needs at most: four (B,c) matrices and two (c,D).
+    """Bytes that one chunk needs at most.
 
     options: those of the classifier. rows: its centers on the rank. images: B, samples per loss.
     """
     sub_centers: int = options.get("sub_centers", 1)
     classes = chunk_size(options["chunk"], sizes.device, sizes.embedding, sub_centers)
-    return 4 * min(classes * sub_centers, rows) * (4 * images + 2 * sizes.embedding)
+    return 4 * min(classes * sub_centers, rows) * numbers_per_center(images, sizes.embedding)
+
+
+def numbers_per_center(images: int, embedding: int) -> int:
+    """Float32 numbers that a chunk needs per center: four (B,c) matrices and two (c,D)."""
+    return 4 * images + 2 * embedding
 
 
 def gather_batch(
@@ -209,8 +233,15 @@ class _Softmax(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         units, weight, inverse, cos_t, places, lse = ctx.saved_tensors
         options, fused = ctx.options, ctx.fused
-        if fused is not None and not torch.isfinite(lse).all():
-            fused = None
+        if fused is not None:
+            # A batch whose loss is not finite must not spoil the centers. It becomes one with
+            # slopes of 0, for which the fused step changes nothing.
+            taken = lse.isfinite().all()
+            lse = torch.where(taken, lse, torch.inf)
+            units, cos_t, lse_gradient, cos_t_gradient = (
+                torch.where(taken, tensor, 0.0)
+                for tensor in (units, cos_t, lse_gradient, cos_t_gradient)
+            )
         units_gradient = torch.zeros_like(units)
         weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
 
@@ -239,7 +270,7 @@ class _Softmax(torch.autograd.Function):
                 product = matmul(slope.T, units, options.matmul_dtype)
                 torch.addcmul(product, own, along[:, None], out=weight_gradient[rows])
             elif fused is not None:
-                fused_sgd_step(own, fused, rows, slope, units, along, options.matmul_dtype)
+                fused_sgd_step(own, fused, taken, rows, slope, units, along, options.matmul_dtype)
 
         # One gradient per argument of forward. The last five get none.
         return ctx.ranks.all_reduce_sum(units_gradient), weight_gradient, *[None] * 5

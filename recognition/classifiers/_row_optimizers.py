@@ -46,6 +46,7 @@ class FusedSGD:
 def fused_sgd_step(
     centers: torch.Tensor,
     sgd: FusedSGD,
+    taken: torch.Tensor,
     rows: slice,
     slope: torch.Tensor,
     units: torch.Tensor,
@@ -55,21 +56,25 @@ def fused_sgd_step(
     """One chunk's step in place. centers (c,D): the chunk, rows `rows` of the weight.
 
     The gradient is slopeᵀ units + along w, with slope (B,c), units (B,D) and along (c,). It is
-    never formed: besides the product, the step costs two passes over the chunk.
+    never formed: besides the product, the step costs three passes over the chunk.
+
+    taken (bool, scalar): where it is False, nothing changes, if slope and along are 0. Factors say
+    so to the device, because a branch would wait for it.
     """
     velocity = sgd.velocity[rows]
     step = velocity if velocity.dtype == centers.dtype else velocity.to(centers.dtype)
 
     # v <- momentum v + slopeᵀ units
-    if matmul_dtype == torch.bfloat16:
-        step.mul_(sgd.momentum).add_(matmul(slope.T, units, matmul_dtype))
+    step.mul_(torch.where(taken, sgd.momentum, 1.0))
+    if matmul_dtype == torch.float32:
+        step.addmm_(slope.T, units)
     else:
-        torch.addmm(step, slope.T, units, beta=sgd.momentum, out=step)
+        step.add_(matmul(slope.T, units, matmul_dtype))
 
     # v <- v + (along + weight_decay) w: both multiples of w in one pass
-    step.addcmul_(centers, (along + sgd.weight_decay)[:, None])
+    step.addcmul_(centers, (along + torch.where(taken, sgd.weight_decay, 0.0))[:, None])
 
-    centers.add_(step, alpha=-sgd.lr)
+    centers.addcmul_(step, torch.where(taken, -sgd.lr, 0.0))
     if step is not velocity:
         velocity.copy_(step)
 

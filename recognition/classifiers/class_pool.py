@@ -20,14 +20,14 @@ from data.loader import Loader
 from data.options import Positive, Share, ShareBelowOne
 from data.types import FaceSet
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
+from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes, Work
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
     chunk_memory,
     softmax_options,
 )
-from recognition.classifiers._matmul import FloatName
+from recognition.classifiers._matmul import MatmulName
 from recognition.classifiers._pool import ClassPool
 from recognition.classifiers._pool_loss import pool_loss
 from recognition.config import Config
@@ -95,7 +95,11 @@ class ClassPoolClassifier(nn.Module):
         """Nothing to do: there are no centers to train."""
 
     def forward(
-        self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor
+        self,
+        backbone: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        sample: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """images (2h,3,H,W), labels (2h,): halves x and y. The loss is equal on all ranks."""
         half = len(labels) // 2
@@ -226,6 +230,7 @@ def build(
     head: MarginHead,
     ranks: Ranks,
     batch_size: int,
+    precision: str = "fp32",
     *,
     size: Positive = 0.1,
     ema_decay: ShareBelowOne = 0.99,
@@ -233,7 +238,7 @@ def build(
     image_weight: Share = 0.0,
     outside: Literal["hardest", "all"] = "hardest",
     chunk: Chunk = "auto",
-    matmul_dtype: FloatName = "float32",
+    matmul_dtype: MatmulName = "auto",
 ) -> ClassPoolClassifier:
     """F²C's class pool: a few columns that the identities share.
 
@@ -247,13 +252,27 @@ def build(
         (0.02 % of the pool, 3 to 10, as in the released code) or `all` (as in the paper's text).
     chunk: columns whose logits are computed at a time. auto: as many as suit the device.
     matmul_dtype: number type to which embeddings and columns are rounded before their matrix
-        products. Columns that the batch changes are not rounded.
+        products. auto: that of `run.precision` on CUDA, and float32 elsewhere. Columns that the
+        batch changes are not rounded.
     """
+    if next(backbone.parameters()).device.type == "mps":
+        raise ValueError(
+            "classifier.name: found class_pool on mps, where sorting int64 numbers has given wrong "
+            "orders; use full or partial, or run.device=cpu"
+        )
     columns = pool_columns(size, classes, needed=ranks.world * batch_size // 2)
     return ClassPoolClassifier(
         backbone,
         ClassPool(columns, classes, embedding_of(backbone)),
-        options=softmax_options(head, backbone, chunk=chunk, matmul_dtype=matmul_dtype),
+        options=softmax_options(
+            head,
+            backbone,
+            chunk=chunk,
+            matmul_dtype=matmul_dtype,
+            precision=precision,
+            images=batch_size // 2,
+            ranks=ranks,
+        ),
         hardest=min(max(int(0.0002 * columns), 3), 10) if outside == "hardest" else 0,
         ranks=ranks,
         ema_decay=ema_decay,
@@ -292,6 +311,17 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
     return Memory(kept, chunk_memory(options, sizes, rows=columns, images=batch_size // 2))
 
 
+def _work(config: Config, sizes: Sizes) -> Work:
+    """With `swap` two losses compare half a batch each, and the gallery network sees both halves.
+
+    Each rank compares its own probes with its own copy of the pool.
+    """
+    images = _trained_images(config)
+    needed = sizes.ranks * config.optim.batch_size // 2
+    columns = pool_columns(config.classifier.options["size"], sizes.classes, needed=needed)
+    return Work(images, columns, trained=False, gallery_images=images)
+
+
 def _trained_images(config: Config) -> int:
     """Without `swap` half a batch goes through the gallery network alone, which keeps nothing."""
     return config.optim.batch_size // (1 if config.classifier.options["swap"] else 2)
@@ -310,6 +340,8 @@ FACTS = ClassifierFacts(
     memory=_memory,
     check=_check,
     trained_images=_trained_images,
+    work=_work,
+    images_per_epoch=lambda images: 3 * images,
     instead=_instead,
     make_loader=make_loader,
 )

@@ -5,7 +5,7 @@ from torch import nn
 
 from data.options import Count, Share
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
+from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes, Work
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
@@ -14,7 +14,7 @@ from recognition.classifiers._margin_softmax import (
     margin_loss,
     softmax_options,
 )
-from recognition.classifiers._matmul import DTYPES, FloatName
+from recognition.classifiers._matmul import DTYPES, FloatName, MatmulName
 from recognition.classifiers._row_optimizers import FusedSGD, check_own_step
 from recognition.classifiers._rows import initial_centers, shard
 from recognition.config import Config
@@ -63,7 +63,11 @@ class FullClassifier(nn.Module):
         """Nothing to do: the optimizer or the backward pass has moved the centers."""
 
     def forward(
-        self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor
+        self,
+        backbone: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        sample: torch.Tensor | None = None,
     ) -> torch.Tensor:
         embeddings = backbone(images)
         with torch.autocast(images.device.type, enabled=False):
@@ -93,9 +97,11 @@ def build(
     seed: int,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    precision: str = "fp32",
+    batch_size: int = 128,
     *,
     chunk: Chunk = "auto",
-    matmul_dtype: FloatName = "float32",
+    matmul_dtype: MatmulName = "auto",
     sub_centers: Count = 1,
     filter_above: Share = 0.0,
     fused: bool = False,
@@ -105,7 +111,7 @@ def build(
 
     chunk: classes whose logits are computed at a time. auto: as many as suit the device.
     matmul_dtype: number type to which embeddings and centers are rounded before their matrix
-        products.
+        products. auto: that of `run.precision` on CUDA, and float32 elsewhere.
     sub_centers: centers per identity, of which the nearest counts.
     filter_above: a cosine. An image that is more alike than this to the center of another class
         counts as mislabeled, and that logit becomes 0. 0: no filter.
@@ -123,6 +129,9 @@ def build(
             backbone,
             chunk=chunk,
             matmul_dtype=matmul_dtype,
+            precision=precision,
+            images=batch_size * ranks.world,
+            ranks=ranks,
             sub_centers=sub_centers,
             filter_above=filter_above,
         ),
@@ -160,7 +169,14 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
         "centers' momentum": 4 * numbers * sizes.optimizer_states,
         "centers' gradient": 4 * numbers,
     }
-    return Memory(kept, chunk, step=4 * numbers * (bool(optim.weight_decay) + optim.nesterov))
+    # On CUDA one kernel makes the whole step.
+    copies = 0 if sizes.device == "cuda" else bool(optim.weight_decay) + optim.nesterov
+    return Memory(kept, chunk, step=4 * numbers * copies)
+
+
+def _work(config: Config, sizes: Sizes) -> Work:
+    rows = -(-sizes.classes // sizes.ranks) * config.classifier.options["sub_centers"]
+    return Work(config.optim.batch_size * sizes.ranks, rows)
 
 
 def _lighter(config: Config) -> list[Overrides]:
@@ -170,4 +186,4 @@ def _lighter(config: Config) -> list[Overrides]:
     return [fused, [*fused, "classifier.momentum_dtype=bfloat16"]]
 
 
-FACTS = ClassifierFacts(memory=_memory, check=_check, lighter=_lighter)
+FACTS = ClassifierFacts(memory=_memory, check=_check, work=_work, lighter=_lighter)

@@ -2,19 +2,30 @@
 
 Only the sampled centers get gradient, momentum and weight decay. (With the dense gradient of the
 released code the others decay and drift as well.) At sample_rate 1 this is the full classifier
-trained by torch.optim.SGD or AdamW. The sample does not depend on the number of ranks: every rank
-draws the same one and keeps the centers that it holds.
+trained by torch.optim.SGD or AdamW.
+
+An optimizer step has one sample (_sample.py), which holds the classes of all its images. It depends
+neither on the number of ranks nor on how the images are divided into micro-batches.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
+from data.loader import Loader
 from data.options import Count, Range, Share
+from data.types import FaceSet
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes
+from recognition.classifiers import (
+    ClassifierFacts,
+    Memory,
+    Overrides,
+    Sizes,
+    Work,
+    ordinary_loader,
+)
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
@@ -23,25 +34,27 @@ from recognition.classifiers._margin_softmax import (
     margin_loss,
     softmax_options,
 )
-from recognition.classifiers._matmul import DTYPES, FloatName
+from recognition.classifiers._matmul import DTYPES, FloatName, MatmulName
 from recognition.classifiers._row_optimizers import adamw_step, check_own_step, sgd_step
 from recognition.classifiers._rows import initial_centers, shard
+from recognition.classifiers._sample import ClassSampler
 from recognition.config import Config
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
-from recognition.seeds import generator
 
 SampleRate = Annotated[float, Range(above=0, at_most=1)]
 
 
 @dataclass
-class Sample:
-    """The centers of one forward pass.
+class _Chosen:
+    """The centers that take part in one optimizer step.
 
-    index (n,): their rows in the weight. centers (n,D): the copy of those rows that gets the
-    gradient. loss_factor: what the trainer multiplied the loss by; known after the backward pass.
+    classes (n,): their classes. index: their rows in the weight. centers: the copy of those rows
+    that gets the gradient. loss_factor: what the trainer multiplied each loss by; known after the
+    backward pass.
     """
 
+    classes: torch.Tensor
     index: torch.Tensor
     centers: torch.Tensor
     loss_factor: torch.Tensor | None = None
@@ -54,40 +67,29 @@ class Sample:
         """
         self.loss_factor = gradient.detach()
 
-    def gradient(self, accumulation: int) -> torch.Tensor:
-        """What this pass adds to the gradient of the step's mean loss (n,D), without loss scale."""
-        if self.centers.grad is None or self.loss_factor is None:
-            raise RuntimeError("partial classifier: after_step without a backward pass")
-        return self.centers.grad / (self.loss_factor * accumulation)
-
 
 class PartialFC(nn.Module):
     """(backbone, images, labels) -> mean loss of the global batch.
 
     `weight` and `velocity` are buffers (C_local * K, D), K sub-centers per class. `after_step`
-    updates the sampled centers by SGD or AdamW; the run's optimizer does not see them. With
-    accumulation every micro-batch has its own sample, and `after_step` adds their gradients. AdamW
-    also has `square` (C_local * K, D), the second moments, and `times` (C_local * K,), how often
-    each row was sampled, for the bias correction of its moments.
+    updates the sampled centers by SGD or AdamW; the run's optimizer does not see them. AdamW also
+    has `square` (C_local * K, D), the second moments, and `times` (C_local * K,), how often each
+    row was sampled, for the bias correction of its moments.
     """
 
     weight: torch.Tensor
     velocity: torch.Tensor
     square: torch.Tensor
     times: torch.Tensor
-    draws: torch.Tensor
     row_state = ("weight", "velocity", "square", "times")
 
     def __init__(
         self,
         centers: torch.Tensor,
         *,
-        classes: int,
         rows: range,
-        sample_rate: float,
         options: SoftmaxOptions,
         ranks: Ranks,
-        seed: int,
         momentum: float,
         weight_decay: float,
         momentum_dtype: torch.dtype,
@@ -95,9 +97,7 @@ class PartialFC(nn.Module):
         adamw: bool,
     ) -> None:
         super().__init__()
-        self.head = options.head
-        self.classes, self.rows, self.sample_rate, self.seed = classes, rows, sample_rate, seed
-        self.options, self.ranks = options, ranks
+        self.head, self.options, self.rows, self.ranks = options.head, options, rows, ranks
         self.momentum, self.weight_decay, self.accumulation = momentum, weight_decay, accumulation
         self.lr, self.adamw = 0.0, adamw
         self.register_buffer("weight", centers)
@@ -106,102 +106,69 @@ class PartialFC(nn.Module):
             # Always float32: bfloat16 would lose additions of a thousandth.
             self.register_buffer("square", torch.zeros_like(centers))
             self.register_buffer("times", torch.zeros(len(centers)))
-        self.register_buffer("draws", torch.tensor(0))
-        self._samples: list[Sample] = []
+        self._chosen: _Chosen | None = None
 
     def before_step(self, lr: float) -> None:
-        """Keep the learning rate, and drop the samples of a step that was skipped."""
-        self.lr = lr
-        self._samples.clear()
+        """Keep the learning rate, and drop what a skipped step has left."""
+        self.lr, self._chosen = lr, None
 
     def forward(
-        self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor
+        self,
+        backbone: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        sample: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """sample (n,): sorted classes that this rank holds, those of the step's labels among them.
+
+        The first micro-batch of a step brings it, and it holds for the others.
+        """
         embeddings = backbone(images)
         with torch.autocast(images.device.type, enabled=False):
             embeddings, labels = gather_batch(
                 embeddings, labels, self.ranks, dtype=self.weight.dtype
             )
-
-            # The sampled classes that this rank holds, and the place of each label among them.
-            sampled = self._sample(labels)
-            places = torch.searchsorted(sampled, labels)
+            if sample is not None:
+                self._chosen = self._choose(sample)
+            chosen = self._chosen
+            if chosen is None:
+                raise ValueError(
+                    "partial classifier: the step's first batch brings no sample; use the loader "
+                    "of FACTS.make_loader, or draw one with ClassSampler"
+                )
             held = (labels >= self.rows.start) & (labels < self.rows.stop)
-
-            index = sub_rows(sampled - self.rows.start, self.options.sub_centers)
-            sample = Sample(index, self.weight[index].requires_grad_(self.training))
             loss = margin_loss(
                 embeddings,
-                sample.centers,
-                torch.where(held, places, -1),
+                chosen.centers,
+                torch.where(held, torch.searchsorted(chosen.classes, labels), -1),
                 options=self.options,
                 ranks=self.ranks,
                 training=self.training,
             )
         if self.training:
-            self._samples.append(sample)
-            loss.register_hook(sample.note_loss_factor)
+            loss.register_hook(chosen.note_loss_factor)
         return loss
 
-    def _sample(self, labels: torch.Tensor) -> torch.Tensor:
-        """Numbers of the sampled classes that this rank holds, sorted.
-
-        They include every label of the batch that it holds.
-        """
-        draw = generator(self.seed, int(self.draws))
-        sampled = sample_classes(self.classes, self.sample_rate, labels, draw)
-        if self.training:
-            self.draws += 1
-        return sampled[(sampled >= self.rows.start) & (sampled < self.rows.stop)]
+    def _choose(self, sample: torch.Tensor) -> _Chosen:
+        index = sub_rows(sample - self.rows.start, self.options.sub_centers)
+        return _Chosen(sample, index, self.weight[index].requires_grad_(self.training))
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Update the sampled centers, and no others, by one step of SGD or AdamW."""
-        samples = [sample for sample in self._samples if sample.centers.grad is not None]
-        self._samples.clear()
-        if not samples:
+        chosen, self._chosen = self._chosen, None
+        if chosen is None or chosen.centers.grad is None or chosen.loss_factor is None:
             return
 
-        # A row may be in the samples of several micro-batches: add its gradients, update it once.
-        index, slots = torch.cat([sample.index for sample in samples]).unique(return_inverse=True)
-        gradient = self.weight.new_zeros(len(index), self.weight.shape[1])
-        own_slots = slots.split([len(sample.index) for sample in samples])
-        for sample, places in zip(samples, own_slots, strict=True):
-            gradient.index_add_(0, places, sample.gradient(self.accumulation))
-
         # One chunk of rows at a time, because a step makes several copies of its rows.
-        for first in range(0, len(index), self.options.chunk):
+        for first in range(0, len(chosen.index), self.options.chunk):
             some = slice(first, first + self.options.chunk)
-            given = (index[some], gradient[some], self.lr, self.weight_decay)
+            gradient = chosen.centers.grad[some] / (chosen.loss_factor * self.accumulation)
+            given = (chosen.index[some], gradient, self.lr, self.weight_decay)
             if self.adamw:
                 adamw_step(self.weight, self.velocity, self.square, self.times, *given)
             else:
                 sgd_step(self.weight, self.velocity, *given, momentum=self.momentum)
-
-
-def sample_classes(
-    classes: int, sample_rate: float, labels: torch.Tensor, draw: torch.Generator
-) -> torch.Tensor:
-    """Sorted class numbers: all of `labels`, and random others up to sample_rate * classes.
-
-    Where sample_rate is at most a half, time and memory grow with the sample alone: classes are
-    drawn with replacement and made distinct. Two draws per wanted class leave enough distinct ones.
-    """
-    positives = labels.unique()
-    # At least 2: a single class would have no negatives.
-    count = max(round(sample_rate * classes), len(positives), 2)
-    if count >= classes:
-        return torch.arange(classes, device=labels.device)
-
-    if 2 * count > classes:
-        drawn = torch.randperm(classes, generator=draw)[:count]
-    else:
-        distinct = torch.randint(classes, (2 * count + 64,), generator=draw).unique()
-        drawn = distinct[torch.randperm(len(distinct), generator=draw)[:count]]
-
-    drawn = drawn.to(labels.device)
-    others = drawn[~torch.isin(drawn, positives)][: count - len(positives)]
-    return torch.cat([positives, others]).sort().values
 
 
 def sub_rows(classes: torch.Tensor, sub_centers: int) -> torch.Tensor:
@@ -222,10 +189,12 @@ def build(
     weight_decay: float = 5e-4,
     accumulation: int = 1,
     optimizer_name: Literal["sgd", "adamw"] = "sgd",
+    precision: str = "fp32",
+    batch_size: int = 128,
     *,
     sample_rate: SampleRate = 0.1,
     chunk: Chunk = "auto",
-    matmul_dtype: FloatName = "float32",
+    matmul_dtype: MatmulName = "auto",
     sub_centers: Count = 1,
     filter_above: Share = 0.0,
     momentum_dtype: FloatName = "float32",
@@ -235,7 +204,7 @@ def build(
     sample_rate: share of the identities that take part in each step, including those of the batch.
     chunk: classes whose logits are computed at a time. auto: as many as suit the device.
     matmul_dtype: number type to which embeddings and centers are rounded before their matrix
-        products.
+        products. auto: that of `run.precision` on CUDA, and float32 elsewhere.
     sub_centers: centers per identity, of which the nearest counts.
     filter_above: a cosine. An image that is more alike than this to the center of another class
         counts as mislabeled, and that logit becomes 0. 0: no filter.
@@ -245,19 +214,19 @@ def build(
     held = range(rows.start * sub_centers, rows.stop * sub_centers)
     return PartialFC(
         initial_centers(held, embedding_of(backbone), seed=seed),
-        classes=classes,
         rows=rows,
-        sample_rate=sample_rate,
         options=softmax_options(
             head,
             backbone,
             chunk=chunk,
             matmul_dtype=matmul_dtype,
+            precision=precision,
+            images=batch_size * ranks.world,
+            ranks=ranks,
             sub_centers=sub_centers,
             filter_above=filter_above,
         ),
         ranks=ranks,
-        seed=seed,
         momentum=momentum,
         weight_decay=weight_decay,
         momentum_dtype=DTYPES[momentum_dtype],
@@ -271,19 +240,22 @@ def _memory(config: Config, sizes: Sizes) -> Memory:
     rows = -(-sizes.classes // sizes.ranks) * options["sub_centers"]
     numbers = rows * sizes.embedding
 
-    # Each micro-batch keeps a copy of its rows, and their gradient.
+    # The step keeps a copy of its rows, and their gradient.
     sampled = 4 * round(rows * options["sample_rate"]) * sizes.embedding
     moments = DTYPES[options["momentum_dtype"]].itemsize + 4 * (optim.name == "adamw")
     kept = {
         "centers": 4 * numbers,
         "centers' momentum": numbers * moments,
-        "centers' gradient": 2 * sampled * optim.accumulation,
+        "centers' gradient": 2 * sampled,
     }
-
-    # after_step adds the gradients of all rows that are in any micro-batch's sample.
-    touched = round(rows * (1 - (1 - options["sample_rate"]) ** optim.accumulation))
     chunk = chunk_memory(options, sizes, rows=rows, images=optim.batch_size * sizes.ranks)
-    return Memory(kept, chunk, step=sampled + 4 * touched * sizes.embedding)
+    return Memory(kept, chunk)
+
+
+def _work(config: Config, sizes: Sizes) -> Work:
+    options = config.classifier.options
+    sampled = round(-(-sizes.classes // sizes.ranks) * options["sample_rate"])
+    return Work(config.optim.batch_size * sizes.ranks, sampled * options["sub_centers"])
 
 
 def _instead(config: Config) -> list[Overrides]:
@@ -292,9 +264,33 @@ def _instead(config: Config) -> list[Overrides]:
     return [[*choose, f"classifier.sample_rate={share}"] for share in (0.5, 0.3, 0.1)]
 
 
+def make_loader(
+    faces: FaceSet, config: Config, *, batch_size: int, rank: int, world: int, **loader: Any
+) -> Loader:
+    """An ordinary loader that draws the sample of each optimizer step."""
+    sampler = ClassSampler(
+        faces.num_classes,
+        config.classifier.options["sample_rate"],
+        seed=config.run.seed,
+        rows=shard(faces.num_classes, Ranks(rank, world)),
+    )
+    return ordinary_loader(
+        faces,
+        config,
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
+        draw=sampler,
+        batches_per_draw=config.optim.accumulation,
+        **loader,
+    )
+
+
 FACTS = ClassifierFacts(
     memory=_memory,
+    make_loader=make_loader,
     check=lambda config: check_own_step(config, adamw=True),
+    work=_work,
     lighter=lambda config: [["classifier.momentum_dtype=bfloat16"]],
     instead=_instead,
 )

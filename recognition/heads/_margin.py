@@ -86,8 +86,8 @@ def cos_of_sum(theta: torch.Tensor, angle: torch.Tensor | float, *, guard: bool)
     total = theta + angle
     if not guard:
         return total.cos()
-    shift = torch.as_tensor(angle, dtype=theta.dtype, device=theta.device)
-    return torch.where(total < math.pi, total.cos(), theta.cos() - shift * shift.sin())
+    sine = angle.sin() if isinstance(angle, torch.Tensor) else math.sin(angle)
+    return torch.where(total < math.pi, total.cos(), theta.cos() - angle * sine)
 
 
 def with_gradient(value: torch.Tensor, cos: torch.Tensor, gradient: Gradient) -> torch.Tensor:

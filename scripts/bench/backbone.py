@@ -22,15 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.options import Count, CountOrZero
 from data.parts import find_part
-from recognition.backbones.vit import VisionTransformer
 from recognition.classifiers import full
 from recognition.distributed import Ranks
 from recognition.heads import cosface
 from scripts._tables import show_table
 from scripts.bench._measure import in_own_process, in_turn
+from tools._backbone import BACKBONES, multiply_adds
 from tools._cli import command
 
-BACKBONES = "recognition.backbones"
 Variant = Literal["plain", "channels_last", "bf16", "bf16_compile", "rounded"]
 VARIANTS: dict[str, frozenset[str]] = {
     "plain": frozenset(),
@@ -124,19 +123,6 @@ def zoo(batch: int, steps: int) -> Iterator[dict[str, Any]]:
             "forward, images/s": batch / statistics.median(found["forward"]),
             "training, images/s": batch / statistics.median(found["seconds"]),
         }
-
-
-def multiply_adds(net: nn.Module, counter: FlopCounterMode) -> float:
-    """Multiply-adds of the counted forward pass.
-
-    Attention is added by a formula, because some versions of torch do not count fused attention.
-    """
-    counted = counter.get_flop_counts()["Global"].items()
-    dense = sum(count for kind, count in counted if "attention" not in str(kind)) / 2
-    if not isinstance(net, VisionTransformer):
-        return dense
-    _, tokens, width = net.pos_embed.shape
-    return dense + 2 * tokens**2 * width * len(net.blocks)
 
 
 def run(

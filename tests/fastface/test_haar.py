@@ -101,8 +101,9 @@ def test_three_term_recurrence_equals_the_two_stages_on_long_sequences(name: str
 
 
 def moving_haar_definition(losses: Sequence[float], window: int) -> np.ndarray:
-    """H_t from t = 2m - 1 on: a moving mean and then the step kernel, both by np.convolve."""
-    means = np.convolve(np.asarray(losses), np.full(window, 1 / window), mode="valid")
+    """H_t from t = 2m on: a moving mean and then the step kernel, both by np.convolve."""
+    # A_m, A_{m+1}, …: the mean of the very first m losses is not used.
+    means = np.convolve(np.asarray(losses)[1:], np.full(window, 1 / window), mode="valid")
     newer = (window + 1) // 2
     kernel = np.concatenate([-np.ones(newer), np.ones(window - newer)]) / window
     return np.convolve(means, kernel, mode="valid")[:-1]
@@ -111,14 +112,16 @@ def moving_haar_definition(losses: Sequence[float], window: int) -> np.ndarray:
 def run_moving_haar(losses: Sequence[float], window: int) -> np.ndarray:
     detector = MovingHaarDetector(window)
     signals = [detector.update(loss) for loss in losses]
-    assert signals[: 2 * window - 1] == [None] * min(len(losses), 2 * window - 1)
-    return np.array(signals[2 * window - 1 :], dtype=float)
+    assert signals[: 2 * window] == [None] * min(len(losses), 2 * window)
+    return np.array(signals[2 * window :], dtype=float)
 
 
 @settings(deadline=None)
 @given(st.integers(2, 20), st.data())
 def test_moving_haar_equals_convolution(window: int, data: st.DataObject) -> None:
-    values = data.draw(st.lists(st.floats(-1e3, 1e3), min_size=2 * window, max_size=6 * window + 3))
+    values = data.draw(
+        st.lists(st.floats(-1e3, 1e3), min_size=2 * window + 1, max_size=6 * window + 3)
+    )
     expected = moving_haar_definition(values, window)
     np.testing.assert_allclose(
         run_moving_haar(values, window), expected, rtol=0, atol=1e-11 * (1 + np.max(np.abs(values)))

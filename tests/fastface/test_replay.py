@@ -119,15 +119,15 @@ def test_command_prints_one_json_object(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*arguments, "--restart-after", "never", "--threshold", "0.1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "changes": [
-            {"step": 11, "factor": 0.5, "lr": 0.5},
-            {"step": 16, "factor": 0.5, "lr": 0.25},
-            {"step": 21, "factor": 0.5, "lr": 0.125},
-            {"step": 26, "factor": 0.5, "lr": 0.0625},
+            {"step": 12, "factor": 0.5, "lr": 0.5},
+            {"step": 17, "factor": 0.5, "lr": 0.25},
+            {"step": 22, "factor": 0.5, "lr": 0.125},
+            {"step": 27, "factor": 0.5, "lr": 0.0625},
         ]
     }
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3] == "step 26: learning rate × 4 = 0.5"
+    assert lines[3] == "step 27: learning rate × 4 = 0.5"
     assert lines[-1] == "4 changes from step 0 to 30, last learning rate 0.5"
 
 

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -85,22 +86,69 @@ def test_fastface_follows_the_published_rule() -> None:
     assert scheduler.signal == pytest.approx(signals[-1], rel=1e-9)
 
 
+def moving_haar_rule(losses: list[float], window: int, threshold: float) -> list[float]:
+    """The learning rate after each step by the rule of the authors' code, in units of its base.
+
+    Their code is commented out in lr_scheduler.py and MHLR_temp.py of the released repository. It
+    takes its first mean at step m and its first response at step 2m, and its third change in a row
+    is the restart. The arithmetic is exact here.
+    """
+    half, means, scale, run, halvings = window // 2, [], 1.0, 0, 0
+    rates = []
+    for step in range(len(losses)):
+        if step >= window:
+            means.append(sum(map(Fraction, losses[step - window + 1 : step + 1])) / window)
+        if step >= 2 * window:
+            seen = means[step - 2 * window : step - window]
+            response = (sum(seen[:half]) - sum(seen[half:])) / window
+            run, halvings = (run + 1, halvings) if response < threshold else (0, 0)
+        if run > 2 * window:
+            run, halvings = 0, halvings + 1
+            scale *= 4 if halvings == 3 else 0.5
+            halvings %= 3
+        rates.append(scale)
+    return rates
+
+
+@settings(deadline=None)
+@given(
+    window=st.integers(2, 7),
+    plateaus=st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 90)), min_size=1, max_size=6),
+    noise=st.integers(0, 2),
+)
+def test_moving_haar_follows_the_authors_rule(
+    window: int, plateaus: list[tuple[int, int]], noise: int
+) -> None:
+    levels = [level for level, steps in plateaus for _ in range(steps)]
+    losses = [level + noise * (step % 3) / 8 for step, level in enumerate(levels)]
+    scheduler = MovingHaarLR(make_optimizer(1.0), window, threshold=0.0625, restart_after=2)
+    expected = moving_haar_rule(losses, window, 0.0625)
+    assert [rate for (rate,) in rates_over(scheduler, losses)] == expected
+
+
+def test_the_first_change_of_moving_haar_is_where_the_authors_code_makes_it() -> None:
+    # The first response is at step 2m = 8, and the patience is 2m steps.
+    losses = [2.0] * 50
+    rates = [rate for (rate,) in rates_over(MovingHaarLR(make_optimizer(1.0), 4), losses)]
+    assert rates.index(0.5) == moving_haar_rule(losses, 4, 0.06).index(0.5) == 16
+
+
 def test_moving_haar_halves_the_learning_rate_three_times_and_then_raises_it() -> None:
-    # H of a constant loss is 0 from step 2m - 1 = 7 on. With P = 4 every fifth stationary step
+    # H of a constant loss is 0 from step 2m = 8 on. With P = 4 every fifth stationary step
     # changes the learning rate.
     scheduler = MovingHaarLR(make_optimizer(1.0), 4, patience_steps=4)
-    rates = [rate for (rate,) in rates_over(scheduler, [2.0] * 37)]
+    rates = [rate for (rate,) in rates_over(scheduler, [2.0] * 38)]
     changes = [
         (step, after / before)
         for step, (before, after) in enumerate(pairwise(rates), 1)
         if before != after
     ]
-    assert changes == [(11, 0.5), (16, 0.5), (21, 0.5), (26, 4.0), (31, 0.5), (36, 0.5)]
+    assert changes == [(12, 0.5), (17, 0.5), (22, 0.5), (27, 4.0), (32, 0.5), (37, 0.5)]
 
 
 def test_one_falling_step_clears_both_counts_of_moving_haar() -> None:
     scheduler = MovingHaarLR(make_optimizer(1.0), 4, patience_steps=4)
-    rates_over(scheduler, [2.0] * 22)  # three halvings
+    rates_over(scheduler, [2.0] * 23)  # three halvings
     rates_over(scheduler, [-3.0] * 5)  # a drop gives at least one H above the threshold
     assert scheduler.decays_in_a_row == 0
     rates_over(scheduler, [-3.0] * 20)
@@ -110,7 +158,7 @@ def test_one_falling_step_clears_both_counts_of_moving_haar() -> None:
 
 def test_moving_haar_never_restarts_if_restart_after_is_none() -> None:
     scheduler = MovingHaarLR(make_optimizer(1.0), 4, patience_steps=4, restart_after=None)
-    assert rates_over(scheduler, [2.0] * 37)[-1] == [0.5**6]
+    assert rates_over(scheduler, [2.0] * 38)[-1] == [0.5**6]
 
 
 def test_default_patience_is_two_windows() -> None:
@@ -360,6 +408,7 @@ def test_a_loss_that_is_not_a_scalar_is_refused() -> None:
         MAKERS["fastface"](make_optimizer()).step(torch.zeros(3).as_subclass(GpuScalar))
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_losses_on_a_gpu() -> None:
     losses = bumpy_losses()

@@ -145,7 +145,7 @@ def test_it_builds_on_the_meta_device(name: str) -> None:
             momentum=config.optim.momentum,
             weight_decay=config.optim.weight_decay,
             accumulation=config.optim.accumulation,
-            loss_scaling=config.run.precision == "fp16",
+            precision=config.run.precision,
             batch_size=config.optim.batch_size,
         )
     assert backbone.embedding == 512

@@ -16,12 +16,15 @@ import yaml
 from torch import nn
 
 from data.faces import open_faces
-from recognition import checkpoint, experiment
+from eval.benchmarks import open_benchmark
+from eval.report.write import as_json
+from recognition import checkpoint, experiment, logs
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
 from recognition.embedder import load_embedder
 from recognition.parse import load_config, parse_config
 from recognition.parts import Parts
+from recognition.run_folder import with_chunk
 from recognition.trainer import TrainingError, train
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +109,14 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_continue(tmp_path: Path) ->
 
 
 def test_two_processes_train_and_one_continues(tmp_path: Path) -> None:
-    path = _config_file(tmp_path, optim={"batch_size": 4, "epochs": 2}, run={"checkpoint_steps": 0})
+    faces = "synthetic:identities=40,images=4,first=99"
+    heldout = {"name": "heldout", "protocol": "pairs", "faces": faces, "count": 200}
+    path = _config_file(
+        tmp_path,
+        optim={"batch_size": 4, "epochs": 2},
+        run={"checkpoint_steps": 0},
+        evaluate={"sets": [heldout]},
+    )
     torchrun = [
         sys.executable,
         "-m",
@@ -119,6 +129,12 @@ def test_two_processes_train_and_one_continues(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
+    assert done.stdout.count("evaluate heldout: ") == 2  # one line per evaluation, from rank 0
+    assert done.stdout.count("heldout/accuracy") == 2
+    # The ranks embedded three batches with the statistics of rank 0, which are those in model.pt.
+    (written,) = json.loads((folder / "results.json").read_text())["results"]
+    embed, size = load_embedder(folder, "cpu")
+    assert written == as_json(open_benchmark(heldout)(embed, size))
     # 60 images, 8 per step
     assert [step for step, _, _ in _deterministic(folder)] == list(range(1, 15))
     newest = folder / "checkpoints" / "step_00000014"
@@ -286,9 +302,30 @@ def test_an_output_that_is_a_file_and_another_config_on_resume(tmp_path: Path) -
         experiment.run(load_config(path, ["optim.lr=0.01"]), "tiny.yaml", resume=True)
 
 
+def test_an_evaluation_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seconds, lines in (
+        (3600, ["evaluate lfw: 100 images"]),
+        (
+            0,
+            [
+                "evaluate lfw: 100 images",
+                *(f"evaluate lfw: {n} of 100 images done" for n in (64, 100)),
+            ],
+        ),
+    ):
+        monkeypatch.setattr(logs, "EVALUATION_SECONDS", seconds)
+        with logs.evaluation_progress(100, name="lfw") as advance:
+            advance(64)
+            advance(36)
+        assert capsys.readouterr().out.splitlines() == lines
+
+
 def test_resolved_config_of_a_run_reads_back(tmp_path: Path) -> None:
     config = load_config(_config_file(tmp_path, optim={"epochs": 1}))
     folder = experiment.run(config, "tiny.yaml")
-    assert (
-        parse_config(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml") == config
-    )
+    read = parse_config(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml")
+    # The run has chosen a chunk, and a resume computes with the same one.
+    assert read == with_chunk(config, read.classifier.options["chunk"])
+    assert isinstance(read.classifier.options["chunk"], int)

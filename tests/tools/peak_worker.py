@@ -36,13 +36,17 @@ def main(path: str, classes: int) -> None:
     size, batch = config.data.size, config.optim.batch_size
     parts = experiment.build_parts(config, Faces(classes), torch.device("cpu"), Ranks())
     progress = trainer.Progress()
-    for _ in range(3):
+    for step in range(3):
+        labels = torch.randint(classes, (config.optim.accumulation, batch))
+        draw = parts.loader.draw
+        sample = torch.from_numpy(draw(labels.numpy(), 0, step)) if draw else None
         batches = [
             Batch(
                 torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8),
-                torch.randint(classes, (batch,)),
+                own,
+                sample if micro == 0 else None,
             )
-            for _ in range(config.optim.accumulation)
+            for micro, own in enumerate(labels)
         ]
         trainer.optimizer_step(config, parts, batches, progress)
     print(peak_bytes())

@@ -16,7 +16,9 @@ from recognition.config import ConfigError
 from recognition.distributed import Ranks
 from recognition.embedder import build_backbone
 from recognition.parse import build_part, load_config
-from tools import plan
+from tools import _cuda, _time, plan
+from tools._cards import CARDS, find_card
+from tools._need import estimate, facts_of, sizes_of, traced_backbone
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -69,7 +71,7 @@ def test_peak_is_within_a_quarter_of_the_measured_one(was: str, now: str, config
 
 def test_traced_activations_are_the_real_ones(config: Path) -> None:
     loaded = load_config(config, ["backbone.width=8", "optim.batch_size=4"])
-    need = plan.backbone_need(loaded)
+    need = traced_backbone(loaded)
     net = build_backbone(loaded)
     kept: dict[int, int] = {}
     weights = {parameter.data_ptr() for parameter in net.parameters()}
@@ -81,9 +83,9 @@ def test_traced_activations_are_the_real_ones(config: Path) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = net(torch.zeros(4, 3, 48, 48))
-    assert outputs.shape[1] == need["embedding"]
-    assert need["parameters"] == sum(parameter.numel() for parameter in net.parameters())
-    assert need["activations"] == pytest.approx(sum(kept.values()), rel=0.02)
+    assert outputs.shape[1] == need.embedding
+    assert need.parameters == tuple(4 * parameter.numel() for parameter in net.parameters())
+    assert sum(need.activations) == pytest.approx(sum(kept.values()), rel=0.02)
 
 
 def test_settings_that_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,10 +165,10 @@ def test_sub_centers_and_wide_embeddings_make_chunks_as_a_run_does(config: Path)
         backbone = build_backbone(loaded)
         head = build_part("recognition.heads", loaded.head, seed=0)
         run = {"backbone": backbone, "classes": 5, "head": head, "ranks": Ranks(), "seed": 0}
-        optim = {"momentum": 0.9, "weight_decay": 0.0}
+        optim = {"momentum": 0.9, "weight_decay": 0.0, "precision": "fp32", "batch_size": 64}
         options = build_part("recognition.classifiers", loaded.classifier, **run, **optim).options
         rows = options.chunk * options.sub_centers
-        need = plan.estimate(loaded, 10**9, 1, 0)["logits (one chunk)"]
+        need = estimate(loaded, 10**9, 1, 0)["logits (one chunk)"]
         assert need == rows * (4 * 64 + 2 * embedding_of(backbone)) * 4
 
 
@@ -176,3 +178,160 @@ def test_a_class_pool_does_not_grow_with_the_ranks_and_without_swap_sees_half(co
     assert one == pytest.approx(eight, rel=1e-3)
     half = plan.plan(str(config), [*pooled, "classifier.swap=false"], 100_000, None, 1)["bytes"]
     assert half["activations"] < 0.6 * one["activations"]
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken"),
+    [
+        ([1], 2 * MIB),
+        ([MIB, MIB], 2 * MIB),
+        ([MIB, MIB, 1], 4 * MIB),  # each is rounded up to 512 bytes
+        ([2 * MIB] * 10, 20 * MIB),
+        ([2 * MIB] * 11, 40 * MIB),
+        ([10 * MIB + 1, 10 * MIB - 1], 40 * MIB),
+        ([10 * MIB + 1, 3 * MIB, 5], (20 + 2) * MIB),
+    ],
+)
+def test_the_allocator_takes_whole_pages(sizes: list[int], taken: int) -> None:
+    assert _cuda.reserved(sizes) == taken
+
+
+def test_a_gpu_needs_what_a_cpu_does_not(config: Path) -> None:
+    def need(*overrides: str, ranks: int = 1) -> dict[str, int]:
+        found: dict[str, int] = plan.plan(str(config), overrides, 1000, None, ranks)["bytes"]
+        return found
+
+    cuda = "run.device=cuda"
+    terms = set(need(cuda)) - set(need())
+    assert terms == {"cuBLAS workspaces", "allocator rounding", "cuDNN workspace"}
+    assert set(need(cuda, ranks=2)) - set(need(cuda)) == {"NCCL buffers"}
+    reduced = need(cuda, "run.precision=bf16")
+    assert set(reduced) - set(need(cuda)) == {"weights in low precision", "chunk in low precision"}
+    compiled = need(cuda, "run.precision=bf16", "run.compile=true")
+    assert compiled["activations"] < reduced["activations"]
+    nchw, nhwc = (
+        need(cuda, f"run.channels_last={last}")["cuDNN workspace"] for last in ("false", "true")
+    )
+    assert nchw > nhwc
+
+
+def test_autocast_keeps_copies_of_the_weights(config: Path) -> None:
+    loaded = load_config(config, ["backbone.width=8", "run.precision=bf16"])
+    layers = [
+        module
+        for module in build_backbone(loaded).modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.PReLU)  # the embedding layer stays float32
+    ]
+    copied = sum(2 * layer.weight.numel() for layer in layers)
+    assert traced_backbone(loaded).weight_copies == copied
+
+
+def test_time_counts_the_products_of_a_literal_step(config: Path) -> None:
+    loaded = load_config(config, ["backbone.width=8", "run.precision=fp16", "run.device=cuda"])
+    net = build_backbone(loaded)
+    counted = [0]
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        counted[0] += out[0].numel() * weight[0].numel()  # one product per output and weight
+
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(count)
+    net.eval()(torch.zeros(1, 3, 48, 48))
+    facts, classes = facts_of("full"), 1000
+    load = _time.load(loaded, facts, sizes_of(loaded, classes, 1))
+    assert load.backbone == 2 * 3 * 64 * counted[0]
+    assert load.classifier == 2 * 4 * 64 * classes * 256
+    again = load_config(config, ["backbone.width=8", "backbone.checkpoint=true"])
+    assert _time.load(again, facts, sizes_of(again, classes, 1)).backbone == 2 * 4 * 64 * counted[0]
+    shared = _time.load(loaded, facts, sizes_of(loaded, classes, 4))
+    assert (shared.images, shared.classifier) == (4 * load.images, load.classifier)
+    assert load.sent == 0 < shared.sent
+
+
+def test_a_measured_utilization_gives_the_measured_time(config: Path) -> None:
+    loaded = load_config(config, ["run.precision=fp16"])
+    load = _time.load(loaded, facts_of("full"), sizes_of(loaded, 1000, 1))
+    card = find_card("a100")
+    for share in (0.1, 0.6):
+        step = _time.seconds(load, card, share)["step"]
+        assert _time.measured_utilization(load, card, step) == pytest.approx(share)
+    assert _time.measured_utilization(load, card, 1e-9) is None
+
+
+# Images per second of all GPUs: FastFace (arXiv 2404.11118) on one RTX 4090, and arcface_torch's
+# speed benchmark on eight V100s with two million identities. Their classifiers are not ours.
+PUBLISHED_SPEEDS = [
+    ("ms1mv3_r100_fastface", 93_431, "RTX 4090", 1, [], 798),
+    ("webface12m_r100_fastface", 617_970, "RTX 4090", 1, [], 589),
+    ("webface42m_r100_pfc02", 2_000_000, "V100", 8, ["classifier.sample_rate=0.1"], 3247),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "card", "ranks", "overrides", "published"), PUBLISHED_SPEEDS
+)
+def test_expected_times_are_near_published_ones(
+    name: str, classes: int, card: str, ranks: int, overrides: list[str], published: float
+) -> None:
+    path = str(ROOT / f"configs/{name}.yaml")
+    expected = plan.plan_time(
+        path,
+        [*overrides, "optim.accumulation=1"],
+        find_card(card),
+        classes=classes,
+        images=1_000_000,
+        ranks=ranks,
+        utilization=None,
+    )
+    assert 0.7 < expected["images_per_second"] / published < 1.4
+    assert expected["hours_per_epoch"] * 3600 * expected["images_per_second"] == pytest.approx(
+        1_000_000, rel=0.01
+    )
+
+
+def test_the_command_prints_the_time(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(config), "--time", "--classes=1000"]
+    assert plan.main([*words, "--card=rtx4090", "--images=64000", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["limit"] == 24e9
+    assert record["time"]["hours"] == pytest.approx(1000 * record["time"]["seconds"]["step"] / 3600)
+    assert plan.main([*words, "--card=h100"]) == 0
+    assert "--images" in capsys.readouterr().out
+    pooled = ["classifier={name: class_pool, size: 0.1}", "optim.batch_size=60"]
+    assert plan.main([*words, *pooled, "--card=h100", "--images=60000", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    # An epoch of a class pool shows three times as many images as the set has.
+    steps = 3 * 60000 // 60
+    assert record["time"]["hours"] == pytest.approx(
+        steps * record["time"]["seconds"]["step"] / 3600
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--card=rtx9090"], "RTX 4090"),
+        (["--card=t4", "--time", "run.precision=bf16"], "run.precision=fp16"),
+    ],
+)
+def test_a_card_that_cannot_is_refused(
+    words: list[str], told: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.main(["--config", str(config), "--classes=1000", *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_no_card_has_two_names_or_a_tensor_core_slower_than_its_cores() -> None:
+    assert len({card.name for card in CARDS}) == len({card.device for card in CARDS}) == len(CARDS)
+    for card in CARDS:
+        assert card.fp16 >= (card.tf32 or card.fp32) >= card.fp32
+        assert card.fp16 == (card.bf16 or card.fp16)
+        assert find_card(card.name.lower().replace(" ", "-")) is card

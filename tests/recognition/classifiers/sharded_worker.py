@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recognition.classifiers import full, partial
+from recognition.classifiers._rows import shard
+from recognition.classifiers._sample import ClassSampler
 from recognition.distributed import Ranks, ranks_of_this_run
 from recognition.heads import adaface, arcface, cosface, curricularface, elasticface, magface
 
@@ -54,16 +56,18 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
     backbone = DistributedDataParallel(net) if ranks.world > 1 else net
     groups = [list(net.parameters()), list(classifier.parameters())]
     optimizer = torch.optim.SGD(sum(groups, []), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    sampler = ClassSampler(C, options.get("sample_rate", 1.0), seed=2, rows=shard(C, ranks))
     draw = torch.Generator().manual_seed(9)
     losses, share = [], slice(ranks.rank * B // ranks.world, (ranks.rank + 1) * B // ranks.world)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         images, labels = (
             torch.randn(B, INPUTS, generator=draw).double(),
             torch.randint(C, (B,), generator=draw),
         )
         optimizer.zero_grad()
         classifier.before_step(0.1)
-        loss = classifier(backbone, images[share], labels[share])
+        sample = torch.from_numpy(sampler(labels.numpy(), 0, step))
+        loss = classifier(backbone, images[share], labels[share], sample)
         loss.backward()
         optimizer.step()
         classifier.after_step()

@@ -175,7 +175,7 @@ def test_fused_update_is_refused_where_it_would_be_wrong(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["matmul_dtype=float16", "chunk=0", "sub_centers=0", "filter_above=2.0"]
+    "option", ["matmul_dtype=float8", "chunk=0", "sub_centers=0", "filter_above=2.0"]
 )
 def test_bad_options_are_named(option: str) -> None:
     key, _, value = option.partition("=")

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from data.types import Batch
 from recognition.classifiers import partial
-from recognition.classifiers.partial import sample_classes
+from recognition.classifiers._sample import ClassSampler, sample_classes
 from recognition.config import ConfigError
 from recognition.distributed import Ranks
 from recognition.heads import arcface, cosface
@@ -40,6 +43,12 @@ def build(stub: Stub, **options: Any) -> partial.PartialFC:
     ).double()
 
 
+def sample_of(*labels: torch.Tensor, rate: float, step: int = 0) -> torch.Tensor:
+    """The sample of a step whose micro-batches have these labels, as the loader draws it."""
+    sampler = ClassSampler(C, rate, seed=4, rows=range(C))
+    return torch.from_numpy(sampler(torch.cat(labels).numpy(), 0, step))
+
+
 def test_at_rate_one_it_is_the_full_classifier(stub: Stub, literal: Loss) -> None:
     classifier = build(stub, sample_rate=1.0, chunk=7)
     plain = nn.Parameter(classifier.weight.clone())
@@ -47,7 +56,7 @@ def test_at_rate_one_it_is_the_full_classifier(stub: Stub, literal: Loss) -> Non
     for step in range(20):
         embeddings, labels = batch(step)
         classifier.before_step(0.1)
-        loss = classifier(stub(D), embeddings, labels)
+        loss = classifier(stub(D), embeddings, labels, sample_of(labels, rate=1.0))
         loss.backward()
         classifier.after_step()
         optimizer.zero_grad()
@@ -65,9 +74,8 @@ def test_only_sampled_rows_learn_decay_and_drift(stub: Stub, literal: Loss) -> N
     for step in range(6):
         embeddings, labels = batch(step)
         classifier.before_step(0.2)
-        loss = classifier(stub(D), embeddings, labels)
-        (sample,) = classifier._samples
-        index = sample.index
+        index = sample_of(labels, rate=0.3, step=step)
+        loss = classifier(stub(D), embeddings, labels, index)
         assert set(labels.tolist()) <= set(index.tolist())
         sizes.add(len(index))
         rows = weight[index].requires_grad_()
@@ -86,41 +94,30 @@ def test_only_sampled_rows_learn_decay_and_drift(stub: Stub, literal: Loss) -> N
     assert sizes == {round(0.3 * C)}
 
 
-def test_a_resumed_run_continues_its_samples(stub: Stub) -> None:
-    def steps(classifier: partial.PartialFC, first: int, last: int) -> None:
-        for step in range(first, last):
-            embeddings, labels = batch(step)
-            classifier.before_step(0.1)
-            classifier(stub(D), embeddings, labels).backward()
-            classifier.after_step()
-
-    whole, begun, resumed = (
-        build(stub, sample_rate=0.3, momentum_dtype="float32") for _ in range(3)
-    )
-    steps(whole, 0, 6)
-    steps(begun, 0, 3)
-    resumed.load_state_dict(begun.state_dict())
-    steps(resumed, 3, 6)
-    for key, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[key]), key
-
-
 def test_evaluation_and_skipped_steps_change_nothing(stub: Stub) -> None:
     classifier = build(stub, sample_rate=0.3)
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     embeddings, labels = batch(0)
+    sample = sample_of(labels, rate=0.3)
     classifier.eval()
-    classifier(stub(D), embeddings, labels).backward()
+    classifier(stub(D), embeddings, labels, sample).backward()
     classifier.after_step()
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, before[key]), key
     classifier.train()
     classifier.before_step(0.1)
     # A GradScaler may skip the optimizer step. Then nobody calls after_step.
-    classifier(stub(D), embeddings, labels).backward()
+    classifier(stub(D), embeddings, labels, sample).backward()
     classifier.before_step(0.1)
     classifier.after_step()
     assert torch.equal(classifier.weight, before["weight"])
+
+
+def test_a_step_without_a_sample_is_refused(stub: Stub) -> None:
+    classifier = build(stub, sample_rate=0.3)
+    classifier.before_step(0.1)
+    with pytest.raises(ValueError, match="brings no sample"):
+        classifier(stub(D), *batch(0))
 
 
 def test_loss_scaling_and_accumulation_leave_the_step_as_it_is(stub: Stub, literal: Loss) -> None:
@@ -128,11 +125,11 @@ def test_loss_scaling_and_accumulation_leave_the_step_as_it_is(stub: Stub, liter
     weight = classifier.weight.clone()
     gradient = torch.zeros_like(weight)
     classifier.before_step(0.1)
+    index = sample_of(batch(0)[1], batch(1)[1], rate=0.5)
     for step in range(2):
         embeddings, labels = batch(step)
-        loss = classifier(stub(D), embeddings, labels)
+        loss = classifier(stub(D), embeddings, labels, None if step else index)
         (loss / 2 * 1024).backward()
-        index = classifier._samples[-1].index
         rows = weight[index].requires_grad_()
         expected = literal(embeddings, rows, torch.searchsorted(index, labels), cosface.build()) / 2
         gradient.index_add_(0, index, torch.autograd.grad(expected, rows)[0])
@@ -147,7 +144,7 @@ def test_at_rate_one_its_adamw_is_torchs(stub: Stub, literal: Loss) -> None:
     for step in range(20):
         embeddings, labels = batch(step)
         classifier.before_step(0.01)
-        classifier(stub(D), embeddings, labels).backward()
+        classifier(stub(D), embeddings, labels, sample_of(labels, rate=1.0)).backward()
         classifier.after_step()
         optimizer.zero_grad()
         literal(embeddings, plain, labels, cosface.build()).backward()
@@ -162,8 +159,8 @@ def test_a_row_gets_the_adamw_steps_of_its_samples_alone(stub: Stub, literal: Lo
     for step in range(6):
         embeddings, labels = batch(step)
         classifier.before_step(0.01)
-        classifier(stub(D), embeddings, labels).backward()
-        index = classifier._samples[0].index
+        index = sample_of(labels, rate=0.3, step=step)
+        classifier(stub(D), embeddings, labels, index).backward()
         loss = literal(
             embeddings,
             torch.stack([rows[i] for i in index]),
@@ -181,31 +178,114 @@ def test_a_row_gets_the_adamw_steps_of_its_samples_alone(stub: Stub, literal: Lo
 
 @pytest.mark.parametrize("rate", [0.02, 0.3, 0.49, 0.51, 0.9])
 def test_samples_are_uniform_and_hold_the_batch(rate: float) -> None:
-    labels = torch.tensor([3, 3, 17, 900])
-    counts = torch.zeros(1000)
+    labels = np.array([3, 3, 17, 999])
+    counts = np.zeros(1000)
     for seed in range(300):
-        sampled = sample_classes(1000, rate, labels, torch.Generator().manual_seed(seed))
+        sampled = sample_classes(1000, rate, labels, np.random.default_rng(seed))
         assert len(sampled) == round(1000 * rate)
-        assert (sampled.diff() > 0).all()
+        assert (np.diff(sampled) > 0).all()
         counts[sampled] += 1
-    assert (counts[[3, 17, 900]] == 300).all()
-    others = counts[torch.ones(1000, dtype=torch.bool).index_fill(0, labels, False)]
+    assert (counts[[3, 17, 999]] == 300).all()
+    others = np.delete(counts, labels)
     share = (1000 * rate - 3) / 997
-    assert others.mean().item() == pytest.approx(300 * share)
+    assert others.mean() == pytest.approx(300 * share)
     # binomial: draws are independent
-    assert others.var().item() == pytest.approx(300 * share * (1 - share), rel=0.2)
+    assert others.var() == pytest.approx(300 * share * (1 - share), rel=0.2)
+
+
+def test_ranks_hold_the_parts_of_one_sample() -> None:
+    labels = np.array([0, 5, 41, 60])
+    whole = ClassSampler(C, 0.3, seed=1, rows=range(C))(labels, 2, 64)
+    cuts = [range(20), range(20, 40), range(40, C)]
+    parts = [ClassSampler(C, 0.3, seed=1, rows=rows)(labels, 2, 64) for rows in cuts]
+    assert np.array_equal(np.concatenate(parts), whole)
+    for part, rows in zip(parts, cuts, strict=True):
+        assert all(number in rows for number in part)
+
+
+def test_samples_differ_between_steps_epochs_and_seeds() -> None:
+    def drawn(seed: int, *place: int) -> tuple[int, ...]:
+        sampler = ClassSampler(C, 0.5, seed=seed, rows=range(C))
+        return tuple(sampler(np.array([1]), *place).tolist())
+
+    places = [(0, 0, 0), (0, 0, 8), (0, 1, 0), (1, 0, 0)]
+    assert len({drawn(*place) for place in places}) == len(places)
+
+
+class Set:
+    """24 images of 12 identities that need no decoding; image 5 can't be read."""
+
+    labels, num_classes = np.arange(24) // 2, 12
+
+    def __len__(self) -> int:
+        return 24
+
+    def read(self, index: int) -> bytes:
+        if index == 5:
+            raise ValueError("broken")
+        return _JPEG
+
+    def describe(self, index: int) -> str:
+        return f"image {index}"
+
+
+_JPEG = cv2.imencode(".png", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+
+
+def test_the_loader_draws_one_sample_per_step_and_a_resume_the_same() -> None:
+    config = load_config(
+        QUICKSTART,
+        [
+            "classifier={name: partial, sample_rate: 0.5}",
+            *("optim.accumulation=2", "optim.batch_size=4", "data.size=16"),
+        ],
+    )
+
+    def epoch(rank: int = 0, world: int = 1, threads: int = 2, skip: int = 0) -> list[Batch]:
+        loader = partial.make_loader(
+            Set(),
+            config,
+            batch_size=4 // world,
+            size=16,
+            seed=config.run.seed,
+            threads=threads,
+            rank=rank,
+            world=world,
+        )
+        loader.consumed = skip
+        return list(loader)
+
+    alone = epoch()
+    assert [batch.sample is None for batch in alone] == [False, True] * 3
+    for first, second in zip(alone[::2], alone[1::2], strict=True):
+        assert first.sample is not None
+        assert len(first.sample) >= 6
+        assert set(first.labels.tolist() + second.labels.tolist()) <= set(first.sample.tolist())
+
+    for again in (epoch(threads=0), [*alone[:2], *epoch(skip=8)]):
+        for one, other in zip(alone, again, strict=True):
+            assert torch.equal(one.labels, other.labels)
+            assert (one.sample is None) == (other.sample is None)
+            assert one.sample is None or torch.equal(one.sample, other.sample)  # type: ignore[arg-type]
+
+    halves = [epoch(rank, 2) for rank in range(2)]
+    for whole, *parts in zip(alone, *halves, strict=True):
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+        if whole.sample is not None:
+            assert torch.equal(torch.cat([part.sample for part in parts]), whole.sample)
 
 
 def test_a_batch_with_more_classes_than_the_rate_allows() -> None:
-    labels = torch.arange(50)
-    sampled = sample_classes(100, 0.1, labels, torch.Generator().manual_seed(0))
+    sampled = sample_classes(100, 0.1, np.arange(50), np.random.default_rng(0))
     assert sampled.tolist() == list(range(50))
 
 
 def test_a_lone_class_is_given_a_negative(stub: Stub) -> None:
     classifier = build(stub, sample_rate=0.001)
-    embeddings, _ = batch(0)
-    assert classifier(stub(D), embeddings, torch.full((B,), 5)).isfinite()
+    embeddings, labels = batch(0)[0], torch.full((B,), 5)
+    sample = sample_of(labels, rate=0.001)
+    assert len(sample) == 2
+    assert classifier(stub(D), embeddings, labels, sample).isfinite()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5])
@@ -225,9 +305,9 @@ def test_sub_centers_of_a_sampled_class_come_together(stub: Stub, literal: Loss)
         sub_centers=3,
     ).double()
     embeddings, labels = batch(1)
-    loss = classifier(stub(D), embeddings, labels)
-    index = classifier._samples[0].index
-    assert torch.equal(index.view(-1, 3) % 3, torch.arange(3).expand(len(index) // 3, 3))
-    places = torch.searchsorted(index[::3] // 3, labels)
-    expected = literal(embeddings, classifier.weight[index], places, arcface.build(), sub_centers=3)
+    sample = sample_of(labels, rate=0.3)
+    loss = classifier(stub(D), embeddings, labels, sample)
+    rows = classifier.weight.view(C, 3, D)[sample].flatten(0, 1)
+    places = torch.searchsorted(sample, labels)
+    expected = literal(embeddings, rows, places, arcface.build(), sub_centers=3)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)

@@ -39,7 +39,11 @@ class Counting(nn.Module):
         """Nothing to do."""
 
     def forward(
-        self, backbone: nn.Module, images: torch.Tensor, labels: torch.Tensor
+        self,
+        backbone: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        sample: torch.Tensor | None,
     ) -> torch.Tensor:
         embeddings, labels = gather_batch(
             backbone(images), labels, self.ranks, dtype=self.weight.dtype

@@ -32,6 +32,10 @@ def guarded(theta: float, m: float) -> float:
     return math.cos(theta + m) if theta + m < math.pi else math.cos(theta) - m * math.sin(m)
 
 
+def easy(theta: float, m: float) -> float:
+    return math.cos(theta + m) if theta < math.pi / 2 else math.cos(theta)
+
+
 def sphereface(theta: float, m: float = 1.7) -> float:
     k = math.floor(m * theta / math.pi)
     return float((-1) ** k) * math.cos(m * theta) - 2 * k
@@ -54,7 +58,11 @@ CASES: dict[str, tuple[dict[str, object], Callable[[float], float]]] = {
     ),
     "combined normface": ({}, math.cos),
     "adaface": ({}, adaface),
-    "magface": ({}, lambda theta: guarded(theta, 0.45 + 0.35 * (NORM - 10) / 100)),
+    "magface": ({}, lambda theta: easy(theta, 0.45 + 0.35 * (NORM - 10) / 100)),
+    "magface everywhere": (
+        {"easy_margin": False},
+        lambda theta: guarded(theta, 0.45 + 0.35 * (NORM - 10) / 100),
+    ),
     "curricularface": ({}, lambda theta: guarded(theta, 0.5)),
     "elasticface": ({"std": 0.0}, lambda theta: math.cos(theta + 0.5)),
     "elasticface cos": ({"std": 0.0, "kind": "cos"}, lambda theta: math.cos(theta) - 0.35),
@@ -170,6 +178,62 @@ def test_magface_gradient_reaches_the_length() -> None:
     np.testing.assert_allclose(
         torch.autograd.grad(penalty.sum(), norms)[0].numpy(), slope, rtol=1e-9, atol=1e-15
     )
+
+
+def magface_rule(
+    embeddings: np.ndarray, centers: np.ndarray, labels: list[int], easy_margin: bool
+) -> float:
+    """Cross-entropy plus regularizer as in MagFace's released code, one sample after another."""
+    losses = []
+    for embedding, label in zip(embeddings, labels, strict=True):
+        length = math.hypot(*embedding)
+        clipped = min(max(length, 10.0), 110.0)
+        margin = 0.45 + (clipped - 10.0) / 100.0 * 0.35
+        cosines = [embedding @ center / length / math.hypot(*center) for center in centers]
+        theta = math.acos(cosines[label])
+        cosines[label] = easy(theta, margin) if easy_margin else guarded(theta, margin)
+        total = sum(math.exp(64 * (cos - cosines[label])) for cos in cosines)
+        losses.append(math.log(total) + 35 * (1 / clipped + clipped / 110**2))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("easy_margin", [True, False])
+def test_magface_loss_and_gradient_are_those_of_the_released_rule(easy_margin: bool) -> None:
+    generator = np.random.default_rng(8)
+    centers = generator.normal(size=(7, 5))
+    lengths = np.array([4.0, 15, 30, 60, 90, 109, 130, 40, 20])
+    labels = [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    embeddings = generator.normal(size=(9, 5))
+    embeddings[:3] += 2 * centers[:3]  # cosines above 0
+    embeddings[-3:] = [0.1 - centers[6], 0.3 - centers[0], 0.2 - centers[1]]  # past pi
+    embeddings *= (lengths / np.linalg.norm(embeddings, axis=1))[:, None]
+
+    head = build("magface", easy_margin=easy_margin)
+    leaves = [torch.tensor(array, requires_grad=True) for array in (embeddings, centers)]
+    norms = leaves[0].norm(dim=1)
+    cos = (leaves[0] / norms[:, None]) @ (leaves[1] / leaves[1].norm(dim=1, keepdim=True)).T
+    own = cos[range(9), labels]
+    assert 2 < (own > 0.05).sum() < 6
+    assert (own.abs() > 1e-3).all()
+    logits = cos.scatter(1, torch.tensor(labels)[:, None], head.target(own, norms)[:, None])
+    penalty = head.penalty(norms)
+    assert penalty is not None
+    loss = torch.nn.functional.cross_entropy(64 * logits, torch.tensor(labels)) + penalty.mean()
+    gradients = torch.autograd.grad(loss, leaves)
+
+    assert loss.item() == pytest.approx(
+        magface_rule(embeddings, centers, labels, easy_margin), rel=1e-12
+    )
+    for array, gradient in zip((embeddings, centers), gradients, strict=True):
+        for place in np.ndindex(*array.shape):
+            sides = []
+            for step in (1e-5, -1e-5):
+                moved = array.copy()
+                moved[place] += step
+                arrays = (moved, centers) if array is embeddings else (embeddings, moved)
+                sides.append(magface_rule(arrays[0], arrays[1], labels, easy_margin))
+            slope = (sides[0] - sides[1]) / 2e-5
+            assert gradient[place].item() == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
 
 def test_curricularface_negatives() -> None:

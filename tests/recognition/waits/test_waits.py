@@ -1,0 +1,87 @@
+"""An optimizer step on a GPU must not wait for it, for any classifier, head and precision."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.parts import part_names
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+CLASSIFIERS = {
+    "full": "{name: full}",
+    "full, sub-centers": "{name: full, sub_centers: 3, filter_above: 0.4}",
+    "full, fused": "{name: full, fused: true, momentum_dtype: bfloat16}",
+    "partial": "{name: partial, sample_rate: 0.1}",
+    "partial, sub-centers": "{name: partial, sub_centers: 3, matmul_dtype: float16}",
+    "class pool": "{name: class_pool, size: 0.2}",
+    "class pool, all": "{name: class_pool, size: 0.2, outside: all, swap: false}",
+}
+PRECISIONS = ("fp32", "bf16", "fp16")
+AUGMENT = "{shift: 4, zoom: 0.1, crop: 0.2, photometric: 0.2, low_resolution: 0.2, blur: 0.2}"
+
+
+def cases() -> dict[str, list[str]]:
+    """Overrides by name of the case."""
+    found = {
+        f"{name}, {precision}": [f"classifier={classifier}", f"run.precision={precision}"]
+        for name, classifier in CLASSIFIERS.items()
+        for precision in PRECISIONS
+        if not ("fused" in name and precision == "fp16")  # refused by the config check
+    }
+    for head in part_names("recognition.heads"):
+        for name in ("full", "class pool"):
+            choose = [f"classifier={CLASSIFIERS[name]}", f"head={{name: {head}}}"]
+            found[f"{name}, {head}"] = [*choose, "run.precision=bf16"]
+    for name in ("full", "partial", "class pool"):
+        choose = [f"classifier={CLASSIFIERS[name]}", "optim.accumulation=2"]
+        found[f"{name}, accumulated"] = [*choose, "run.precision=fp16"]
+    for schedule in ("fastface", "moving_haar"):
+        found[schedule] = [f"scheduler={{name: {schedule}}}"]
+    found["AdamW"] = ["optim.name=adamw", "optim.nesterov=false", "classifier={name: partial}"]
+    found["augmentation"] = [f"data.augment={AUGMENT}"]
+    for name in part_names("recognition.backbones"):
+        found[f"backbone {name}"] = [f"backbone={{name: {name}}}", "run.channels_last=true"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def census(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler for the stand-in of the CUDA driver")
+    driver = tmp_path_factory.mktemp("driver") / "fake_driver.so"
+    flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run(["cc", *flags, "-o", driver, HERE / "fake_driver.c"], check=True)
+    given = {
+        name: {"overrides": overrides, "backbone": name.startswith("backbone ")}
+        for name, overrides in cases().items()
+    }
+    done = subprocess.run(
+        [sys.executable, HERE / "census.py", json.dumps(given)],
+        cwd=ROOT,
+        env={**os.environ, "LD_PRELOAD": str(driver), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+@pytest.mark.parametrize("name", cases())
+def test_a_step_does_not_wait(name: str, census: dict[str, Any]) -> None:
+    waits = census[name]
+    if "run.precision=fp16" not in cases()[name]:
+        assert waits == {}
+        return
+    # The loss scaler: whether all gradients were finite decides whether the schedule goes on.
+    ((what, count),) = waits.items()
+    assert re.fullmatch(r"item recognition/trainer\.py:\d+", what)
+    assert count == 1
