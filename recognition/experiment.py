@@ -37,7 +37,9 @@ from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import evaluation_progress, plot_training
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
-from recognition.run_folder import open_run_folder, with_chunk, with_saved_chunk
+from recognition.run_folder import open_run_folder, with_chunk, with_saved_choices
+from recognition.schedulers import Schedule
+from recognition.step_size import rate_share, with_step_size
 from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
 from recognition.trainer import train
 
@@ -58,10 +60,14 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
     launch = read_launch()
     device = choose_device(config, source, launch)
     prepare_device(config.run, device)
-    config = with_saved_chunk(config) if resume else config
+    config = with_saved_choices(config) if resume else config
     with ranks_of_this_run(device, launch) as ranks:
         with told_once(ranks, device):
+            with _config_errors(source):
+                config, changed = with_step_size(config, ranks.world)
             faces, benchmarks = _open_files(config, source)
+        if changed and ranks.rank == 0:
+            log.info(changed)
         with told_once(ranks, device):
             check_same(_what_must_be_same(config, faces), ranks, device)
         with _config_errors(source):
@@ -153,13 +159,9 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         rank=ranks.rank,
         world=ranks.world,
         device=device,
+        accumulation=optim.accumulation,
+        step_images=optim.step_images,
     )
-    steps_per_epoch = loader.steps_per_epoch // optim.accumulation
-    if steps_per_epoch < 1:
-        raise ValueError(
-            f"optim.accumulation: found {optim.accumulation}, but an epoch has only "
-            f"{loader.steps_per_epoch} batches"
-        )
 
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
     classifier = build_part(
@@ -178,7 +180,9 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         precision=run_.precision,
     ).to(device)
 
-    optimizer = _build_optimizer(optim, backbone, classifier, fused=device.type == "cuda")
+    scaled = replace(optim, lr=optim.lr * rate_share(config, ranks.world))
+    optimizer = _build_optimizer(scaled, backbone, classifier, fused=device.type == "cuda")
+    steps_per_epoch = loader.steps.planned_per_epoch
     scheduler = build_part(
         "recognition.schedulers",
         config.scheduler,
@@ -196,12 +200,11 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         no_sync=no_sync,
         classifier=classifier,
         optimizer=optimizer,
-        scheduler=scheduler,
+        scheduler=Schedule(scheduler, loader.steps),
         scaler=scaler,
         loader=loader,
         device=device,
         ranks=ranks,
-        steps_per_epoch=steps_per_epoch,
     )
 
 

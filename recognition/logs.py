@@ -21,19 +21,16 @@ EVALUATION_SECONDS = 30  # between two lines about how far an evaluation is
 
 @contextmanager
 def open_logs(
-    folder: Path, parts: Parts, *, total_steps: int, first_step: int, saved_step: int
+    folder: Path, parts: Parts, *, total_steps: int, first_step: int
 ) -> Iterator["RunLogs"]:
-    """The logs of a run that starts at `first_step`; only rank 0 writes any.
-
-    saved_step: the step of the checkpoint that the run resumes from, 0 for a new run.
-    """
+    """The logs of a run that starts or resumes at `first_step`; only rank 0 writes any."""
     if parts.ranks.rank != 0:
         yield RunLogs(None, None)
         return
     threads = parts.loader.threads
     with (
-        Console(total_steps, parts.steps_per_epoch, first_step, threads=threads) as console,
-        closing(Metrics(folder, saved_step)) as metrics,
+        Console(total_steps, first_step, threads=threads) as console,
+        closing(Metrics(folder, first_step)) as metrics,
     ):
         yield RunLogs(console, metrics)
 
@@ -65,8 +62,8 @@ class Console:
     threads: the number of decode threads, for advice when they are too few.
     """
 
-    def __init__(self, total: int, per_epoch: int, first: int, *, threads: int) -> None:
-        self._total, self._per_epoch, self._first = total, per_epoch, first
+    def __init__(self, total: int, first: int, *, threads: int) -> None:
+        self._total, self._first = total, first
         self._threads = threads
         self._began = time.perf_counter()
         self._advised_epoch = -1
@@ -111,7 +108,7 @@ class Console:
             print(f"{place}  {loss}  {lr}  {speed}  {wait}  {eta}", flush=True)
 
         advice = wait_advice(line["data_wait"], threads=self._threads, cores=os.cpu_count() or 1)
-        epoch = step // self._per_epoch
+        epoch = int(line["epoch"])
         if advice and epoch != self._advised_epoch:
             self._advised_epoch = epoch
             self._say(advice)

@@ -12,6 +12,7 @@ from data.loader import Loader
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 from recognition.distributed import Ranks
+from recognition.schedulers import Schedule
 
 State = dict[str, Any]
 CLASSIFIER_GROUP = "classifier"
@@ -24,7 +25,6 @@ class Parts:
 
     forward: `backbone` behind DistributedDataParallel and compilation, where a run asks for them.
     no_sync: a context in which backward passes do not average gradients over ranks.
-    steps_per_epoch: optimizer steps per epoch. Micro-batches that do not fill a step are dropped.
     """
 
     backbone: nn.Module
@@ -32,12 +32,11 @@ class Parts:
     no_sync: Callable[[], AbstractContextManager[None]]
     classifier: Classifier
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: Schedule
     scaler: torch.amp.GradScaler
     loader: Loader
     device: torch.device
     ranks: Ranks
-    steps_per_epoch: int
 
     def state_dict(self) -> tuple[State, State]:
         """(shared, local): what is equal on all ranks, and what only this rank holds."""

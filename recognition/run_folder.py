@@ -17,12 +17,16 @@ from recognition.config import Config, ConfigError, Part
 from recognition.parse import to_tree, to_yaml
 
 # These keys may differ between a run and its continuation. They change where the run happens and
-# how fast it is, not what it computes.
+# how fast it is, not what it computes. Those of `optim` divide the same steps otherwise, or change
+# the batch in the way that the user asks for; optim.step_images stays.
 _FREE_ON_RESUME = [
     "data.root",
     "data.train",
     "data.threads",
     "evaluate",
+    "optim.batch_size",
+    "optim.accumulation",
+    "optim.changed_batch",
     "run.output",
     "run.device",
     "run.log_steps",
@@ -31,16 +35,22 @@ _FREE_ON_RESUME = [
 ]
 
 
-def with_saved_chunk(config: Config) -> Config:
-    """A config to resume, with the chunk that the first start of its run chose if it says auto.
+def with_saved_choices(config: Config) -> Config:
+    """A config to resume, with what the first start of its run chose where it leaves a choice.
 
-    The same chunk gives the same bits, also where another amount of memory is free now.
+    The same chunk gives the same bits, also where another amount of memory is free now. The same
+    images per optimizer step give the same steps, on any number of processes.
     """
     written = Path(config.run.output) / "config.yaml"
-    if config.classifier.options.get("chunk") != "auto" or not written.exists():
+    if not written.exists():
         return config
-    saved = flat(yaml.safe_load(written.read_text())).get("classifier.chunk", "auto")
-    return with_chunk(config, saved)
+    saved = flat(yaml.safe_load(written.read_text()))
+    if config.classifier.options.get("chunk") == "auto":
+        config = with_chunk(config, saved.get("classifier.chunk", "auto"))
+    if config.optim.step_images is None:
+        step_images = saved.get("optim.step_images")
+        config = replace(config, optim=replace(config.optim, step_images=step_images))
+    return config
 
 
 def with_chunk(config: Config, chunk: int | str) -> Config:

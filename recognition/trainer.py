@@ -21,11 +21,10 @@ from data.augment import augment
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
-from recognition.config import Config
+from recognition.config import Config, ConfigError
 from recognition.device import autocast, lay_out
 from recognition.logs import open_logs, read_metrics
 from recognition.parts import Parts
-from recognition.schedulers import advance, schedule_log
 from recognition.seeds import seed_of
 from recognition.stop import Agreement, Stop, Stopped
 
@@ -39,9 +38,10 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Progress:
-    """Where the run stands.
+    """How far the run is. Its position is that of the loader, which counts in images.
 
-    loss_sum, loss_count: losses since the last log line. seconds: time spent training.
+    step: optimizer steps that were made, of whatever size. loss_sum, loss_count: losses since the
+    last log line. seconds: time spent training.
     """
 
     step: int = 0
@@ -71,30 +71,22 @@ def train(
     checkpoint and raises Stopped, after the step on one rank, and within a few steps on several.
     """
     stop = stop or Stop()
-    total = parts.steps_per_epoch * config.optim.epochs
-    progress, saved_step = restore(parts, folder, config) if resume else (Progress(), 0)
-    steps_left = max(total - progress.step, 0)
+    progress = restore(parts, folder) if resume else Progress()
+    steps_left = parts.loader.steps.left(parts.loader.place, config.optim.epochs)
+    total = progress.step + steps_left
     owed = resume and _evaluation_owed(config, parts, progress, folder)
     clock, agreement = _Clock(parts.loader), Agreement(parts.ranks, parts.device)
-    with open_logs(
-        folder,
-        parts,
-        total_steps=total,
-        first_step=progress.step,
-        saved_step=saved_step,
-    ) as logs:
+    with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
 
         def evaluate_now() -> None:
-            epoch = progress.step // parts.steps_per_epoch
-            logs.evaluated(progress.step, epoch, clock.outside(evaluate))
+            logs.evaluated(progress.step, parts.loader.epoch, clock.outside(evaluate))
 
         if owed:
             evaluate_now()
         for batches in islice(_steps(parts.loader, config), steps_left):
             optimizer_step(config, parts, batches, progress)
             stop.nothing_to_save = False
-            epoch, into_epoch = divmod(progress.step, parts.steps_per_epoch)
-            epoch_ends = into_epoch == 0
+            epoch, epoch_ends = parts.loader.epoch, parts.loader.consumed == 0
 
             if _due(progress.step, config.run.log_steps) or progress.step == total:
                 line = _log_line(config, parts, progress, clock)
@@ -138,7 +130,7 @@ def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress:
     parts.optimizer.zero_grad(set_to_none=True)
     if taken:
         parts.classifier.after_step()
-    advance(parts.scheduler, loss if taken else None)
+    parts.scheduler.advance(loss if taken else None)
 
     progress.step += 1
     progress.skipped_steps += not taken
@@ -177,10 +169,7 @@ def _scaled_step(parts: Parts) -> bool:
 
 
 def _steps(loader: Loader, config: Config) -> Iterator[list[Batch]]:
-    """The micro-batches of each optimizer step, epoch after epoch, without end.
-
-    Micro-batches that do not fill a step at the end of an epoch are dropped.
-    """
+    """The micro-batches of each optimizer step, epoch after epoch, without end."""
     size = config.optim.accumulation
     while True:
         epoch = iter(loader)
@@ -201,7 +190,7 @@ def _evaluation_owed(config: Config, parts: Parts, progress: Progress, folder: P
 
     A signal or a crash has prevented it. Rank 0 reads the log and tells the others.
     """
-    epoch, into_epoch = divmod(progress.step, parts.steps_per_epoch)
+    epoch, into_epoch = parts.loader.epoch, parts.loader.consumed
     if into_epoch or not epoch or not _evaluation_due(config, epoch):
         return False
     owed = parts.ranks.rank == 0 and not any(
@@ -237,9 +226,10 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
     loss = float(progress.loss_sum) / progress.loss_count
     elapsed, waited = clock.read()
     progress.seconds += elapsed
-    images_per_step = parts.loader.global_batch * config.optim.accumulation
+    images_per_step, place = parts.loader.steps.images, parts.loader.place
     line: dict[str, Any] = {
-        "epoch": progress.step / parts.steps_per_epoch,
+        "epoch": place / parts.loader.steps.epoch,
+        "images": place,
         "loss": loss,
         "learning_rate": parts.optimizer.param_groups[0]["lr"],
         "images_per_second": progress.loss_count * images_per_step / elapsed,
@@ -247,7 +237,7 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
         "seconds": progress.seconds,
         "skipped_images": parts.loader.skipped,
     }
-    line |= schedule_log(parts.scheduler)
+    line |= parts.scheduler.log()
     if parts.scaler.is_enabled():
         line["loss_scale"] = parts.scaler.get_scale()
         line["skipped_steps"] = progress.skipped_steps
@@ -282,21 +272,17 @@ def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: 
     clock.outside(write)
 
 
-def restore(parts: Parts, folder: Path, config: Config) -> tuple[Progress, int]:
-    """Load the newest checkpoint of `folder`; return the progress and the step of its saving.
+def restore(parts: Parts, folder: Path) -> Progress:
+    """Load the newest checkpoint of `folder`; a run without one starts from the beginning.
 
-    A run without a checkpoint starts from the beginning. With another number of processes an epoch
-    has another number of steps: then the step is computed from the position in the data.
+    Raises ConfigError where the checkpoint belongs to another run.
     """
     path = checkpoint.newest(folder / "checkpoints")
     if path is None:
-        return Progress(), 0
+        return Progress()
     shared, locals_ = checkpoint.load(path)
-    parts.load_state_dict(shared, locals_)
-    progress = Progress(**shared["progress"])
-    saved_step = progress.step
-    if len(locals_) != parts.ranks.world:
-        epoch, batch = parts.loader.position
-        batches = epoch * parts.loader.steps_per_epoch + batch
-        progress.step = batches // config.optim.accumulation
-    return progress, saved_step
+    try:
+        parts.load_state_dict(shared, locals_)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return Progress(**shared["progress"])

@@ -281,7 +281,6 @@ def make_loader(
         rank=rank,
         world=world,
         draw=sampler,
-        batches_per_draw=config.optim.accumulation,
         **loader,
     )
 

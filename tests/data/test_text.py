@@ -164,7 +164,7 @@ def test_logs_survive_any_name(
     values = {"[red]x[/]\x1b[2J\n/accuracy": 99.0}
     for terminal in (False, True):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
-        with Console(10, 5, 0, threads=1) as console:
+        with Console(10, 0, threads=1) as console:
             console.evaluated(5, values)
         assert r"[red]x[/]\x1b[2J\x0a/accuracy" in capsys.readouterr().out.replace("\n", "")
 
