@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from recognition import checkpoint
+from recognition import checkpoint, experiment
 from recognition.distributed import Ranks
 from recognition.stop import STEPS_BETWEEN, Agreement, Stop, Stopped, stop_on_signals
+from train import main
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -95,14 +96,16 @@ def test_a_signal_is_seen_within_a_step(number: signal.Signals, tmp_path: Path) 
     ]
 
 
-def test_a_signal_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
-    with training(
-        str(config_in(tmp_path)), "data.train=synthetic:identities=6,images=9"
-    ) as process:
-        last = signaled(process, "format synthetic", signal.SIGTERM)
-        assert process.returncode == 130
-    assert "before the first step" in last
-    assert not (tmp_path / "run/checkpoints").exists()
+def test_a_signal_while_the_run_is_built_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build_parts(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(experiment, "build_parts", build_parts)
+    assert main(["--config", str(config_in(tmp_path))]) == 130
+    assert "stopped by SIGTERM before the first step" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_that_a_signal_ended_is_made_up(tmp_path: Path) -> None:
