@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from data.loader import UnreadableImages
 from recognition import experiment
+from recognition.checkpoint import SaveFailed
 from recognition.config import ConfigError
-from recognition.distributed import ToldElsewhere
+from recognition.distributed import ToldElsewhere, lost_others
 from recognition.explain import explain, listing
 from recognition.parse import load_config, to_yaml
 from recognition.trainer import Stopped, TrainingError
@@ -50,23 +51,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         return _act(options)
-    except (ConfigError, TrainingError, UnreadableImages) as error:
-        _tell(error)
-        return 2 if isinstance(error, ConfigError) else 1
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(stopped)
         return 130
+    except Exception as error:
+        told = _told(error)
+        if told is None:
+            raise
+        _tell(error, told)
+        return 2 if isinstance(error, ConfigError) else 1
 
 
-def _tell(error: Exception) -> None:
-    """Print an error, once for a mistake that all processes of this machine meet."""
+def _told(error: Exception) -> str | None:
+    """What to tell of an error that files, the machine or other processes cause; None for a bug."""
+    if isinstance(error, (ConfigError, TrainingError, SaveFailed, UnreadableImages)):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        first = str(error).partition("\n")[0]
+        return f"this machine's memory does not suffice ({first}); lower optim.batch_size"
+    if lost := lost_others(error):
+        return f"the other processes are gone, and the first error of one tells why ({lost})"
+    return None
+
+
+def _tell(error: Exception, told: str) -> None:
+    """Print one line, once for an error that all processes of this machine meet."""
     rank, local = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-    shared = isinstance(error, (ConfigError, TrainingError))
+    shared = isinstance(error, (ConfigError, TrainingError, SaveFailed))
     if isinstance(error, ToldElsewhere) or (shared and local != "0"):
         return
-    where = "" if rank == "0" else f"rank {rank}: "
-    print(f"error: {where}{error}", file=sys.stderr)
+    where = "" if os.environ.get("WORLD_SIZE", "1") == "1" or shared else f"rank {rank}: "
+    print(f"error: {where}{' '.join(told.split())}", file=sys.stderr)
 
 
 def _act(options: argparse.Namespace) -> int:
@@ -81,7 +99,7 @@ def _act(options: argparse.Namespace) -> int:
     folder = experiment.run(config, options.config, resume=options.resume)
     results = folder / "results.md"
     if results.exists():
-        print(f"\n{results.read_text()}")
+        print(f"\n{results.read_text(errors='replace')}")
     print(f"run folder: {folder}")
     if options.json:
         print(json.dumps({"folder": str(folder)}))

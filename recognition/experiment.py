@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from eval.benchmarks import Benchmark, open_benchmark
 from eval.embed import ModelRun, not_shown
 from eval.report.published import published_row
 from eval.report.write import write_report
+from recognition.best_checkpoint import check_keep_best
 from recognition.classifiers import ClassifierFacts
 from recognition.classifiers._margin_softmax import SoftmaxOptions
 from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
@@ -36,7 +37,13 @@ from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import evaluation_progress, plot_training
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
-from recognition.run_folder import open_run_folder, with_chunk, with_saved_chunk
+from recognition.run_folder import (
+    check_run_folder,
+    checkpoint_bytes,
+    open_run_folder,
+    with_chunk,
+    with_saved_chunk,
+)
 from recognition.trainer import train
 
 
@@ -50,8 +57,10 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     device = choose_device(config, source, launch)
     prepare_device(config.run, device)
     config = with_saved_chunk(config) if resume else config
-    with ranks_of_this_run(device, launch) as ranks:
+    with ranks_of_this_run(device, launch) as ranks, ExitStack() as opened:
         with told_once(ranks, device):
+            if ranks.rank == 0:
+                check_run_folder(config, resume)
             faces, benchmarks = _open_files(config, source)
         check_same(_what_must_be_same(config, faces), ranks, device)
         with _config_errors(source):
@@ -63,9 +72,10 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
 
         # All that may be refused was built above, so a command that fails leaves no folder behind.
         folder = Path(config.run.output)
+        needed = checkpoint_bytes(parts)
         with told_once(ranks, device):
             if ranks.rank == 0:
-                open_run_folder(config, resume)
+                opened.enter_context(open_run_folder(config, resume, needed))
         with told_once(ranks, device):
             if not folder.is_dir():
                 raise ConfigError(
@@ -250,6 +260,8 @@ def _build_optimizer(
 
 def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
     """The training set and the sets of `evaluate`. ConfigError names what can't be used."""
+    with _config_errors(source):
+        check_keep_best(config)
     with _config_errors(source, "data.train: "):
         faces = _open_training_faces(config)
     benchmarks = []

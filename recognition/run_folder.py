@@ -3,8 +3,11 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,11 @@ import torch
 import yaml
 
 from data.files import atomic_write
+from recognition.checkpoint import checkpoints, newest, remove_partial, saved_config
 from recognition.config import Config, ConfigError, Part
 from recognition.parse import to_tree, to_yaml
+from recognition.parts import CLASSIFIER_GROUP, Parts
+from recognition.run_lock import check_unlocked, run_lock
 
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes.
@@ -28,6 +34,7 @@ _FREE_ON_RESUME = [
     "run.log_steps",
     "run.checkpoint_steps",
     "run.keep",
+    "run.keep_best",
 ]
 
 
@@ -36,11 +43,11 @@ def with_saved_chunk(config: Config) -> Config:
 
     The same chunk gives the same bits, also where another amount of memory is free now.
     """
-    written = Path(config.run.output) / "config.yaml"
-    if config.classifier.options.get("chunk") != "auto" or not written.exists():
+    saved = _saved_config(Path(config.run.output))
+    chunk = saved[1].get("classifier.chunk") if saved else None
+    if config.classifier.options.get("chunk") != "auto" or not isinstance(chunk, int):
         return config
-    saved = flat(yaml.safe_load(written.read_text())).get("classifier.chunk", "auto")
-    return with_chunk(config, saved)
+    return with_chunk(config, chunk)
 
 
 def with_chunk(config: Config, chunk: int | str) -> Config:
@@ -49,36 +56,112 @@ def with_chunk(config: Config, chunk: int | str) -> Config:
     return replace(config, classifier=Part(config.classifier.name, options))
 
 
-def open_run_folder(config: Config, resume: bool) -> Path:
-    """Create the folder of a new run, or check that an existing one holds the run to be resumed.
+def check_run_folder(config: Config, resume: bool) -> None:
+    """Raise ConfigError if `run.output` can't be the folder of this run. It writes nothing.
 
-    Raises ConfigError where the folder can't be written, holds a run although `resume` is false, or
-    holds the run of another config.
+    That is so if it is a file, if a run is going on in it, and without `resume` if it holds a run.
     """
     folder = Path(config.run.output)
-    written = folder / "config.yaml"
-    if written.exists() and not resume:
-        raise ConfigError(
-            f"run.output: {folder} holds a run already; add --resume to continue it, or choose "
-            "another folder"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run.output: {folder} is a file; give a folder")
+    with _told_as_config_error(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run.output: {folder} is a file; give a folder")
+        check_unlocked(folder)
+        if not resume and ((folder / "config.yaml").exists() or newest(folder / "checkpoints")):
+            raise ConfigError(
+                f"run.output: {folder} holds a run already; add --resume to continue it, or choose "
+                "another folder"
+            )
+
+
+@contextmanager
+def open_run_folder(config: Config, resume: bool, checkpoint_bytes: int) -> Iterator[Path]:
+    """The folder of a new run, or one that holds the run to be resumed, locked for this process.
+
+    checkpoint_bytes: about the size of one checkpoint.
+
+    Raises ConfigError where the folder can't be written, holds a run although `resume` is false,
+    holds the run of another config, is in use, or has no room for the checkpoints.
+    """
+    folder = Path(config.run.output)
+    check_run_folder(config, resume)
+    _check_space(config, checkpoint_bytes)
+    with ExitStack() as lock:
+        with _told_as_config_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(run_lock(folder))
+            _check_same(config)
+            _remove_partial(folder)
+            with atomic_write(folder / "config.yaml", "w") as file:
+                file.write(to_yaml(config))
+            with atomic_write(folder / "environment.json", "w") as file:
+                json.dump(_environment(), file, indent=1)
+        yield folder
+
+
+@contextmanager
+def _told_as_config_error(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if written.exists():
-            _check_same(written, config)
-        with atomic_write(written, "w") as file:
-            file.write(to_yaml(config))
+        yield
     except OSError as error:
-        raise ConfigError(f"run.output: {folder} can't be written ({error.strerror})") from None
-    with atomic_write(folder / "environment.json", "w") as file:
-        json.dump(_environment(), file, indent=1)
-    return folder
+        where = error.filename or folder
+        raise ConfigError(f"run.output: {where} can't be written ({error.strerror})") from None
 
 
-def _check_same(written: Path, config: Config) -> None:
-    before, now = flat(yaml.safe_load(written.read_text())), flat(to_tree(config))
+def checkpoint_bytes(parts: Parts) -> int:
+    """About how many bytes a checkpoint of all ranks will have. Every rank calls it.
+
+    An optimizer makes its state of a weight with its first step: one number per weight with SGD,
+    two with AdamW.
+    """
+    per_weight = 2 if isinstance(parts.optimizer, torch.optim.AdamW) else 1
+    missing = {"classifier": 0, "backbone": 0}
+    for group in parts.optimizer.param_groups:
+        kind = "classifier" if group["name"] == CLASSIFIER_GROUP else "backbone"
+        for weight in group["params"]:
+            if weight not in parts.optimizer.state:
+                missing[kind] += per_weight * weight.numel() * weight.element_size()
+    shared, local = parts.state_dict()
+    own = torch.tensor(_tensor_bytes(local) + missing["classifier"], device=parts.device)
+    of_ranks = int(parts.ranks.all_reduce_sum(own))
+    return _tensor_bytes(shared) + missing["backbone"] + of_ranks
+
+
+def _tensor_bytes(tree: Any) -> int:
+    if torch.is_tensor(tree):
+        return int(tree.numel()) * tree.element_size()
+    if isinstance(tree, dict):
+        return sum(map(_tensor_bytes, tree.values()))
+    return sum(map(_tensor_bytes, tree)) if isinstance(tree, (list, tuple)) else 0
+
+
+def _check_space(config: Config, one: int) -> None:
+    """Raise ConfigError unless the drive has room for the checkpoints, of `one` byte count each.
+
+    A checkpoint is written before an older one is removed. Those that exist make room later.
+    """
+    folder = Path(config.run.output)
+    number = config.run.keep + 1 + (config.run.keep_best is not None)
+    saved = checkpoints(folder / "checkpoints")
+    there = sum(file.stat().st_size for path in saved for file in path.glob("*"))
+    needed = number * one - there
+    drive = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(drive).free
+    if free < needed:
+        raise ConfigError(
+            f"run.output: {folder} needs {needed:,} bytes more for {number} checkpoints, and "
+            f"{free:,} are free; free some, lower run.keep, or choose a folder on another drive"
+        )
+
+
+def _check_same(config: Config) -> None:
+    folder = Path(config.run.output)
+    saved = _saved_config(folder)
+    if saved is None:
+        if (folder / "config.yaml").exists():
+            print(f"{folder / 'config.yaml'}: damaged, and written anew from this config")
+        return
+    written, before = saved
+    now = flat(to_tree(config))
     for key in sorted(before.keys() | now.keys()):
         free = any(key == name or key.startswith(name + ".") for name in _FREE_ON_RESUME)
         if not free and before.get(key) != now.get(key):
@@ -86,6 +169,31 @@ def _check_same(written: Path, config: Config) -> None:
                 f"run.output: {written} was made with {key}={before.get(key)!r}, now it is "
                 f"{now.get(key)!r}; resume with the same value, or choose another folder"
             )
+
+
+def _saved_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The config of the run in a folder by dotted key, and the file that it comes from.
+
+    A checkpoint's copy is checked, so it counts more than config.yaml in the folder, which is
+    written anew. None if there is neither, or only a config.yaml that can't be read.
+    """
+    saved = saved_config(folder / "checkpoints")
+    if saved is not None:
+        return saved[0], flat(yaml.safe_load(saved[1]))
+    written = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(written.read_bytes())
+        return (written, flat(tree)) if isinstance(tree, dict) else None
+    except (FileNotFoundError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what writing left behind where a crash cut it off."""
+    remove_partial(folder / "checkpoints")
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "model.pt"):
+        for path in folder.glob(f".{name}.*.partial"):
+            path.unlink()
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

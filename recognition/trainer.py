@@ -24,9 +24,11 @@ from data.augment import augment
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
-from recognition.config import Config
+from recognition.best_checkpoint import best_checkpoint, mark_best
+from recognition.config import Config, ConfigError
 from recognition.device import autocast, lay_out
 from recognition.logs import open_logs
+from recognition.parse import to_yaml
 from recognition.parts import Parts
 from recognition.schedulers import advance, schedule_log
 from recognition.seeds import seed_of
@@ -102,11 +104,13 @@ def train(
                 save(config, parts, folder, progress, clock)
                 raise Stopped(f"stopped at step {progress.step} of {total}; use --resume")
 
-            if epoch_ends and _evaluation_due(config, epoch):
-                logs.evaluated(progress.step, epoch, clock.outside(evaluate))
-
             if epoch_ends or _due(progress.step, config.run.checkpoint_steps):
-                save(config, parts, folder, progress, clock)
+                saved = save(config, parts, folder, progress, clock)
+
+            if epoch_ends and _evaluation_due(config, epoch):
+                values = clock.outside(evaluate)
+                logs.evaluated(progress.step, epoch, values)
+                mark_best(config, folder, saved, values, parts.ranks)
     return progress
 
 
@@ -252,35 +256,64 @@ def _check_loss(config: Config, progress: Progress, loss: float) -> None:
         )
 
 
-def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: _Clock) -> None:
-    """Write a checkpoint of everything, and the backbone's weights alone as model.pt."""
+def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: _Clock) -> Path:
+    """Write a checkpoint of everything, and the backbone's weights alone as model.pt.
 
-    def write() -> None:
+    Returns the checkpoint's folder.
+    """
+
+    def write() -> Path:
         shared, local = parts.state_dict()
         shared["progress"] = {**asdict(progress), "loss_sum": float(progress.loss_sum)}
-        checkpoint.save(
-            folder / "checkpoints", progress.step, shared, local, parts.ranks, config.run.keep
+        saved = checkpoint.save(
+            folder / "checkpoints",
+            progress.step,
+            shared,
+            local,
+            parts.ranks,
+            config=to_yaml(config),
+            device=parts.device,
+            keep=config.run.keep,
+            spare=best_checkpoint(config, folder),
         )
-        if parts.ranks.rank == 0:
-            checkpoint.save_tensors(folder / "model.pt", shared["backbone"])
+        checkpoint.publish_model(saved, folder / "model.pt", parts.ranks, parts.device)
+        return saved
 
-    clock.outside(write)
+    return clock.outside(write)
 
 
 def restore(parts: Parts, folder: Path, config: Config) -> tuple[Progress, int]:
-    """Load the newest checkpoint of `folder`; return the progress and the step of its saving.
+    """Load the newest whole checkpoint of `folder`; return the progress and the step of its saving.
 
-    A run without a checkpoint starts from the beginning. With another number of processes an epoch
-    has another number of steps: then the step is computed from the position in the data.
+    A run without a checkpoint starts from the beginning, and says so. model.pt becomes that of the
+    checkpoint. With another number of processes an epoch has another number of steps: then the step
+    is computed from the position in the data.
+
+    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of other
+    parts.
     """
-    path = checkpoint.newest(folder / "checkpoints")
-    if path is None:
+    found = checkpoint.load_newest(folder / "checkpoints", parts.ranks, parts.device)
+    if found is None:
+        if (folder / "model.pt").exists():
+            raise ConfigError(
+                f"{folder} holds model.pt, but no checkpoint to resume from; restore "
+                f"{folder / 'checkpoints'}, or start again in another folder"
+            )
+        if parts.ranks.rank == 0:
+            print(f"{folder} has no checkpoint yet: the run starts from step 0", flush=True)
         return Progress(), 0
-    shared, locals_ = checkpoint.load(path)
-    parts.load_state_dict(shared, locals_)
-    progress = Progress(**shared["progress"])
+    try:
+        parts.load_state_dict(found.shared, found.locals_)
+        progress = Progress(**found.shared["progress"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{found.path}: does not fit this config, data.train or version of the code ({first}); "
+            "resume with those of config.yaml and environment.json"
+        ) from error
+    checkpoint.publish_model(found.path, folder / "model.pt", parts.ranks, parts.device)
     saved_step = progress.step
-    if len(locals_) != parts.ranks.world:
+    if found.shared["world"] != parts.ranks.world:
         epoch, batch = parts.loader.position
         batches = epoch * parts.loader.steps_per_epoch + batch
         progress.step = batches // config.optim.accumulation
