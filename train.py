@@ -73,7 +73,7 @@ def _told(error: Exception) -> str | None:
         first = str(error).partition("\n")[0]
         return f"this machine's memory does not suffice ({first}); lower optim.batch_size"
     if lost := lost_others(error):
-        return f"the other processes are gone, and the first error of one tells why ({lost})"
+        return f"another process ended, and its error or torchrun's Root Cause tells why ({lost})"
     return None
 
 

@@ -190,10 +190,14 @@ def texts_of_all(text: str, ranks: Ranks, device: torch.device) -> list[str]:
 
 
 def lost_others(error: BaseException) -> str | None:
-    """The first line of an error that says that another rank is gone; None for other errors.
+    """What an error says about the connection to another rank that ended; None for other errors.
 
     gloo raises a plain RuntimeError with one of these texts; nccl and the store have their classes.
     """
-    texts = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
-    known = isinstance(error, dist.DistError) or any(text in str(error) for text in texts)
-    return str(error).splitlines()[0] if isinstance(error, RuntimeError) and known else None
+    texts = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out")
+    if not isinstance(error, RuntimeError):
+        return None
+    found = [text for text in texts if text in str(error)]
+    if found and "gloo" in str(error):
+        return found[0]
+    return str(error).splitlines()[0] if isinstance(error, dist.DistError) else None

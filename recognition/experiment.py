@@ -39,11 +39,11 @@ from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import (
     check_run_folder,
-    checkpoint_bytes,
     open_run_folder,
     with_chunk,
     with_saved_chunk,
 )
+from recognition.run_space import sizes_of
 from recognition.trainer import train
 
 
@@ -72,10 +72,10 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
 
         # All that may be refused was built above, so a command that fails leaves no folder behind.
         folder = Path(config.run.output)
-        needed = checkpoint_bytes(parts)
+        sizes = sizes_of(parts)
         with told_once(ranks, device):
             if ranks.rank == 0:
-                opened.enter_context(open_run_folder(config, resume, needed))
+                opened.enter_context(open_run_folder(config, resume, sizes))
         with told_once(ranks, device):
             if not folder.is_dir():
                 raise ConfigError(

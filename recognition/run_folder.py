@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ import torch
 import yaml
 
 from data.files import atomic_write
-from recognition.checkpoint import checkpoints, newest, remove_partial, saved_config
+from recognition.checkpoint import newest, remove_partial, saved_config
 from recognition.config import Config, ConfigError, Part
 from recognition.parse import to_tree, to_yaml
-from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_lock import check_unlocked, run_lock
+from recognition.run_space import Sizes, check_space
 
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes.
@@ -74,17 +73,17 @@ def check_run_folder(config: Config, resume: bool) -> None:
 
 
 @contextmanager
-def open_run_folder(config: Config, resume: bool, checkpoint_bytes: int) -> Iterator[Path]:
+def open_run_folder(config: Config, resume: bool, sizes: Sizes) -> Iterator[Path]:
     """The folder of a new run, or one that holds the run to be resumed, locked for this process.
 
-    checkpoint_bytes: about the size of one checkpoint.
+    sizes: of what the run will save.
 
     Raises ConfigError where the folder can't be written, holds a run although `resume` is false,
     holds the run of another config, is in use, or has no room for the checkpoints.
     """
     folder = Path(config.run.output)
     check_run_folder(config, resume)
-    _check_space(config, checkpoint_bytes)
+    check_space(config, sizes)
     with ExitStack() as lock:
         with _told_as_config_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,52 +104,6 @@ def _told_as_config_error(folder: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or folder
         raise ConfigError(f"run.output: {where} can't be written ({error.strerror})") from None
-
-
-def checkpoint_bytes(parts: Parts) -> int:
-    """About how many bytes a checkpoint of all ranks will have. Every rank calls it.
-
-    An optimizer makes its state of a weight with its first step: one number per weight with SGD,
-    two with AdamW.
-    """
-    per_weight = 2 if isinstance(parts.optimizer, torch.optim.AdamW) else 1
-    missing = {"classifier": 0, "backbone": 0}
-    for group in parts.optimizer.param_groups:
-        kind = "classifier" if group["name"] == CLASSIFIER_GROUP else "backbone"
-        for weight in group["params"]:
-            if weight not in parts.optimizer.state:
-                missing[kind] += per_weight * weight.numel() * weight.element_size()
-    shared, local = parts.state_dict()
-    own = torch.tensor(_tensor_bytes(local) + missing["classifier"], device=parts.device)
-    of_ranks = int(parts.ranks.all_reduce_sum(own))
-    return _tensor_bytes(shared) + missing["backbone"] + of_ranks
-
-
-def _tensor_bytes(tree: Any) -> int:
-    if torch.is_tensor(tree):
-        return int(tree.numel()) * tree.element_size()
-    if isinstance(tree, dict):
-        return sum(map(_tensor_bytes, tree.values()))
-    return sum(map(_tensor_bytes, tree)) if isinstance(tree, (list, tuple)) else 0
-
-
-def _check_space(config: Config, one: int) -> None:
-    """Raise ConfigError unless the drive has room for the checkpoints, of `one` byte count each.
-
-    A checkpoint is written before an older one is removed. Those that exist make room later.
-    """
-    folder = Path(config.run.output)
-    number = config.run.keep + 1 + (config.run.keep_best is not None)
-    saved = checkpoints(folder / "checkpoints")
-    there = sum(file.stat().st_size for path in saved for file in path.glob("*"))
-    needed = number * one - there
-    drive = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(drive).free
-    if free < needed:
-        raise ConfigError(
-            f"run.output: {folder} needs {needed:,} bytes more for {number} checkpoints, and "
-            f"{free:,} are free; free some, lower run.keep, or choose a folder on another drive"
-        )
 
 
 def _check_same(config: Config) -> None:

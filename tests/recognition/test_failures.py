@@ -53,7 +53,7 @@ PEER = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1
         (OSError("of a library\nin two lines"), "of a library in two lines", 1),
         (MemoryError("Unable to allocate 9 GiB"), "memory does not suffice .*9 GiB.*batch", 1),
         (RuntimeError("DefaultCPUAllocator: can't allocate\nframe #0"), "memory .*allocate\\)", 1),
-        (RuntimeError(PEER), "the other processes are gone.*Connection closed by peer", 1),
+        (RuntimeError(PEER), "another process ended.*\\(Connection closed by peer\\)", 1),
     ],
 )
 def test_an_error_of_files_machine_or_other_ranks_is_one_line(
@@ -183,7 +183,10 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
         os.kill(killed, signal.SIGKILL)
         output = before + process.communicate(timeout=60)[0]
     assert process.returncode == 1
-    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert error.startswith("error: rank 0: the other processes are gone")
     assert "Signal 9 (SIGKILL)" in output
-    assert "Traceback" not in output.partition("ChildFailedError")[0].partition(error)[0]
+    # Rank 0 may be ended by torchrun before it meets its own error.
+    own = output.partition("torch.distributed.elastic")[0].partition("torch/distributed/elastic")[0]
+    assert "Traceback" not in own
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert all(line.startswith("error: rank 0: another process ended") for line in errors)
+    assert len(errors) <= 1

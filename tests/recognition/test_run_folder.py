@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from recognition import best_checkpoint, checkpoint, experiment, run_folder, run_lock
+from recognition import best_checkpoint, checkpoint, experiment, run_lock, run_space
 from recognition.best_checkpoint import MARK
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
@@ -221,7 +221,7 @@ def test_room_for_the_checkpoints_is_checked_before_the_run(
     with pytest.raises(ConfigError, match=r"bytes more for 4 checkpoints, .* free; .*run\.keep"):
         experiment.run(_config(tmp_path), "tiny.yaml")
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(int(4.1 * one)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(6 * one))
     experiment.run(_config(tmp_path, "optim.epochs=1"), "tiny.yaml")
 
 
@@ -231,12 +231,14 @@ def test_the_size_of_a_checkpoint_is_known_before(tmp_path: Path, optimizer: str
     parts = experiment.build_parts(
         config, experiment._open_training_faces(config), torch.device("cpu"), Ranks()
     )
-    estimated = run_folder.checkpoint_bytes(parts)
+    estimated = run_space.sizes_of(parts)
     folder = experiment.run(config, "tiny.yaml")
     newest = checkpoint.newest(folder / "checkpoints")
     assert newest is not None
     written = sum(file.stat().st_size for file in newest.iterdir())
-    assert estimated == pytest.approx(written, rel=0.1)
+    assert estimated.checkpoint == pytest.approx(written, rel=0.05)
+    model = (folder / "model.pt").stat().st_size
+    assert estimated.model == pytest.approx(model, rel=0.05)
 
 
 def test_a_read_only_folder_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
