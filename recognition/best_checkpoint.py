@@ -12,7 +12,8 @@ from typing import Any
 
 from data.files import atomic_write
 from data.parts import find_part, hint
-from recognition.checkpoint import checkpoints
+from data.text import one_line
+from recognition.checkpoint import checkpoints, newest
 from recognition.config import Config
 from recognition.distributed import Ranks
 
@@ -42,19 +43,17 @@ def best_checkpoint(config: Config, folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def mark_best(
-    config: Config, folder: Path, saved: Path, values: Mapping[str, float], ranks: Ranks
-) -> None:
-    """Mark the checkpoint `saved`, to which an evaluation belongs, if its figure is the best.
+def mark_best(config: Config, folder: Path, values: Mapping[str, float], ranks: Ranks) -> None:
+    """Mark the newest checkpoint in the run folder, which was evaluated, if its figure is the best.
 
     values: what the evaluation measured, in the notation of `run.keep_best`. Only rank 0 writes.
     """
-    metric = config.run.keep_best
-    if metric is None or ranks.rank > 0:
+    metric, saved = config.run.keep_best, newest(folder / "checkpoints")
+    if metric is None or saved is None or ranks.rank > 0:
         return
     value = values.get(metric, math.nan)
     if not math.isfinite(value):
-        print(f"run.keep_best: this evaluation has no figure {metric}", flush=True)
+        print(one_line(f"run.keep_best: this evaluation has no figure {metric}"), flush=True)
         return
     before = _best(config, folder)
     if before and not _better(config, value, before[1]):
@@ -64,7 +63,7 @@ def mark_best(
         json.dump({"metric": metric, "value": value}, file)
     if before and before[0] != saved:
         (before[0] / MARK).unlink()
-    print(f"best {metric} so far: {value:.3f}, kept in {saved}", flush=True)
+    print(one_line(f"best {metric} so far: {value:.3f}, kept in {saved}"), flush=True)
 
 
 def _best(config: Config, folder: Path) -> tuple[Path, float] | None:

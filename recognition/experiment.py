@@ -1,5 +1,6 @@
 """The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -16,8 +17,8 @@ from data.decode_threads import decode_threads
 from data.faces import open_faces, resolve_path
 from data.parts import find_part
 from data.types import FaceSet
-from eval.benchmarks import Benchmark, open_benchmark
-from eval.embed import ModelRun, not_shown
+from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
+from eval.embed import ModelRun, Progress, not_shown
 from eval.report.published import published_row
 from eval.report.write import write_report
 from recognition.best_checkpoint import check_keep_best
@@ -44,7 +45,10 @@ from recognition.run_folder import (
     with_saved_chunk,
 )
 from recognition.run_space import sizes_of
+from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
 from recognition.trainer import train
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, source: str, *, resume: bool = False) -> Path:
@@ -53,6 +57,11 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     source: the config file's name, for errors. Raises ConfigError, before training begins, if this
     machine or the files do not allow what the config asks.
     """
+    with stop_on_signals() as stop:
+        return _run(config, source, stop, resume)
+
+
+def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
     launch = read_launch()
     device = choose_device(config, source, launch)
     prepare_device(config.run, device)
@@ -62,7 +71,8 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
             if ranks.rank == 0:
                 check_run_folder(config, resume)
             faces, benchmarks = _open_files(config, source)
-        check_same(_what_must_be_same(config, faces), ranks, device)
+        with told_once(ranks, device):
+            check_same(_what_must_be_same(config, faces), ranks, device)
         with _config_errors(source):
             parts = build_parts(config, faces, device, ranks)
 
@@ -89,10 +99,13 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
             share_buffers(parts.backbone, ranks)
             results = []
             for item, benchmark in zip(config.evaluate.sets, benchmarks, strict=True):
-                name = item["name"]
-                told = partial(evaluation_progress, name=name) if ranks.rank == 0 else not_shown
-                with _config_errors(source, f"evaluate.sets: {name}: "):
+                shown = partial(evaluation_progress, name=item["name"])
+                told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
+                try:
                     results.append(benchmark(ModelRun(embed, ranks, told), embed.size))
+                except (OSError, ValueError) as error:
+                    log.warning("evaluate.sets: %s: no figures: %s", item["name"], error)
+                    results.append(without_figures(item, str(error)))
             if ranks.rank == 0:
                 write_report(results, folder, published=config.evaluate.published)
             return {
@@ -101,10 +114,28 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
                 for metric, value in result.metrics.items()
             }
 
-        train(config, parts, folder, evaluate, resume=resume)
+        train(config, parts, folder, evaluate, stop, resume=resume)
         if ranks.rank == 0:
             plot_training(folder)
     return folder
+
+
+def _stoppable(progress: Progress, stop: Stop, ranks: Ranks, device: torch.device) -> Progress:
+    """The progress of an evaluation that a signal ends: its images are embedded with a resume."""
+    agreement = Agreement(ranks, device)
+
+    @contextmanager
+    def stoppable(total: int) -> Iterator[Callable[[int], None]]:
+        with progress(total) as advance:
+
+            def checked(images: int) -> None:
+                advance(images)
+                if agreement.stops(stop):
+                    raise Stopped(f"stopped by {stop.signal or 'a signal'} in an evaluation")
+
+            yield checked
+
+    return stoppable
 
 
 def share_buffers(backbone: nn.Module, ranks: Ranks) -> None:
@@ -268,6 +299,7 @@ def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
     for item in config.evaluate.sets:
         with _config_errors(source, f"evaluate.sets: {item['name']}: "):
             benchmarks.append(open_benchmark(item, config.data.root))
+            try_opening(benchmarks[-1], config.data.size)
     if config.evaluate.published is not None:
         with _config_errors(source, "evaluate.published: "):
             published_row(config.evaluate.published)

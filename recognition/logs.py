@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from data.files import atomic_write, naming
+from data.text import one_line
 from recognition.parts import Parts
 
 EVALUATION_SECONDS = 30  # between two lines about how far an evaluation is
@@ -122,9 +124,9 @@ class Console:
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(one_line(text), highlight=False, markup=False)
         else:
-            print(text, flush=True)
+            print(one_line(text), flush=True)
 
 
 @contextmanager
@@ -192,7 +194,7 @@ class Metrics:
         with naming(self._event_folder):
             for name, value in values.items():
                 if isinstance(value, (int, float)) and name != "epoch":
-                    self._events.add_scalar(name, value, step)
+                    self._events.add_scalar(_tag(name), value, step)
 
     def close(self) -> None:
         """Flush and close both files."""
@@ -200,6 +202,10 @@ class Metrics:
             self._file.close()
         with naming(self._event_folder):
             self._events.close()
+
+
+def _tag(name: str) -> str:
+    return re.sub(r"[<>&\"']", "_", one_line(name))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -35,11 +35,9 @@ import torch
 import train
 from data.options import Count, CountOrZero
 from recognition import checkpoint, experiment
-from recognition.best_checkpoint import mark_best
-from recognition.distributed import Ranks
+from recognition.best_checkpoint import MARK
 from recognition.embedder import load_embedder
 from recognition.logs import plot_training
-from recognition.parse import load_config
 from tools._cli import Failed, command
 
 CONFIG = "configs/quickstart.yaml"
@@ -84,15 +82,14 @@ def make(folder: Path) -> Expected:
         for path in checkpoint.checkpoints(whole / "checkpoints")
     }
     shutil.copytree(whole, killed)
-    saved = {path.name: path for path in checkpoint.checkpoints(killed / "checkpoints")}
-    config = load_config(CONFIG, OVERRIDES)
-    with redirect_stdout(io.StringIO()):
-        mark_best(config, killed, saved[f"step_{BEST:08d}"], {"lfw/accuracy": 90.0}, Ranks())
-    shutil.copy(saved[f"step_{KILLED_AT:08d}"] / "model.pt", killed / "model.pt")
-    for name, path in saved.items():
-        step = int(name.removeprefix("step_"))
-        if step != BEST and not KILLED_AT - KEEP < step <= KILLED_AT:
+    for path in checkpoint.checkpoints(killed / "checkpoints"):
+        step = int(path.name.removeprefix("step_"))
+        if step == BEST:
+            (path / MARK).write_text('{"metric": "lfw/accuracy", "value": 90.0}')
+        elif not KILLED_AT - KEEP < step <= KILLED_AT:
             shutil.rmtree(path)
+        if step == KILLED_AT:
+            shutil.copy(path / "model.pt", killed / "model.pt")
     return Expected(end(whole), models)
 
 

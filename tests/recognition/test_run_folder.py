@@ -285,7 +285,7 @@ def test_the_best_checkpoint_is_kept(
     folder.mkdir()
     marked = []
     for step, value in enumerate([50.0, 60.0, 80.0, 70.0, 55.0, float("nan")], 1):
-        saved = checkpoint.save(
+        checkpoint.save(
             folder / "checkpoints",
             step,
             {"backbone": {}},
@@ -296,7 +296,7 @@ def test_the_best_checkpoint_is_kept(
             keep=1,
             spare=best_checkpoint.best_checkpoint(config, folder),
         )
-        best_checkpoint.mark_best(config, folder, saved, {metric: value}, ranks)
+        best_checkpoint.mark_best(config, folder, {metric: value}, ranks)
         marked = [path.parent.name for path in folder.glob(f"checkpoints/*/{MARK}")]
         assert len(marked) == 1
     assert marked == [f"step_0000000{best}"]
