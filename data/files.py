@@ -121,17 +121,43 @@ class PreadFile:
 def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
     """A file that appears under its name only when it is complete.
 
-    It is written under a temporary name, flushed to disk if `durable`, and then renamed.
+    It is written under a temporary name, flushed to disk if `durable`, and then renamed. After an
+    error the temporary file is removed, and an OSError names `path`.
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with open(partial, mode) as file:
+        with naming(target), open(partial, mode) as file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(partial, target)
+        if durable:
+            sync_folder(target.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Give `path` to an OSError that names no file, such as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Flush the names of a folder's files to disk, where its file system can do so."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figu
 from eval.embed import ModelRun, Progress, not_shown
 from eval.report.published import published_row
 from eval.report.write import write_report
+from recognition.best_checkpoint import check_keep_best
 from recognition.classifiers import ClassifierFacts
 from recognition.classifiers._margin_softmax import SoftmaxOptions
 from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
@@ -37,7 +38,13 @@ from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import evaluation_progress, plot_training
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
-from recognition.run_folder import open_run_folder, with_chunk, with_saved_choices
+from recognition.run_folder import (
+    check_run_folder,
+    open_run_folder,
+    with_chunk,
+    with_saved_choices,
+)
+from recognition.run_space import sizes_of
 from recognition.schedulers import Schedule
 from recognition.step_size import rate_share, with_step_size
 from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
@@ -61,10 +68,12 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
     device = choose_device(config, source, launch)
     prepare_device(config.run, device)
     config = with_saved_choices(config) if resume else config
-    with ranks_of_this_run(device, launch) as ranks:
+    with ranks_of_this_run(device, launch) as ranks, ExitStack() as opened:
         with told_once(ranks, device):
             with _config_errors(source):
                 config, changed = with_step_size(config, ranks.world)
+            if ranks.rank == 0:
+                check_run_folder(config, resume)
             faces, benchmarks = _open_files(config, source)
         if changed and ranks.rank == 0:
             log.info(changed)
@@ -79,9 +88,10 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
 
         # All that may be refused was built above, so a command that fails leaves no folder behind.
         folder = Path(config.run.output)
+        sizes = sizes_of(parts)
         with told_once(ranks, device):
             if ranks.rank == 0:
-                open_run_folder(config, resume)
+                opened.enter_context(open_run_folder(config, resume, sizes))
         with told_once(ranks, device):
             if not folder.is_dir():
                 raise ConfigError(
@@ -284,6 +294,8 @@ def _build_optimizer(
 
 def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
     """The training set and the sets of `evaluate`. ConfigError names what can't be used."""
+    with _config_errors(source):
+        check_keep_best(config)
     with _config_errors(source, "data.train: "):
         faces = _open_training_faces(config)
     benchmarks = []

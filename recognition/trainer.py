@@ -21,9 +21,11 @@ from data.augment import augment
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
+from recognition.best_checkpoint import best_checkpoint, mark_best
 from recognition.config import Config, ConfigError
 from recognition.device import autocast, lay_out
 from recognition.logs import open_logs, read_metrics
+from recognition.parse import to_yaml
 from recognition.parts import Parts
 from recognition.seeds import seed_of
 from recognition.stop import Agreement, Stop, Stopped
@@ -79,7 +81,9 @@ def train(
     with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
 
         def evaluate_now() -> None:
-            logs.evaluated(progress.step, parts.loader.epoch, clock.outside(evaluate))
+            values = clock.outside(evaluate)
+            mark_best(config, folder, values, parts.ranks)
+            logs.evaluated(progress.step, parts.loader.epoch, values)
 
         if owed:
             evaluate_now()
@@ -263,26 +267,49 @@ def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: 
     def write() -> None:
         shared, local = parts.state_dict()
         shared["progress"] = {**asdict(progress), "loss_sum": float(progress.loss_sum)}
-        checkpoint.save(
-            folder / "checkpoints", progress.step, shared, local, parts.ranks, config.run.keep
+        saved = checkpoint.save(
+            folder / "checkpoints",
+            progress.step,
+            shared,
+            local,
+            parts.ranks,
+            config=to_yaml(config),
+            device=parts.device,
+            keep=config.run.keep,
+            spare=best_checkpoint(config, folder),
         )
-        if parts.ranks.rank == 0:
-            checkpoint.save_tensors(folder / "model.pt", shared["backbone"])
+        checkpoint.publish_model(saved, folder / "model.pt", parts.ranks, parts.device)
 
     clock.outside(write)
 
 
 def restore(parts: Parts, folder: Path) -> Progress:
-    """Load the newest checkpoint of `folder`; a run without one starts from the beginning.
+    """Load the newest whole checkpoint of `folder`.
 
-    Raises ConfigError where the checkpoint belongs to another run.
+    A run without a checkpoint starts from the beginning, and says so. model.pt becomes that of the
+    checkpoint.
+
+    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of other
+    parts.
     """
-    path = checkpoint.newest(folder / "checkpoints")
-    if path is None:
+    found = checkpoint.load_newest(folder / "checkpoints", parts.ranks, parts.device)
+    if found is None:
+        if (folder / "model.pt").exists():
+            raise ConfigError(
+                f"{folder} holds model.pt, but no checkpoint to resume from; restore "
+                f"{folder / 'checkpoints'}, or start again in another folder"
+            )
+        if parts.ranks.rank == 0:
+            print(f"{folder} has no checkpoint yet: the run starts from step 0", flush=True)
         return Progress()
-    shared, locals_ = checkpoint.load(path)
     try:
-        parts.load_state_dict(shared, locals_)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return Progress(**shared["progress"])
+        parts.load_state_dict(found.shared, found.locals_)
+        progress = Progress(**found.shared["progress"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{found.path}: does not fit this config, data.train or version of the code ({first}); "
+            "resume with those of config.yaml and environment.json"
+        ) from error
+    checkpoint.publish_model(found.path, folder / "model.pt", parts.ranks, parts.device)
+    return progress
