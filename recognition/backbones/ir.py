@@ -128,8 +128,8 @@ def build(
     width: channels of the first stage. The published networks have 64.
     embedding: numbers per embedding.
     dropout: probability of dropping a number before the embedding layer.
-    bgr: reverse the color channels inside the network. Set it for AdaFace's published checkpoints,
-        which were trained on BGR; the images that you give stay RGB.
+    bgr: reverse the color channels inside the network. Set it for published weights that were
+        trained on BGR, as AdaFace's were; the images that you give stay RGB.
     checkpoint: compute each block again in the backward pass. This needs less memory and a third
         more time.
     """

@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalized."""
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized."""
 
     def __init__(
         self,
@@ -55,10 +55,11 @@ class IResNet(nn.Module):
         size: int,
         embedding: int,
         dropout: float,
+        bgr: bool,
         checkpoint: bool,
     ) -> None:
         super().__init__()
-        self.embedding, self.size, self.checkpoint = embedding, size, checkpoint
+        self.embedding, self.size, self.bgr, self.checkpoint = embedding, size, bgr, checkpoint
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.prelu = nn.PReLU(width)
@@ -78,7 +79,7 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, 0, 0.1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.prelu(self.bn1(self.conv1(images)))
+        x = self.prelu(self.bn1(self.conv1(images.flip(1) if self.bgr else images)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
                 x = recompute(block, x) if self.checkpoint and self.training else block(x)
@@ -101,6 +102,7 @@ def build(
     width: Count = 64,
     embedding: Count = 512,
     dropout: ShareBelowOne = 0.0,
+    bgr: bool = False,
     checkpoint: bool = False,
 ) -> IResNet:
     """An iResNet, for square images of `size` pixels per side.
@@ -109,6 +111,8 @@ def build(
     width: channels of the first stage. The published networks have 64.
     embedding: numbers per embedding.
     dropout: probability of dropping a number before the embedding layer.
+    bgr: reverse the color channels inside the network. Set it for published weights that were
+        trained on BGR; the images that you give stay RGB.
     checkpoint: compute each block again in the backward pass. This needs less memory and a third
         more time.
     """
@@ -118,5 +122,6 @@ def build(
         size=size,
         embedding=embedding,
         dropout=dropout,
+        bgr=bgr,
         checkpoint=checkpoint,
     )

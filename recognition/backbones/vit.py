@@ -106,7 +106,7 @@ class Patches(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalized."""
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized."""
 
     def __init__(
         self,
@@ -119,10 +119,12 @@ class VisionTransformer(nn.Module):
         embedding: int,
         drop_path: float,
         mask: float,
+        bgr: bool,
         checkpoint: bool,
     ) -> None:
         super().__init__()
-        self.embedding, self.size, self.mask, self.checkpoint = embedding, size, mask, checkpoint
+        self.embedding, self.size, self.bgr = embedding, size, bgr
+        self.mask, self.checkpoint = mask, checkpoint
         tokens = (size // patch) ** 2
         self.patch_embed = Patches(width, patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
@@ -148,7 +150,7 @@ class VisionTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.patch_embed(images) + self.pos_embed
+        x = self.patch_embed(images.flip(1) if self.bgr else images) + self.pos_embed
         shape, kept = x.shape, torch.empty(0)
 
         # The blocks see a random subset of the patches, a different one for each image.
@@ -179,6 +181,7 @@ def build(
     embedding: Count = 512,
     drop_path: ShareBelowOne | None = None,
     mask: ShareBelowOne | None = None,
+    bgr: bool = False,
     checkpoint: bool = False,
 ) -> VisionTransformer:
     """A face transformer, for square images of `size` pixels per side.
@@ -192,6 +195,8 @@ def build(
     drop_path: probability that a sample skips the last block. The blocks before it are skipped less
         often. null: the variant's value.
     mask: share of the patches that are hidden in training. null: the variant's value.
+    bgr: reverse the color channels inside the network. Set it for published weights that were
+        trained on BGR; the images that you give stay RGB.
     checkpoint: compute each block again in the backward pass. This needs less memory and a third
         more time.
     """
@@ -212,5 +217,6 @@ def build(
         embedding=embedding,
         drop_path=chosen.drop_path if drop_path is None else drop_path,
         mask=chosen.mask if mask is None else mask,
+        bgr=bgr,
         checkpoint=checkpoint,
     )
