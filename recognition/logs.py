@@ -49,11 +49,14 @@ class RunLogs:
             self.console.log(step, line)
             self.metrics.write(step, line)
 
-    def evaluated(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Log the figures of an evaluation."""
+    def evaluated(
+        self, step: int, epoch: int, values: dict[str, float], seconds: dict[str, float]
+    ) -> None:
+        """Log the figures of an evaluation. seconds: of the evaluation, and of saving."""
         if self.console and self.metrics:
             self.console.evaluated(step, values)
-            self.metrics.write(step, {"epoch": float(epoch), **values})
+            shown = {f"seconds/{part}": value for part, value in seconds.items()}
+            self.metrics.write(step, {"epoch": float(epoch), **values, **shown})
 
 
 class Console:

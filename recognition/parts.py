@@ -12,6 +12,7 @@ from data.loader import Loader
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 from recognition.distributed import Ranks
+from recognition.loss_scale import LossScale
 
 State = dict[str, Any]
 CLASSIFIER_GROUP = "classifier"
@@ -24,6 +25,7 @@ class Parts:
 
     forward: `backbone` behind DistributedDataParallel and compilation, where a run asks for them.
     no_sync: a context in which backward passes do not average gradients over ranks.
+    statistics: buffers of the backbone and the head, which forward passes change.
     steps_per_epoch: optimizer steps per epoch. Micro-batches that do not fill a step are dropped.
     """
 
@@ -33,7 +35,8 @@ class Parts:
     classifier: Classifier
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
+    loss_scale: LossScale
+    statistics: list[torch.Tensor]
     loader: Loader
     device: torch.device
     ranks: Ranks
@@ -53,7 +56,7 @@ class Parts:
             "optimizer_groups": optimizer["param_groups"],
             "optimizer": {i: s for i, s in optimizer["state"].items() if i not in own_rows},
             "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.loss_scale.state_dict(),
             "loader": self.loader.state_dict(),
         }
         local = {
@@ -79,5 +82,5 @@ class Parts:
             {"state": {**shared["optimizer"], **local["optimizer"]}, "param_groups": groups}
         )
         self.scheduler.load_state_dict(shared["scheduler"])
-        self.scaler.load_state_dict(shared["scaler"])
+        self.loss_scale.load_state_dict(shared["scaler"])
         self.loader.load_state_dict(shared["loader"])
