@@ -108,7 +108,6 @@ def train(
     total = parts.steps_per_epoch * config.optim.epochs
     progress, saved_step = restore(parts, folder, config) if resume else (Progress(), 0)
     steps_left = max(total - progress.step, 0)
-    clock = _Clock(parts)
     with (
         stop_requested() as stop,
         open_logs(
@@ -117,10 +116,13 @@ def train(
             total_steps=total,
             first_step=progress.step,
             saved_step=saved_step,
+            stops=(Stopped,),
         ) as logs,
     ):
+        clock = _Clock(parts, logs.doing)
         for batches in islice(_steps(parts.loader, config), steps_left):
             optimizer_step(config, parts, batches, progress, clock.times.mark)
+            logs.stepped(progress.step)
             epoch, into_epoch = divmod(progress.step, parts.steps_per_epoch)
             epoch_ends = into_epoch == 0
 
@@ -134,7 +136,7 @@ def train(
                 raise Stopped(f"stopped at step {progress.step} of {total}; use --resume")
 
             if epoch_ends and _evaluation_due(config, epoch):
-                values = clock.outside("evaluation", evaluate)
+                values = clock.outside("evaluating", evaluate)
                 logs.evaluated(progress.step, epoch, values, clock.take_outside())
 
             if epoch_ends or _due(progress.step, config.run.checkpoint_steps):
@@ -254,8 +256,9 @@ def _any_rank_stops(parts: Parts, stop: threading.Event) -> bool:
 class _Clock:
     """Time since the last log line, what of it the loop waited for data, and time outside it."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, doing: Callable[[str], None]) -> None:
         self._loader, self.times = parts.loader, StepTimes(parts.device)
+        self._doing = doing
         self._outside: dict[str, float] = {}
         self.restart()
 
@@ -266,17 +269,19 @@ class _Clock:
         """Seconds since the restart, and how many of them the loop waited for data."""
         return time.perf_counter() - self._began, self._loader.wait_seconds - self._waited
 
-    def outside(self, what: str, action: Callable[[], T]) -> T:
-        """What `action` returns; the time it takes does not count as training, but as `what`."""
+    def outside(self, state: str, action: Callable[[], T]) -> T:
+        """What `action` returns; the time it takes does not count as training, but as `state`."""
         began = time.perf_counter()
+        self._doing(state)
         result = action()
+        self._doing("training")
         seconds = time.perf_counter() - began
         self._began += seconds
-        self._outside[what] = self._outside.get(what, 0.0) + seconds
+        self._outside[state] = self._outside.get(state, 0.0) + seconds
         return result
 
     def take_outside(self) -> dict[str, float]:
-        """Seconds outside since the last call, by what they were for."""
+        """Seconds outside since the last call, by the state of the run."""
         taken, self._outside = self._outside, {}
         return taken
 
