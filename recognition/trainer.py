@@ -198,7 +198,8 @@ def _prepare_gradients(
     config: Config, parts: Parts, loss: torch.Tensor
 ) -> tuple[torch.Tensor, Verdict]:
     """Unscale and clip the gradients. Returns the norm of the backbone's, and the verdict."""
-    backbone = [p.grad for p in parts.backbone.parameters() if p.grad is not None]
+    weights = list(parts.backbone.parameters())
+    backbone = [p.grad for p in weights if p.grad is not None]
     classes = next((g for g in parts.optimizer.param_groups if g["name"] == CLASSIFIER_GROUP), None)
     centers = [p.grad for p in classes["params"] if p.grad is not None] if classes else []
     parts.loss_scale.unscale_([*backbone, *centers])
@@ -208,7 +209,7 @@ def _prepare_gradients(
     norms = [norm, *(torch._foreach_norm(others) if others else ())]
     verdict = check_step(loss, norms, parts.ranks)
     if config.optim.clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parts.backbone.parameters(), config.optim.clip_norm, norm)
+        nn.utils.clip_grads_with_norm_(weights, config.optim.clip_norm, norm)
     return norm, verdict
 
 

@@ -348,9 +348,10 @@ def test_all_ranks_skip_what_one_of_them_must(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0]
     for text in told:
         found = dict(re.findall(r"^(.+): (.+)$", text, re.MULTILINE))
-        assert found == {
+        expected = {
             "nothing": "0 skipped, 0 bad losses, changed",
             "loss": "1 skipped, 1 bad losses, unchanged",
             "centers": "1 skipped, 0 bad losses, unchanged",
             "save": "refused",
         }
+        assert expected.items() <= found.items()  # gloo may print lines of its own
