@@ -21,6 +21,7 @@ import torch
 
 from data.decode import decode_into
 from data.order import EpochOrder, Indices, shuffled, slice_for_rank
+from data.steps import Steps
 from data.types import Batch, FaceSet, Int64, Pixels
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,13 @@ class Loader:
     prefetch: number of batches that are decoded ahead.
     device: where batches go. A batch is copied to a CUDA device from pinned memory while the one
         before is in use.
-    draw: makes the `sample` of a batch, in a thread, ahead of use.
-    batches_per_draw: micro-batches per optimizer step, for which `draw` is called once.
+    draw: makes the `sample` of an optimizer step's first batch, in a thread, ahead of use.
+    accumulation: batches per optimizer step.
+    step_images: images per optimizer step, on all ranks, for which the run was planned (default:
+        those of this loader's steps); see data/steps.py.
 
-    Batches depend on (seed, epoch, step) only, never on threads.
+    Batches depend on (seed, epoch, position) only, never on threads. With drop_last, an epoch has
+    whole optimizer steps only.
 
     Attributes for logs:
         wait_seconds: how long the consumer has waited for batches.
@@ -76,7 +80,8 @@ class Loader:
         prefetch: int = 3,
         device: torch.device | str = "cpu",
         draw: Draw | None = None,
-        batches_per_draw: int = 1,
+        accumulation: int = 1,
+        step_images: int | None = None,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} ranks: expected 0…{world - 1}")
@@ -91,81 +96,82 @@ class Loader:
         self.faces, self.size, self.threads, self.seed = faces, size, threads, seed
         self.batch_size, self.rank, self.world, self.drop_last = batch_size, rank, world, drop_last
         self.prefetch, self.device = prefetch, torch.device(device)
-        self.draw, self.batches_per_draw = draw, batches_per_draw
+        self.draw = draw
         self.order = order or EpochOrder(
             lambda epoch: shuffled(len(faces), seed=seed, epoch=epoch), len(faces)
         )
-        self.length = self.order.length
+        images = self.global_batch * accumulation
+        planned = step_images or images
+        length = self.order.length
+        self.steps = Steps(images, planned, length // planned * planned if drop_last else length)
         self.epoch = 0
         self.consumed = 0  # images of this epoch that all ranks together have handed out
         self.wait_seconds = 0.0
         self.skipped = 0
         self.seen = 0
         self._stream: torch.cuda.Stream | None = None
-        if batch_size % self.order.group:
+        for name, count in (("batch_size", batch_size), ("step_images", planned)):
+            if count % self.order.group:
+                raise ValueError(
+                    f"{name} {count} is no multiple of {self.order.group}, "
+                    "the number of images that its order keeps together"
+                )
+        if drop_last and max(images, planned) > length:
+            of_many = f" ({batch_size} in a batch, {world} ranks, {accumulation} batches)"
             raise ValueError(
-                f"batch_size {batch_size} is no multiple of {self.order.group}, "
-                "the number of images that its order keeps together"
-            )
-        if drop_last and self.steps_per_epoch == 0:
-            ranks = f" ({batch_size} on each of {world} ranks)" if world > 1 else ""
-            raise ValueError(
-                f"a batch of {self.global_batch} images{ranks} is larger than an epoch, "
-                f"which has {self.length}; lower the batch size"
+                f"a step of {max(images, planned)} images{of_many if images > batch_size else ''} "
+                f"is larger than an epoch, which has {length}; lower the batch size"
             )
 
     @property
     def global_batch(self) -> int:
-        """Images per step on all ranks together."""
+        """Images per batch on all ranks together."""
         return self.batch_size * self.world
 
     @property
-    def steps_per_epoch(self) -> int:
-        whole, rest = divmod(self.length, self.global_batch)
-        return whole + (rest > 0 and not self.drop_last)
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """(epoch, step) of the next batch.
-
-        After a resume with another batch size the step is rounded down.
-        """
-        return self.epoch, self.consumed // self.global_batch
+    def place(self) -> int:
+        """Images of the run before the next batch; those that an epoch leaves out count too."""
+        return self.epoch * self.steps.epoch + self.consumed
 
     def state_dict(self) -> dict[str, int]:
-        """The position of the next batch.
+        """The position of the next batch, after the last batch of an optimizer step.
 
         It is counted in images, so it holds for any number of ranks and threads and any batch size.
         """
-        return {
-            "epoch": self.epoch,
-            "consumed": self.consumed,
-            "seed": self.seed,
-            "length": self.length,
-        }
+        return {"epoch": self.epoch, "consumed": self.consumed, **self._what_orders()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues at a saved position; ValueError if it belongs to another order of images."""
-        for key, found in (("seed", self.seed), ("length", self.length)):
+        for key, found in self._what_orders().items():
             if state[key] != found:
                 raise ValueError(
                     f"loader state has {key} {state[key]}, this run {found}: "
                     "not the same order of images"
                 )
-        if state["consumed"] % self.order.group:
+        place = self.steps.whole(state["epoch"] * self.steps.epoch + state["consumed"])
+        self.epoch, self.consumed = divmod(place, self.steps.epoch)
+        if self.consumed % self.order.group:
             raise ValueError(
-                f"loader state lies within a group of {self.order.group} images: "
-                "it was saved with another kind of batch"
+                f"the run stands at image {self.consumed} of an epoch, which lies within a group "
+                f"of {self.order.group} images that its order keeps together: take a batch size "
+                f"that divides {self.consumed}"
             )
-        self.epoch, self.consumed = int(state["epoch"]), int(state["consumed"])
+
+    def _what_orders(self) -> dict[str, int]:
+        """What the images of an epoch and their order depend on."""
+        return {
+            "seed": self.seed,
+            "images": len(self.faces),
+            "step_images": self.steps.planned,
+            "epoch_images": self.steps.epoch,
+        }
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        indices = self.order.indices(self.epoch)
-        rest = self.length - self.consumed
-        stop = self.length - (rest % self.global_batch if self.drop_last else 0)
+        epoch, indices = self.epoch, self.order.indices(self.epoch)
+        stop = self.steps.end(self.consumed) if self.drop_last else self.steps.epoch
         starts = range(self.consumed, stop, self.global_batch)
 
-        step_images = self.global_batch * self.batches_per_draw
+        step_images = self.steps.images
         coming = iter(starts)
         ahead: deque[_Pending] = deque()
         decoder = _Decoder(self.faces, self.size, self.threads, pinned=self.device.type == "cuda")
@@ -177,14 +183,15 @@ class Loader:
                     sample = None
                     if self.draw and (later - starts.start) % step_images == 0:
                         labels = self.faces.labels[indices[later : min(later + step_images, stop)]]
-                        sample = decoder.submit(self._drawn, self.draw, labels, self.epoch, later)
+                        sample = decoder.submit(self._drawn, self.draw, labels, epoch, later)
                     ahead.append(decoder.begin(mine, sample))
                 began = time.perf_counter()
                 finished = self._finish(ahead.popleft())
                 self.wait_seconds += time.perf_counter() - began
-                self.consumed = min(start + self.global_batch, stop)
+                next_start = start + self.global_batch
+                ends = next_start >= stop
+                self.epoch, self.consumed = (epoch + 1, 0) if ends else (epoch, next_start)
                 yield finished
-            self.epoch, self.consumed = self.epoch + 1, 0
         finally:
             decoder.close()
 

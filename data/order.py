@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data.types import Int64
 
 Indices = NDArray[np.signedinteger[Any]]
+BALANCED_IMAGES = 4  # images per identity in a batch of the balanced order
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,13 @@ class ByIdentity:
 
 
 def named_order(
-    labels: Int64, name: str, *, seed: int, batch_size: int, block: int = 256, images: int = 4
+    labels: Int64,
+    name: str,
+    *,
+    seed: int,
+    batch_size: int,
+    block: int = 256,
+    images: int = BALANCED_IMAGES,
 ) -> EpochOrder:
     """The order with a name of a YAML file: shuffled, block or balanced.
 

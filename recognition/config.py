@@ -22,6 +22,7 @@ from data.options import (
     Range,
     ShareBelowOne,
 )
+from data.order import BALANCED_IMAGES
 
 
 class ConfigError(ValueError):
@@ -89,6 +90,16 @@ class OptimConfig:
     """Leave biases, PReLU and batch norm without weight decay."""
     accumulation: Count = 1
     """Micro-batches per optimizer step; their gradients are averaged."""
+    step_images: Count | None = None
+    """Images per optimizer step, on all processes together, for which schedule and epochs are
+    planned. null: batch_size × accumulation × processes at the first start of a run; a resume keeps
+    this number."""
+    changed_batch: Literal["fit", "keep_rate", "scale_rate"] = "fit"
+    """What a run does if batch_size × accumulation × processes is not step_images. fit: it chooses
+    another accumulation, and a smaller batch_size where it must, which give step_images. keep_rate:
+    its steps have the other size, and the learning rate at each image stays as it was planned.
+    scale_rate: the same, and the learning rate is multiplied by the size of the step divided by
+    step_images."""
     clip_norm: Positive | None = 5.0
     """Largest norm of the backbone's gradient. A gradient with a larger norm is scaled down to it.
     null: no limit."""
@@ -161,6 +172,9 @@ class RunConfig:
     additional ones."""
     keep: Count = 2
     """Number of checkpoints that are kept: the newest ones."""
+    keep_best: str | None = None
+    """Figure of a set in `evaluate.sets`, such as lfw/accuracy. The checkpoint with its best value
+    is kept as well. null: only the newest ones are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +199,11 @@ class Config:
     """Where and how the run computes, and what it writes."""
 
     def __post_init__(self) -> None:
+        if self.data.order == "balanced" and self.optim.batch_size % BALANCED_IMAGES:
+            raise ValueError(
+                f"optim.batch_size: found {self.optim.batch_size}, expected a multiple of "
+                f"{BALANCED_IMAGES}, the images per identity where data.order is balanced"
+            )
         graphs = self.run.compile and self.run.compile_mode == "reduce-overhead"
         if graphs and self.optim.accumulation > 1:
             raise ValueError(

@@ -13,6 +13,7 @@ from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 from recognition.distributed import Ranks
 from recognition.loss_scale import LossScale
+from recognition.schedulers import Schedule
 
 State = dict[str, Any]
 CLASSIFIER_GROUP = "classifier"
@@ -26,7 +27,6 @@ class Parts:
     forward: `backbone` behind DistributedDataParallel and compilation, where a run asks for them.
     no_sync: a context in which backward passes do not average gradients over ranks.
     statistics: buffers of the backbone and the head, which forward passes change.
-    steps_per_epoch: optimizer steps per epoch. Micro-batches that do not fill a step are dropped.
     """
 
     backbone: nn.Module
@@ -34,13 +34,12 @@ class Parts:
     no_sync: Callable[[], AbstractContextManager[None]]
     classifier: Classifier
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: Schedule
     loss_scale: LossScale
     statistics: list[torch.Tensor]
     loader: Loader
     device: torch.device
     ranks: Ranks
-    steps_per_epoch: int
 
     def state_dict(self) -> tuple[State, State]:
         """(shared, local): what is equal on all ranks, and what only this rank holds."""
@@ -66,9 +65,12 @@ class Parts:
         return shared, local
 
     def load_state_dict(self, shared: State, locals_: list[State]) -> None:
-        """Load the shared state, and this rank's own from `locals_`, one per rank that saved."""
-        same_world = len(locals_) == self.ranks.world
-        local = locals_[self.ranks.rank] if same_world else own_share(locals_, self.classifier)
+        """Load the shared state, and this rank's own.
+
+        locals_: this rank's own state if as many ranks saved it, else the states of all that did.
+        """
+        same_world = shared["world"] == self.ranks.world
+        local = locals_[0] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])
         self.classifier.load_state_dict(local["classifier"])
         # How a step is computed follows this run's device, not that of the run which saved.

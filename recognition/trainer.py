@@ -6,15 +6,12 @@ a resumed run computes the same numbers.
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -24,16 +21,18 @@ from data.augment import augment
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
-from recognition.config import Config
+from recognition.best_checkpoint import best_checkpoint, mark_best
+from recognition.config import Config, ConfigError
 from recognition.device import autocast, lay_out
 from recognition.finite import Kept, Verdict, all_finite, check_step
-from recognition.logs import open_logs
+from recognition.logs import open_logs, read_metrics
 from recognition.loss_scale import LOWEST
 from recognition.memory import memory
+from recognition.parse import to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
-from recognition.schedulers import advance, schedule_log
 from recognition.seeds import seed_of
 from recognition.step_times import StepTimes
+from recognition.stop import Agreement, Stop, Stopped
 
 T = TypeVar("T")
 # Skipped steps in a row before a run gives up. The loss scale of fp16 reaches its floor before.
@@ -44,18 +43,15 @@ class TrainingError(RuntimeError):
     """Training can't usefully go on; the message says what to change."""
 
 
-class Stopped(RuntimeError):
-    """A signal asked the run to stop; its checkpoint is written."""
-
-
 @dataclass
 class Progress:
-    """Where the run stands.
+    """How far the run is. Its position is that of the loader, which counts in images.
 
-    loss_sum, loss_count: finite losses since the last log line. steps: steps since then. seconds:
-    time spent training. skipped_steps: all of the run. skipped_in_a_row, bad_losses_in_a_row: the
-    last steps, up to now, that were skipped, and whose losses were not finite. gradient_norm: that
-    of the last step's backbone gradient, before clipping.
+    step: optimizer steps that were made, of whatever size. loss_sum, loss_count: finite losses
+    since the last log line. steps: steps since then. seconds: time spent training. skipped_steps:
+    all of the run. skipped_in_a_row, bad_losses_in_a_row: the last steps, up to now, that were
+    skipped, and whose losses were not finite. gradient_norm: that of the last step's backbone
+    gradient, before clipping.
 
     Counts stay on the device until the next log line: adding to them does not wait for the step.
     """
@@ -93,55 +89,61 @@ def train(
     parts: Parts,
     folder: Path,
     evaluate: Callable[[], dict[str, float]],
+    stop: Stop | None = None,
     *,
     resume: bool = False,
 ) -> Progress:
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
-    evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end; it
-    returns the metrics to log. resume: start from the newest checkpoint.
+    evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end, when
+    the checkpoint is saved; it returns the metrics to log. stop: what asks the run to stop.
+    resume: start from the newest checkpoint, and make up an evaluation that it misses.
 
     A step whose loss or gradients are not finite is skipped. Raises TrainingError if too many of
-    them follow each other, or if the weights are not finite. After SIGTERM or SIGINT it writes a
-    checkpoint and raises Stopped; a signal is noticed when the next line is logged.
+    them follow each other, or if the weights are not finite. When a signal came it writes a
+    checkpoint and raises Stopped, after the step on one rank, and within a few steps on several.
     """
-    total = parts.steps_per_epoch * config.optim.epochs
-    progress, saved_step = restore(parts, folder, config) if resume else (Progress(), 0)
-    steps_left = max(total - progress.step, 0)
-    with (
-        stop_requested() as stop,
-        open_logs(
-            folder,
-            parts,
-            total_steps=total,
-            first_step=progress.step,
-            saved_step=saved_step,
-            stops=(Stopped,),
-        ) as logs,
-    ):
+    stop = stop or Stop()
+    progress = restore(parts, folder) if resume else Progress()
+    steps_left = parts.loader.steps.left(parts.loader.place, config.optim.epochs)
+    total = progress.step + steps_left
+    owed = resume and _evaluation_owed(config, parts, progress, folder)
+    agreement = Agreement(parts.ranks, parts.device)
+    with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
         clock = _Clock(parts, logs.doing)
+
+        def evaluate_now() -> None:
+            values = clock.outside("evaluating", evaluate)
+            mark_best(config, folder, values, parts.ranks)
+            logs.evaluated(progress.step, parts.loader.epoch, values, clock.take_outside())
+
+        if owed:
+            evaluate_now()
         for batches in islice(_steps(parts.loader, config), steps_left):
             optimizer_step(config, parts, batches, progress, clock.times.mark)
+            stop.nothing_to_save = False
             logs.stepped(progress.step)
-            epoch, into_epoch = divmod(progress.step, parts.steps_per_epoch)
-            epoch_ends = into_epoch == 0
+            epoch, epoch_ends = parts.loader.epoch, parts.loader.consumed == 0
+            last = progress.step == total
 
-            window_ends = _due(progress.step, config.run.log_steps) or progress.step == total
-            if window_ends:
+            if _due(progress.step, config.run.log_steps) or last:
                 line = _log_line(config, parts, progress, clock)
                 logs.log(progress.step, line)
-                _check_loss(config, progress, line, last=progress.step == total)
-            if window_ends and _any_rank_stops(parts, stop):
-                save(config, parts, folder, progress, clock)
-                raise Stopped(f"stopped at step {progress.step} of {total}; use --resume")
+                _check_loss(config, progress, line, last=last)
 
-            if epoch_ends and _evaluation_due(config, epoch):
-                values = clock.outside("evaluating", evaluate)
-                logs.evaluated(progress.step, epoch, values, clock.take_outside())
+            stops, saved = agreement.stops(stop), False
+            if stops or epoch_ends or _due(progress.step, config.run.checkpoint_steps):
+                saved = save(config, parts, folder, progress, clock, last=last)
+            if stops:
+                raise Stopped(f"stopped by {_name(stop)} at step {progress.step} of {total}")
 
-            if epoch_ends or _due(progress.step, config.run.checkpoint_steps):
-                save(config, parts, folder, progress, clock)
+            if saved and epoch_ends and _evaluation_due(config, epoch):
+                evaluate_now()
     return progress
+
+
+def _name(stop: Stop) -> str:
+    return stop.signal or "a signal to another process"
 
 
 def optimizer_step(
@@ -179,7 +181,7 @@ def optimizer_step(
     statistics.put_back_unless(verdict.taken)
     parts.classifier.after_step(verdict.taken)
     parts.loss_scale.update(verdict.taken)
-    advance(parts.scheduler, known_loss)
+    parts.scheduler.advance(known_loss)
     progress.add(loss, norm, verdict)
     mark()
 
@@ -230,10 +232,7 @@ def _step_if_taken(parts: Parts, loss: torch.Tensor, taken: torch.Tensor) -> tor
 
 
 def _steps(loader: Loader, config: Config) -> Iterator[list[Batch]]:
-    """The micro-batches of each optimizer step, epoch after epoch, without end.
-
-    Micro-batches that do not fill a step at the end of an epoch are dropped.
-    """
+    """The micro-batches of each optimizer step, epoch after epoch, without end."""
     size = config.optim.accumulation
     while True:
         epoch = iter(loader)
@@ -249,9 +248,18 @@ def _evaluation_due(config: Config, epoch: int) -> bool:
     return epoch == config.optim.epochs or _due(epoch, config.evaluate.every_epochs)
 
 
-def _any_rank_stops(parts: Parts, stop: threading.Event) -> bool:
-    asked = torch.tensor(float(stop.is_set()), device=parts.device)
-    return bool(parts.ranks.all_reduce_max(asked) > 0)
+def _evaluation_owed(config: Config, parts: Parts, progress: Progress, folder: Path) -> bool:
+    """Whether the restored checkpoint ends an epoch whose evaluation is due and not logged.
+
+    A signal or a crash has prevented it. Rank 0 reads the log and tells the others.
+    """
+    epoch, into_epoch = parts.loader.epoch, parts.loader.consumed
+    if into_epoch or not epoch or not _evaluation_due(config, epoch):
+        return False
+    owed = parts.ranks.rank == 0 and not any(
+        line["step"] == progress.step and "loss" not in line for line in read_metrics(folder)
+    )
+    return bool(parts.ranks.all_reduce_max(torch.full((), float(owed), device=parts.device)) > 0)
 
 
 class _Clock:
@@ -293,9 +301,10 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
     loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
     elapsed, waited = clock.read()
     progress.seconds += elapsed
-    images_per_step = parts.loader.global_batch * config.optim.accumulation
+    images_per_step, place = parts.loader.steps.images, parts.loader.place
     line: dict[str, Any] = {
-        "epoch": progress.step / parts.steps_per_epoch,
+        "epoch": place / parts.loader.steps.epoch,
+        "images": place,
         "loss": loss,
         "learning_rate": parts.optimizer.param_groups[0]["lr"],
         "gradient_norm": progress.gradient_norm,
@@ -310,7 +319,7 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
     seconds = {"data": waited, **clock.times.read(), **clock.take_outside()}
     line |= {f"seconds/{part}": value for part, value in seconds.items()}
     line |= memory(parts.device)
-    line |= schedule_log(parts.scheduler)
+    line |= parts.scheduler.log()
     progress.loss_sum, progress.loss_count, progress.steps = 0.0, 0, 0
     clock.restart()
     return line
@@ -333,90 +342,85 @@ def _check_loss(config: Config, progress: Progress, line: dict[str, Any], *, las
         )
     fp32 = config.run.precision == "fp32"
     advice = "lower optim.lr" if fp32 else "lower optim.lr or use run.precision=bf16"
-    raise TrainingError(f"{why}; {advice}; {_last_good(config)}")
+    raise TrainingError(f"{why}; {advice}; {_last_good(Path(config.run.output))}")
 
 
-def _last_good(config: Config) -> str:
-    newest = checkpoint.newest(Path(config.run.output) / "checkpoints")
+def _last_good(folder: Path) -> str:
+    newest = checkpoint.newest(folder / "checkpoints")
     return f"the last finite checkpoint is {newest}" if newest else "no checkpoint was written"
 
 
-def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: _Clock) -> None:
+def save(
+    config: Config, parts: Parts, folder: Path, progress: Progress, clock: _Clock, *, last: bool
+) -> bool:
     """Write a checkpoint of everything, and the backbone's weights alone as model.pt.
 
     After a loss that is not finite nothing is written, because the weights may be the reason: the
-    checkpoints on disk are better. The run's last step is saved even so. Raises TrainingError if
-    the state is not finite.
+    checkpoints on disk are better. The run's last step is saved even so. Returns whether the state
+    was saved. Raises TrainingError if it is not finite.
     """
     progress.fetch()
-    ends = progress.step == parts.steps_per_epoch * config.optim.epochs
-    if progress.bad_losses_in_a_row and not ends:
+    if progress.bad_losses_in_a_row and not last:
         if parts.ranks.rank == 0:
             print(
                 f"step {progress.step}: not saved, because the loss is not finite; "
-                f"{_last_good(config)}",
+                f"{_last_good(folder)}",
                 flush=True,
             )
-        return
+        return False
 
     def write() -> None:
         shared, local = parts.state_dict()
         if not all_finite((shared, local), parts.ranks):
             raise TrainingError(
                 f"the weights or the optimizer's state are not finite at step {progress.step}: "
-                f"lower optim.lr; {_last_good(config)}"
+                f"lower optim.lr; {_last_good(folder)}"
             )
         shared["progress"] = asdict(progress)
-        checkpoint.save(
-            folder / "checkpoints", progress.step, shared, local, parts.ranks, config.run.keep
+        saved = checkpoint.save(
+            folder / "checkpoints",
+            progress.step,
+            shared,
+            local,
+            parts.ranks,
+            config=to_yaml(config),
+            device=parts.device,
+            keep=config.run.keep,
+            spare=best_checkpoint(config, folder),
         )
-        if parts.ranks.rank == 0:
-            checkpoint.save_tensors(folder / "model.pt", shared["backbone"])
+        checkpoint.publish_model(saved, folder / "model.pt", parts.ranks, parts.device)
 
     clock.outside("saving", write)
+    return True
 
 
-def restore(parts: Parts, folder: Path, config: Config) -> tuple[Progress, int]:
-    """Load the newest checkpoint of `folder`; return the progress and the step of its saving.
+def restore(parts: Parts, folder: Path) -> Progress:
+    """Load the newest whole checkpoint of `folder`.
 
-    A run without a checkpoint starts from the beginning. With another number of processes an epoch
-    has another number of steps: then the step is computed from the position in the data.
+    A run without a checkpoint starts from the beginning, and says so. model.pt becomes that of the
+    checkpoint.
+
+    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of other
+    parts.
     """
-    path = checkpoint.newest(folder / "checkpoints")
-    if path is None:
-        return Progress(), 0
-    shared, locals_ = checkpoint.load(path)
-    parts.load_state_dict(shared, locals_)
-    known = {field.name for field in fields(Progress)}  # older versions saved other ones as well
-    saved = shared["progress"]
-    progress = Progress(**{name: saved[name] for name in known & saved.keys()})
-    saved_step = progress.step
-    if len(locals_) != parts.ranks.world:
-        epoch, batch = parts.loader.position
-        batches = epoch * parts.loader.steps_per_epoch + batch
-        progress.step = batches // config.optim.accumulation
-    return progress, saved_step
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set while the context lasts.
-
-    A second SIGINT interrupts at once. Outside the main thread, signals are left as they are.
-    """
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    found = checkpoint.load_newest(folder / "checkpoints", parts.ranks, parts.device)
+    if found is None:
+        if (folder / "model.pt").exists():
+            raise ConfigError(
+                f"{folder} holds model.pt, but no checkpoint to resume from; restore "
+                f"{folder / 'checkpoints'}, or start again in another folder"
+            )
+        if parts.ranks.rank == 0:
+            print(f"{folder} has no checkpoint yet: the run starts from step 0", flush=True)
+        return Progress()
     try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        parts.load_state_dict(found.shared, found.locals_)
+        progress = Progress(**found.shared["progress"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{found.path}: does not fit this config, data.train or version of the code ({first}); "
+            "resume with those of config.yaml and environment.json"
+        ) from error
+    checkpoint.publish_model(found.path, folder / "model.pt", parts.ranks, parts.device)
+    return progress

@@ -286,7 +286,6 @@ def make_loader(
         rank=rank,
         world=world,
         draw=sampler,
-        batches_per_draw=config.optim.accumulation,
         **loader,
     )
 

@@ -1,8 +1,8 @@
 """Learning-rate schedules, one file each with a `build(optimizer, …, *, options)`.
 
 A run gives `build` its `optimizer`, `total_steps` and `steps_per_epoch`, counted in optimizer
-steps, if it has parameters of these names. It returns a torch LRScheduler: one that depends on the
-step alone (`by_step`), or a `LossReader`.
+steps as they were planned, if it has parameters of these names. It returns a torch LRScheduler: one
+that depends on the step alone (`by_step`), or a `LossReader`. A run calls it through `Schedule`.
 """
 
 import warnings
@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from data.steps import Steps
+
 
 @runtime_checkable
 class LossReader(Protocol):
@@ -19,8 +21,8 @@ class LossReader(Protocol):
 
     reads_loss: bool
 
-    def step(self, loss: torch.Tensor | None) -> None:
-        """Called after each optimizer step, with `loss` as in `advance`."""
+    def step(self, loss: torch.Tensor | float | None) -> None:
+        """Called after each planned step, with its loss; None if all of it was skipped."""
         ...
 
 
@@ -49,12 +51,83 @@ def check_warmup(warmup_steps: int, total_steps: int) -> None:
         )
 
 
-def advance(scheduler: LRScheduler, loss: torch.Tensor | None) -> None:
-    """Step the schedule after an optimizer step.
+class Schedule:
+    """A schedule that counts in images: it takes a step whenever a planned step's images are over.
 
-    loss: the 0-d loss of the step, None if the loss scaler skipped it. A schedule that depends on
-    the step alone counts skipped steps too, so that it ends where it was planned to.
+    In a run whose steps have the planned size, these are the optimizer steps. With other steps, the
+    learning rate at each image is that of the planned run, and a `LossReader` reads the mean loss
+    of the images of each planned step, so its windows and its patience last as many images. Where
+    an optimizer step is longer than a planned one, several planned steps have the same loss.
     """
+
+    def __init__(self, scheduler: LRScheduler, steps: Steps) -> None:
+        self._scheduler, self._steps = scheduler, steps
+        self._place = 0  # see data/steps.py
+        # Of the planned step that is not yet over: the mean loss, and how many images it is of.
+        self._mean: torch.Tensor | float | None = None
+        self._images = 0
+
+    def advance(self, loss: torch.Tensor | None) -> None:
+        """Call after each optimizer step.
+
+        loss: the 0-d loss of the step, None if the loss scaler skipped it. A schedule that depends
+        on the step alone counts skipped steps too, so that it ends where it was planned to.
+        """
+        self._move(self._steps.after(self._place), loss)
+
+    def _move(self, place: int, loss: torch.Tensor | None) -> None:
+        planned = self._steps.planned
+        while self._place < place:
+            end = min((self._place // planned + 1) * planned, place)
+            if loss is not None:
+                self._note(loss, end - self._place)
+            self._place = end
+            if end % planned == 0:
+                _step(self._scheduler, self._mean)
+                self._mean, self._images = None, 0
+
+    def _note(self, loss: torch.Tensor, images: int) -> None:
+        """Add a loss to the mean. A planned step with one loss gets that very loss."""
+        self._images += images
+        if self._mean is None:
+            self._mean = loss
+        else:
+            self._mean = self._mean + (loss - self._mean) * (images / self._images)
+
+    def log(self) -> dict[str, Any]:
+        """What the schedule shows of itself: its `signal`, `threshold` and `decays`, if any."""
+        names = ("signal", "threshold", "decays")
+        shown = {name: getattr(self._scheduler, name, None) for name in names}
+        return {f"schedule/{name}": value for name, value in shown.items() if value is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later learning rates depend on, as numbers and lists."""
+        return {
+            "place": self._place,
+            "mean": None if self._mean is None else float(self._mean),
+            "images": self._images,
+            "scheduler": self._scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue, with learning rates that are in proportion to this run's base learning rates.
+
+        Call it after the state of the optimizer was loaded.
+        """
+        saved, own = dict(state["scheduler"]), self._scheduler.base_lrs
+        saved["_last_lr"] = [
+            lr * (base / before)
+            for lr, base, before in zip(saved["_last_lr"], own, saved["base_lrs"], strict=True)
+        ]
+        self._scheduler.load_state_dict({**saved, "base_lrs": list(own)})
+        groups = self._scheduler.optimizer.param_groups
+        for group, lr in zip(groups, saved["_last_lr"], strict=True):
+            group["lr"] = lr
+        self._place, self._mean, self._images = state["place"], state["mean"], state["images"]
+        self._move(self._steps.whole(self._place), None)
+
+
+def _step(scheduler: LRScheduler, loss: torch.Tensor | float | None) -> None:
     if isinstance(scheduler, LossReader):
         scheduler.step(loss)
     elif loss is not None:
@@ -65,9 +138,3 @@ def advance(scheduler: LRScheduler, loss: torch.Tensor | None) -> None:
             message = "Detected call of `lr_scheduler.step"
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
             scheduler.step()
-
-
-def schedule_log(scheduler: LRScheduler) -> dict[str, Any]:
-    """What a schedule shows of itself in logs: its `signal`, `threshold` and `decays`, if any."""
-    shown = {name: getattr(scheduler, name, None) for name in ("signal", "threshold", "decays")}
-    return {f"schedule/{name}": value for name, value in shown.items() if value is not None}

@@ -28,7 +28,6 @@ from recognition.experiment import build_parts
 from recognition.logs import open_logs
 from recognition.parse import load_config
 from recognition.parts import Parts
-from recognition.schedulers import advance
 from scripts._tables import show_table
 from scripts.bench._measure import median_ratio
 from tools._cli import command
@@ -51,7 +50,7 @@ def bare_block(config: Config, parts: Parts, steps: list[list[Batch]]) -> float:
         parts.optimizer.step()
         parts.optimizer.zero_grad(set_to_none=True)
         parts.classifier.after_step(TAKEN)
-        advance(parts.scheduler, loss.detach())
+        parts.scheduler.advance(loss.detach())
     return time.process_time() - start
 
 
@@ -72,8 +71,6 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
             ours,
             total_steps=steps * (rounds + 1),
             first_step=0,
-            saved_step=0,
-            stops=(),
         ) as logs,
     ):
         clock = trainer._Clock(ours, logs.doing)

@@ -79,7 +79,7 @@ def test_epoch_is_each_image_once_and_epochs_differ() -> None:
     first, second = (sum(numbers_of(list(loader)), []) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(48))
     assert first != second
-    assert loader.position == (2, 0)
+    assert (loader.epoch, loader.consumed) == (2, 0)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 5])
@@ -123,14 +123,14 @@ def test_ranks_divide_the_global_batch() -> None:
     alone = numbers_of(list(make(50, batch_size=12)))
     shares = [numbers_of(list(make(50, rank=rank, world=3, batch_size=4))) for rank in range(3)]
     assert [sum(parts, []) for parts in zip(*shares, strict=True)] == alone
-    assert make(50, rank=0, world=3, batch_size=4).steps_per_epoch == 4
+    assert len(shares[0]) == 4
 
 
 def test_last_batch_is_kept_on_request() -> None:
     loader = make(50, drop_last=False)
     sizes = [len(batch.labels) for batch in loader]
     assert sizes == [8] * 6 + [2]
-    assert loader.steps_per_epoch == 7
+    assert (loader.epoch, loader.consumed) == (1, 0)
 
 
 def test_undecodable_image_is_replaced_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -165,15 +165,16 @@ def test_break_ends_the_threads() -> None:
 
 
 def test_state_of_another_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="length 50, this run 40"):
+    with pytest.raises(ValueError, match="images 50, this run 40"):
         make(40).load_state_dict(make(50).state_dict())
 
 
 def test_batch_larger_than_the_set_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="a batch of 8 images is larger than an epoch, which has 5"
-    ):
+    with pytest.raises(ValueError, match="a step of 8 images is larger than an epoch, which has 5"):
         make(5)
+    of_many = r"a step of 48 images \(8 in a batch, 2 ranks, 3 batches\) is larger than an epoch"
+    with pytest.raises(ValueError, match=of_many):
+        make(40, rank=0, world=2, accumulation=3)
 
 
 def test_images_lie_in_memory_as_they_were_decoded() -> None:

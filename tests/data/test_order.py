@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -156,13 +158,32 @@ def test_dual_loader_gives_x_and_y_and_resumes_on_other_ranks() -> None:
     for step, _ in enumerate(loader):
         if step == 2:
             break
-    ranks = [dual_loader(faces, **options, rank=rank, world=2) for rank in range(2)]
+    ranks = [dual_loader(faces, **options, rank=rank, world=2, step_images=12) for rank in range(2)]
     for one in ranks:
         one.load_state_dict(loader.state_dict())
     resumed = [batch for pair in zip(*ranks, strict=True) for batch in pair]
     assert [b.labels.tolist() for b in resumed] == [b.labels.tolist() for b in batches[3:]]
-    with pytest.raises(ValueError, match="length 180, this run 168|within a group"):
-        dual_loader(faces, **{**options, "identities": 8}).load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match="step_images 12 is no multiple of 24"):
+        dual_loader(faces, **{**options, "identities": 8}, step_images=12)
+
+
+def test_a_dual_epoch_with_smaller_batches_shows_the_same_images_once() -> None:
+    """By image. Those by identity are drawn anew."""
+    faces = Faces(np.repeat(np.arange(10), 6))
+    options: dict[str, Any] = {"size": 2, "seed": 9, "threads": 0, "step_images": 24}
+
+    def by_image(loader: Loader) -> Iterator[int]:
+        for batch in loader:
+            quarters = batch.images[:, 0, 0, 0].reshape(2, 3, -1)  # thirds of each half
+            yield from quarters[:, 2].flatten().tolist()
+
+    loader = dual_loader(faces, identities=8, **options)
+    seen = list(islice(by_image(loader), 2 * 8))
+    smaller = dual_loader(faces, identities=4, **options)
+    smaller.load_state_dict(loader.state_dict())
+    seen += by_image(smaller)
+    assert (smaller.epoch, smaller.consumed) == (1, 0)
+    assert seen == shuffled(60, seed=9, epoch=0).tolist()[:56]
 
 
 @pytest.mark.parametrize("identities", [0, 3, 12])
@@ -190,7 +211,7 @@ def test_orders_by_name_resume_in_the_loader(name: str, length: int) -> None:
         )
 
     whole = [batch.images[:, 0, 0, 0].tolist() for batch in make()]
-    assert make().length == length
+    assert make().order.length == length
     first = make()
     next(iter(first))
     second = make()

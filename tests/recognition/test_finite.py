@@ -218,7 +218,7 @@ def test_bad_losses_at_the_end_of_a_run(
     """One may be an accident, and the weights are as good as before. Two end the run with 1."""
     config = _config(tmp_path)
     parts = _parts(config)
-    total = 3 * parts.steps_per_epoch
+    total = parts.loader.steps.left(0, 3)
     _spoil(monkeypatch, lambda call: call >= total - bad, float("nan"))
     if bad == 1:
         train(config, parts, tmp_path / "run", dict)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from data.parts import part_names
+from data.steps import Steps
 from recognition.config import Part
 from recognition.parse import build_part
-from recognition.schedulers import advance, schedule_log
+from recognition.schedulers import Schedule
 
 PACKAGE = "recognition.schedulers"
 TOTAL, PER_EPOCH, BASE = 60, 10, 0.4
 
 
-def _rates(name: str, **options: object) -> list[float]:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
+AS_PLANNED = Steps(images=6, planned=6, epoch=6 * PER_EPOCH)
+
+
+def _built(
+    name: str, options: dict[str, object], steps: Steps = AS_PLANNED, base: float = BASE
+) -> tuple[torch.optim.Optimizer, Schedule]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
     scheduler = build_part(
         PACKAGE,
         Part(name, options),
@@ -27,11 +33,16 @@ def _rates(name: str, **options: object) -> list[float]:
         total_steps=TOTAL,
         steps_per_epoch=PER_EPOCH,
     )
+    return optimizer, Schedule(scheduler, steps)
+
+
+def _rates(name: str, **options: object) -> list[float]:
+    optimizer, schedule = _built(name, options)
     rates = []
     for _ in range(TOTAL):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        advance(scheduler, torch.tensor(1.0))
+        schedule.advance(torch.tensor(1.0))
     return rates
 
 
@@ -78,23 +89,117 @@ def test_a_warm_up_longer_than_the_run_is_refused(name: str) -> None:
 def test_torch_does_not_warn_of_a_skipped_first_step() -> None:
     """Torch warns if a schedule steps before the optimizer, which is no mistake after a skip."""
     for loss in (None, torch.tensor(1.0)):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        _, schedule = _built("constant", {})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            advance(scheduler, loss)
+            schedule.advance(loss)
         assert bool(caught) == (loss is not None)
 
 
 def test_logs_show_what_a_schedule_has() -> None:
+    assert _built("cosine", {})[1].log() == {}
+    _, reader = _built("fastface", {"threshold": 0.25})
+    assert reader.log() == {"schedule/threshold": 0.25, "schedule/decays": 0}
+    reader.advance(torch.tensor(3.0))
+    reader.advance(torch.tensor(2.0))
+    assert reader.log()["schedule/signal"] > 0
+
+
+# Each number is a size of the optimizer steps, and a resume with the next size follows 23 steps.
+SIZES = [(12,), (3,), (2, 18), (4,), (6, 4, 15, 6), (60, 1)]
+BY_STEP: dict[str, dict[str, object]] = {
+    "constant": {"warmup_steps": 7},
+    "cosine": {"warmup_steps": 7, "final": 0.1},
+    "polynomial": {"warmup_steps": 7},
+    "multi_step": {"milestones": [1, 3.5], "warmup_steps": 4},
+}
+
+
+def _steps_of(
+    sizes: tuple[int, ...], name: str, options: dict[str, object], per_size: int = 23
+) -> Iterator[tuple[range, torch.optim.Optimizer, Schedule]]:
+    """(images, optimizer, schedule) before each step of a run that resumes with other sizes."""
+    place, state = 0, None
+    for turn, size in enumerate(sizes):
+        steps = Steps(images=size, planned=6, epoch=6 * PER_EPOCH)
+        optimizer, schedule = _built(name, options, steps)
+        if state is not None:
+            schedule.load_state_dict(state)
+            place = steps.whole(place)
+        count = 0
+        while place < TOTAL * 6 and (turn == len(sizes) - 1 or count < per_size):
+            yield range(place, steps.after(place)), optimizer, schedule
+            place, count = steps.after(place), count + 1
+        state = schedule.state_dict()
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("name", BY_STEP)
+def test_the_rate_at_each_image_is_that_of_the_planned_run(
+    name: str, sizes: tuple[int, ...]
+) -> None:
+    planned = _rates(name, **BY_STEP[name])
+    for images, optimizer, schedule in _steps_of(sizes, name, BY_STEP[name]):
+        assert optimizer.param_groups[0]["lr"] == planned[images[0] // 6], images
+        optimizer.step()
+        schedule.advance(torch.tensor(1.0))
+
+
+READERS: dict[str, dict[str, object]] = {
+    "fastface": {"alpha": 0.2, "beta": 0.2, "threshold": 0.01, "patience_fraction": 0.05},
+    "moving_haar": {"window": 6, "threshold": 0.01, "patience_steps": 5},
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("name", READERS)
+def test_patience_and_windows_last_as_many_images(name: str, sizes: tuple[int, ...]) -> None:
+    """The reference feeds the bare scheduler with the mean loss of each planned step's images."""
+    loss_of: dict[int, float] = {}  # by image; those that a resume leaves out have none
+    rates = {}
+    for images, optimizer, schedule in _steps_of(sizes, name, READERS[name]):
+        loss = max(20.0 - images[0] / 6, 5.0)
+        loss_of |= dict.fromkeys(images, loss)
+        rates[images[0]] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.advance(torch.tensor(loss, dtype=torch.float64))
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
     given = {"optimizer": optimizer, "total_steps": TOTAL, "steps_per_epoch": PER_EPOCH}
-    assert schedule_log(build_part(PACKAGE, Part("cosine"), **given)) == {}
-    reader = build_part(PACKAGE, Part("fastface", {"threshold": 0.25}), **given)
-    assert schedule_log(reader) == {"schedule/threshold": 0.25, "schedule/decays": 0}
-    advance(reader, torch.tensor(3.0))
-    advance(reader, torch.tensor(2.0))
-    assert schedule_log(reader)["schedule/signal"] > 0
+    bare = build_part(PACKAGE, Part(name, READERS[name]), **given)
+    expected = []
+    for step in range(TOTAL):
+        expected.append(optimizer.param_groups[0]["lr"])
+        losses = [loss_of[image] for image in range(6 * step, 6 * step + 6) if image in loss_of]
+        optimizer.step()
+        bare.step(sum(losses) / len(losses) if losses else None)
+    assert len(set(expected)) >= 3  # the rate has fallen more than once
+    assert rates == {image: expected[image // 6] for image in rates}
+
+
+def test_the_images_of_a_skipped_step_bring_no_loss() -> None:
+    _, schedule = _built("fastface", {"alpha": 1.0}, Steps(images=2, planned=6, epoch=60))
+    for loss in (None, torch.tensor(1.0), torch.tensor(3.0)):
+        schedule.advance(loss)
+    for loss in (None, None, None):
+        schedule.advance(loss)
+    state = schedule.state_dict()["scheduler"]
+    assert state["detector"]["average"] == 2.0
+    assert state["skipped_steps"] == 1
+
+
+@pytest.mark.parametrize("name", ["cosine", "fastface"])
+def test_another_base_rate_scales_what_follows(name: str) -> None:
+    optimizer, schedule = _built(name, {"warmup_steps": 10})
+    for _ in range(5):
+        optimizer.step()
+        schedule.advance(torch.tensor(1.0))
+    for _ in range(2):  # also when the resumed run is resumed
+        other, resumed = _built(name, {"warmup_steps": 10}, base=BASE * 0.75)
+        resumed.load_state_dict(schedule.state_dict())
+        rate = optimizer.param_groups[0]["lr"]
+        assert other.param_groups[0]["lr"] == pytest.approx(0.75 * rate, rel=1e-12)
+        schedule = resumed
 
 
 def test_every_schedule_is_known_by_its_file() -> None:
@@ -104,19 +209,10 @@ def test_every_schedule_is_known_by_its_file() -> None:
 
 def test_loss_readers_are_given_the_loss() -> None:
     """A loss that never falls makes FastFace halve the learning rate; one that falls does not."""
+    options = {"alpha": 0.2, "beta": 0.2, "threshold": 1e-3, "patience_fraction": 0.1}
     for slope, decays in ((0.0, True), (-1.0, False)):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
-        part = Part(
-            "fastface", {"alpha": 0.2, "beta": 0.2, "threshold": 1e-3, "patience_fraction": 0.1}
-        )
-        scheduler = build_part(
-            "recognition.schedulers",
-            part,
-            optimizer=optimizer,
-            total_steps=TOTAL,
-            steps_per_epoch=1,
-        )
+        optimizer, schedule = _built("fastface", dict(options))
         for step in range(TOTAL):
             optimizer.step()
-            advance(scheduler, torch.tensor(100.0 + slope * step))
+            schedule.advance(torch.tensor(100.0 + slope * step))
         assert (optimizer.param_groups[0]["lr"] < BASE) == decays

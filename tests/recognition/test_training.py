@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from recognition import checkpoint, experiment, logs
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
 from recognition.embedder import load_embedder
+from recognition.logs import read_metrics
 from recognition.parse import load_config, parse_config
 from recognition.parts import Parts
 from recognition.run_folder import with_chunk
@@ -140,11 +142,14 @@ def test_two_processes_train_and_one_continues(tmp_path: Path) -> None:
     newest = folder / "checkpoints" / "step_00000014"
     _, both = checkpoint.load(newest)
     assert [len(local["classifier"]["weight"]) for local in both] == [3, 3]
+    rates = [rate for _, _, rate in _deterministic(folder)]
     shutil.rmtree(newest)
     alone = _run(path, "--resume")
     assert alone.returncode == 0, alone.stderr
-    steps = [step for step, _, _ in _deterministic(folder)]
-    assert steps == [*range(1, 8), *range(15, 31)]  # 4 per step now: 56 images are 14 steps of 30
+    assert "optim.batch_size=4 optim.accumulation=2, which keeps" in alone.stdout
+    assert [step for step, _, _ in _deterministic(folder)] == list(range(1, 15))
+    assert [rate for _, _, rate in _deterministic(folder)] == rates
+    assert alone.stdout.count("heldout/accuracy") == 1
     assert _weights(folder)["weight"].shape[0] == 6
 
 
@@ -186,6 +191,62 @@ def test_run_folder_holds_all_promised_files(tmp_path: Path) -> None:
     embed, size = load_embedder(folder, "cpu")
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     assert embed(images).shape == (2, 16)
+
+
+KEEP, SCALE = "optim.changed_batch=keep_rate", "optim.changed_batch=scale_rate"
+# The overrides of a run and of its resume; then the images per step, planned and after the resume,
+# and what the planned rates are multiplied by.
+CHANGES: dict[str, tuple[list[str], list[str], int, int, float]] = {
+    "without accumulation": (["optim.accumulation=2"], ["optim.accumulation=1"], 16, 16, 1),
+    "a smaller batch": ([], ["optim.batch_size=4"], 8, 8, 1),
+    "keep the rate, smaller": ([], ["optim.batch_size=2", KEEP], 8, 2, 1),
+    "keep the rate, larger": ([], ["optim.batch_size=20", KEEP], 8, 20, 1),
+    "scale the rate": ([], ["optim.batch_size=12", SCALE], 8, 12, 1.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_goes_on_with_another_batch(tmp_path: Path, change: str) -> None:
+    before, after, planned, size, share = CHANGES[change]
+    path = _config_file(tmp_path, run={"keep": 100}, evaluate={"every_epochs": 0})
+    folder = experiment.run(load_config(path, before), "tiny.yaml")
+    rates = {line["images"]: line["learning_rate"] for line in read_metrics(folder)[:-1]}
+    for saved in sorted((folder / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(saved)
+    (first,) = (folder / "checkpoints").iterdir()
+    first_step = int(first.name.removeprefix("step_"))
+
+    experiment.run(load_config(path, [*before, *after]), "tiny.yaml", resume=True)
+    *lines, evaluation = read_metrics(folder)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    epoch = 60 // planned * planned
+    place = first_step * planned
+    for line in lines[first_step:]:
+        place += size
+        rest = epoch - place % epoch
+        place += rest if rest < size else 0  # it does not fill a step
+        assert line["images"] == place
+        assert line["epoch"] == place / epoch
+        assert line["learning_rate"] == pytest.approx(rates[place // planned * planned] * share)
+    assert place == 3 * epoch
+    assert evaluation == {"step": len(lines), "epoch": 3.0}
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    assert newest.name == f"step_{len(lines):08d}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["optim.step_images=16"], "optim.step_images=8, now it is 16"),
+        (["optim.batch_size=4", "data.train=synthetic:identities=6,images=11"], "images 60, this"),
+    ],
+)
+def test_what_a_resume_may_not_change(tmp_path: Path, overrides: list[str], told: str) -> None:
+    path = _config_file(tmp_path, optim={"epochs": 1})
+    experiment.run(load_config(path), "tiny.yaml")
+    with pytest.raises(ConfigError, match=told):
+        experiment.run(load_config(path, overrides), "tiny.yaml", resume=True)
 
 
 def _parts(path: Path, *overrides: str) -> tuple[Config, Parts, Path]:
@@ -326,6 +387,7 @@ def test_resolved_config_of_a_run_reads_back(tmp_path: Path) -> None:
     config = load_config(_config_file(tmp_path, optim={"epochs": 1}))
     folder = experiment.run(config, "tiny.yaml")
     read = parse_config(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml")
-    # The run has chosen a chunk, and a resume computes with the same one.
-    assert read == with_chunk(config, read.classifier.options["chunk"])
+    # The run has chosen a chunk and the images per step, and a resume computes with the same.
+    written = replace(config, optim=replace(config.optim, step_images=8))
+    assert read == with_chunk(written, read.classifier.options["chunk"])
     assert isinstance(read.classifier.options["chunk"], int)

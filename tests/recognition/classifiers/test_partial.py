@@ -253,6 +253,7 @@ def test_the_loader_draws_one_sample_per_step_and_a_resume_the_same() -> None:
             threads=threads,
             rank=rank,
             world=world,
+            accumulation=2,
         )
         loader.consumed = skip
         return list(loader)
