@@ -1,4 +1,7 @@
-"""The logs of a run: lines on the terminal, metrics.jsonl with TensorBoard, and training.png."""
+"""The logs of a run: lines on the terminal, metrics.jsonl with TensorBoard, and training.png.
+
+recognition/heartbeat.py writes the file that says what the run is doing now.
+"""
 
 import json
 import os
@@ -14,7 +17,9 @@ from typing import Any
 
 from data.files import atomic_write, naming
 from data.text import one_line
+from recognition.heartbeat import Heartbeat, heartbeat
 from recognition.parts import Parts
+from recognition.stop import Stopped
 
 EVALUATION_SECONDS = 30  # between two lines about how far an evaluation is
 
@@ -25,14 +30,15 @@ def open_logs(
 ) -> Iterator["RunLogs"]:
     """The logs of a run that starts or resumes at `first_step`; only rank 0 writes any."""
     if parts.ranks.rank != 0:
-        yield RunLogs(None, None)
+        yield RunLogs(None, None, None)
         return
     threads = parts.loader.threads
     with (
         Console(total_steps, first_step, threads=threads) as console,
         closing(Metrics(folder, first_step)) as metrics,
+        heartbeat(folder, total=total_steps, first=first_step, stops=(Stopped,)) as beat,
     ):
-        yield RunLogs(console, metrics)
+        yield RunLogs(console, metrics, beat)
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,33 @@ class RunLogs:
 
     console: "Console | None"
     metrics: "Metrics | None"
+    beat: Heartbeat | None
+
+    def stepped(self, step: int) -> None:
+        """Tell the heartbeat that a step was made."""
+        if self.beat:
+            self.beat.stepped(step)
+
+    def doing(self, state: str) -> None:
+        """Tell the heartbeat what the run does from now on: training, evaluating or saving."""
+        if self.beat:
+            self.beat.doing(state)
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """Log the figures of a window of training steps."""
-        if self.console and self.metrics:
+        if self.console and self.metrics and self.beat:
             self.console.log(step, line)
             self.metrics.write(step, line)
+            self.beat.logged(line["loss"], line["images_per_second"])
 
-    def evaluated(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Log the figures of an evaluation."""
+    def evaluated(
+        self, step: int, epoch: int, values: dict[str, float], seconds: dict[str, float]
+    ) -> None:
+        """Log the figures of an evaluation. seconds: by what took them, besides training."""
         if self.console and self.metrics:
             self.console.evaluated(step, values)
-            self.metrics.write(step, {"epoch": float(epoch), **values})
+            shown = {f"seconds/{part}": value for part, value in seconds.items()}
+            self.metrics.write(step, {"epoch": float(epoch), **values, **shown})
 
 
 class Console:
