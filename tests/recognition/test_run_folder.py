@@ -221,7 +221,7 @@ def test_a_second_run_in_a_folder_is_refused_until_kill_9_of_the_first(run: Path
         with pytest.raises(ConfigError, match=told):
             experiment.run(_config(run.parent), "tiny.yaml")
         assert (run / "metrics.jsonl").read_bytes() == lines
-        (run / "run.lock").write_text("\0garbage")
+        (run / "lock").write_text("\0garbage")
         with pytest.raises(ConfigError, match="is in use by another process"):
             _resume(run)
         holder.send_signal(signal.SIGKILL)
