@@ -7,9 +7,10 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +36,7 @@ def open_logs(
     threads = parts.loader.threads
     with (
         Console(total_steps, first_step, threads=threads) as console,
-        closing(Metrics(folder, first_step)) as metrics,
+        Metrics(folder, first_step) as metrics,
         heartbeat(folder, total=total_steps, first=first_step, stops=(Stopped,)) as beat,
     ):
         yield RunLogs(console, metrics, beat)
@@ -203,6 +204,20 @@ class Metrics:
         self._file = open(self._path, "a")  # noqa: SIM115  closed by close()
         with naming(self._event_folder):
             self._events = SummaryWriter(str(self._event_folder), purge_step=resumed_step + 1)
+        self._hook, threading.excepthook = threading.excepthook, _leave_out_os_errors
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # An error that ends the run is told, and not that of closing files which it may cause.
+        with suppress(OSError) if error else nullcontext():
+            self.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line of metrics.jsonl, and each of its numbers to TensorBoard."""
@@ -216,10 +231,17 @@ class Metrics:
 
     def close(self) -> None:
         """Flush and close both files."""
-        with naming(self._path):
-            self._file.close()
+        threading.excepthook = self._hook
         with naming(self._event_folder):
             self._events.close()
+        with naming(self._path):
+            self._file.close()
+
+
+def _leave_out_os_errors(failure: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's thread; the next `write` raises its error once more."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _tag(name: str) -> str:
