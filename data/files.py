@@ -1,11 +1,85 @@
 """Files that many threads and processes read at once, and files that are written atomically."""
 
+import errno
 import os
+import stat
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from data.limits import MOST_TEXT_BYTES
+
+
+def open_regular(path: str | Path) -> int:
+    """A descriptor for reading a file; ValueError for a FIFO, a socket, a device or a folder.
+
+    It never waits. A plain `open` of a FIFO waits until another process writes into it.
+    """
+    try:
+        # Systems other than POSIX have neither flag.
+        flags = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+        fd = os.open(path, os.O_RDONLY | flags)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise ValueError(f"{path}: is a socket; expected a file") from None
+        raise
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise ValueError(f"{path}: is a {_kind(mode)}; expected a file")
+    return fd
+
+
+def open_file(path: str | Path) -> IO[bytes]:
+    """As `open(path, "rb")`, for what `open_regular` accepts."""
+    return os.fdopen(open_regular(path), "rb")
+
+
+def read_file(path: str | Path, most: int) -> bytes:
+    """All bytes of a file; ValueError if it has more than `most` or is no regular file."""
+    fd = open_regular(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size > most:
+            raise ValueError(f"{path}: has {size:,} bytes, more than the limit of {most:,}")
+        return _read_at(fd, 0, size, path)
+    finally:
+        os.close(fd)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file of at most MOST_TEXT_BYTES."""
+    return read_file(path, MOST_TEXT_BYTES).decode("utf-8")
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether the path, or what a link there points to, is a FIFO, a socket or a device."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISFIFO, "FIFO"), (stat.S_ISDIR, "folder"), (stat.S_ISSOCK, "socket"))
+    return next((name for test, name in kinds if test(mode)), "device")
+
+
+def _read_at(fd: int, offset: int, length: int, path: str | Path) -> bytes:
+    """Exactly `length` bytes at `offset`; ValueError if the file ends before."""
+    data = os.pread(fd, length, offset)
+    # One call returns at most 2 GiB. No bytes at all mean that the file has shrunk.
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            raise ValueError(
+                f"{path}: has become shorter than {offset + length} bytes since it was opened"
+            )
+        data += more
+    return data
 
 
 class PreadFile:
@@ -20,7 +94,7 @@ class PreadFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._fd = open_regular(path)
         self.close = weakref.finalize(self, os.close, self._fd)
         self.size = os.fstat(self._fd).st_size
 
@@ -32,16 +106,7 @@ class PreadFile:
                 f"{self.path}: asked for bytes {offset}…{end} of {self.size}; "
                 "the file is truncated or its index is wrong"
             )
-        data = os.pread(self._fd, length, offset)
-        # One call returns at most 2 GiB. No bytes at all mean that the file has shrunk.
-        while len(data) < length:
-            more = os.pread(self._fd, length - len(data), offset + len(data))
-            if not more:
-                raise ValueError(
-                    f"{self.path}: has become shorter than {end} bytes since it was opened"
-                )
-            data += more
-        return data
+        return _read_at(self._fd, offset, length, self.path)
 
     def read_padded(self, offsets: list[int], length: int) -> bytes:
         """`length` bytes at each offset, joined. Zeros stand for bytes beyond the end."""
@@ -56,17 +121,43 @@ class PreadFile:
 def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True) -> Iterator[IO[Any]]:
     """A file that appears under its name only when it is complete.
 
-    It is written under a temporary name, flushed to disk if `durable`, and then renamed.
+    It is written under a temporary name, flushed to disk if `durable`, and then renamed. After an
+    error the temporary file is removed, and an OSError names `path`.
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with open(partial, mode) as file:
+        with naming(target), open(partial, mode) as file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(partial, target)
+        if durable:
+            sync_folder(target.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Give `path` to an OSError that names no file, such as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Flush the names of a folder's files to disk, where its file system can do so."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

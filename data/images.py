@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from data.files import is_special, open_file, read_file
+from data.limits import MOST_IMAGE_BYTES
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -57,7 +60,7 @@ class FileImages:
         return len(self.paths)
 
     def read(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
+        return read_file(self.paths[index], MOST_IMAGE_BYTES)
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
@@ -76,9 +79,12 @@ class ZipImages:
     def read(self, index: int) -> bytes:
         # The local header has 30 bytes, then a name and extra fields, whose lengths it holds.
         entry = self.entries[index]
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(entry.header_offset)
-            name, extra = struct.unpack("<26x2H", file.read(30))
+            header = file.read(30)
+            if len(header) < 30:
+                raise ValueError(f"{self.describe(index)}: the archive ends before this image")
+            name, extra = struct.unpack("<26x2H", header)
             file.seek(name + extra, os.SEEK_CUR)
             return file.read(entry.file_size)
 
@@ -87,8 +93,12 @@ class ZipImages:
 
 
 def image_files(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """The image files of a folder, sorted; FileNotFoundError if there is none."""
-    paths = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES)
+    """The image files of a folder, sorted; FileNotFoundError if there is none.
+
+    FIFOs, sockets and devices are no images.
+    """
+    found = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES)
+    paths = [path for path in found if not is_special(path)]
     if not paths:
         raise FileNotFoundError(f"{folder / pattern}: no image there")
     return paths
@@ -117,10 +127,14 @@ def find_image(root: Path, name: str) -> Path:
 
 
 def _open_zip(path: Path, names: list[str]) -> ZipImages:
-    with zipfile.ZipFile(path) as archive:
-        entries = [
-            entry for entry in archive.infolist() if entry.filename.lower().endswith(SUFFIXES)
-        ]
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path}: no zip directory can be read ({error})") from None
+    entries = [entry for entry in members if entry.filename.lower().endswith(SUFFIXES)]
     # Lists name images by their whole path, by the last folder and the file, or by the file alone.
     by_name: dict[str, list[zipfile.ZipInfo]] = {}
     for entry in entries:
@@ -143,5 +157,11 @@ def _open_zip(path: Path, names: list[str]) -> ZipImages:
             raise ValueError(
                 f"{path}: {name} is compressed; pack the images uncompressed (zip -0) or unpack "
                 "them into a folder"
+            )
+        length = choice[0].file_size
+        if length != choice[0].compress_size or length > min(size, MOST_IMAGE_BYTES):
+            raise ValueError(
+                f"{path}: {name} claims {length:,} bytes in an archive of {size:,}; "
+                f"the limit is {MOST_IMAGE_BYTES:,}"
             )
     return ZipImages(path, [choice[0] for choice in found])

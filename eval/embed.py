@@ -216,7 +216,11 @@ def _queue(run: ModelRun, batches: list[Indices], mine: Decoded, views: int, row
     """
     row, error = mine.failure or (-1, None)
     with torch.inference_mode():
-        pixels = mine.pixels.to(run.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        pixels = (
+            mine.pixels.to(run.device, non_blocking=mine.pixels.is_pinned())
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
         embedded = [run.model(pixels.flip(3) if view else pixels).float() for view in range(views)]
         vectors = torch.stack(embedded)
         padded = vectors.new_zeros((views, rows + 1, vectors.shape[2]))

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from data.faces import open_faces
-from data.files import atomic_write
+from data.files import atomic_write, is_special, read_text
 from data.images import SUFFIXES, FileImages, Images, open_images
 from data.pairs.lists import from_bin
+from data.text import one_line
 from eval.embed import Model, ModelRun, Progress, embed_faces, not_shown
 
 BLOCK = 2048  # images between two writes of the position
@@ -35,20 +36,19 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
             raise FileNotFoundError(
                 f"{data}: no such file; expected a list of image names inside {images}"
             )
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
         names = [line.split("\t")[0].strip() for line in lines if line.strip()]
         return open_images(images, names), names
     if path.suffix == ".bin":
         packed = from_bin(path).images
         return packed, [Path(packed.describe(i)).name for i in range(len(packed))]
     if path.is_dir() and not list(path.glob("*.rec")):
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if files:
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if files := [file for file in found if not is_special(file)]:
             return FileImages(files), [str(file.relative_to(path)) for file in files]
     faces = open_faces(data)
     root = str(path.parent if path.is_file() else path) + "/"
-    places = (faces.describe(i).removeprefix(root) for i in range(len(faces)))
-    return faces, [place.replace("\t", " ") for place in places]
+    return faces, [faces.describe(i).removeprefix(root) for i in range(len(faces))]
 
 
 def extract(
@@ -75,7 +75,7 @@ def extract(
     part, position = out.with_name(out.name + ".part"), out.with_name(out.name + ".position.json")
     if out.suffix != ".npy":
         raise ValueError(f"{out}: expected the name of a .npy file")
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     settings = {"model": model, "names": digest, "size": size, "mirror": mirror, "dtype": dtype}
     done = 0
     if part.exists() and position.exists():
@@ -109,7 +109,7 @@ def extract(
             with atomic_write(position) as file:
                 file.write(json.dumps({**settings, "done": done}).encode())
     with atomic_write(out.with_suffix(".txt")) as file:
-        file.writelines(f"{name}\n".encode() for name in names)
+        file.writelines(f"{one_line(name)}\n".encode() for name in names)
     os.replace(part, out)
     position.unlink()
     return {

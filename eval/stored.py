@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from data.files import read_text
 from data.images import Images, stem
+from data.text import one_line
 
 
 @dataclass(frozen=True)
 class Stored:
     """Embeddings made elsewhere.
 
-    embeddings: (N,D) of any float type. rows: name of an image without its suffix -> row in
-    `embeddings`. source: the file of names, for error messages.
+    embeddings: (N,D) of any float type. rows: name of an image, as `one_line` and without its
+    suffix -> row in `embeddings`. source: the file of names, for error messages.
     """
 
     embeddings: np.ndarray
@@ -34,7 +36,7 @@ class Stored:
 
     def row(self, path: str) -> int:
         """Row of the image whose name is the longest end of `path` (without its suffix)."""
-        folders = stem(path).split("/")
+        folders = stem(one_line(path)).split("/")
         for start in range(len(folders)):
             row = self.rows.get("/".join(folders[start:]))
             if row is not None:
@@ -54,11 +56,11 @@ def load_stored(path: str | Path, names: str | Path) -> Stored:
         embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: {error}; expected a .npy file of floats (N,D)") from None
-    lines = Path(names).read_text(encoding="utf-8").splitlines()
+    lines = read_text(names).splitlines()
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(lines):
         raise ValueError(
             f"{path} holds {embeddings.dtype} {embeddings.shape} and {names} {len(lines)} names; "
             "expected floats (N,D) and a name for each row"
         )
-    rows = {stem(line.split("\t")[0].strip()): row for row, line in enumerate(lines)}
+    rows = {stem(one_line(line.split("\t")[0].strip())): row for row, line in enumerate(lines)}
     return Stored(embeddings, rows, str(names))

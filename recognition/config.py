@@ -172,6 +172,9 @@ class RunConfig:
     additional ones."""
     keep: Count = 2
     """Number of checkpoints that are kept: the newest ones."""
+    keep_best: str | None = None
+    """Figure of a set in `evaluate.sets`, such as lfw/accuracy. The checkpoint with its best value
+    is kept as well. null: only the newest ones are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)

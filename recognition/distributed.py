@@ -18,7 +18,7 @@ from recognition.config import ConfigError
 
 # Ranks that wait longer for another one give up. Opening a set and compiling take less.
 TIMEOUT = timedelta(minutes=10)
-LONGEST_TEXT = 2000  # bytes of an error that other ranks are told
+LONGEST_TEXT = 2000  # bytes of a text that ranks tell each other
 
 
 class ToldElsewhere(ConfigError):
@@ -156,7 +156,7 @@ def told_once(ranks: Ranks, device: torch.device) -> Iterator[None]:
         yield
     except ConfigError as error:
         own = error
-    errors = _texts_of_all(str(own or ""), ranks, device) if ranks.world > 1 else [str(own or "")]
+    errors = texts_of_all(str(own or ""), ranks, device)
     failed = [rank for rank, text in enumerate(errors) if text]
     if not failed:
         return
@@ -169,7 +169,7 @@ def check_same(parts: Mapping[str, bytes], ranks: Ranks, device: torch.device) -
     """Raise ConfigError unless every one of `parts`, by name, has the same bytes on every rank."""
     for name, content in parts.items():
         digest = hashlib.sha256(content).hexdigest()
-        others = _texts_of_all(digest, ranks, device) if ranks.world > 1 else [digest]
+        others = texts_of_all(digest, ranks, device)
         differing = [str(rank) for rank, other in enumerate(others) if other != others[0]]
         if differing:
             raise ConfigError(
@@ -178,9 +178,26 @@ def check_same(parts: Mapping[str, bytes], ranks: Ranks, device: torch.device) -
             )
 
 
-def _texts_of_all(text: str, ranks: Ranks, device: torch.device) -> list[str]:
+def texts_of_all(text: str, ranks: Ranks, device: torch.device) -> list[str]:
+    """The text of every rank, in rank order, each cut to LONGEST_TEXT bytes. All ranks call it."""
+    if ranks.world == 1:
+        return [text]
     encoded = text.encode()[:LONGEST_TEXT].ljust(LONGEST_TEXT, b"\0")
     rows = ranks.all_gather(
         torch.frombuffer(bytearray(encoded), dtype=torch.uint8).to(device)[None]
     )
     return [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows.cpu()]
+
+
+def lost_others(error: BaseException) -> str | None:
+    """What an error says about the connection to another rank that ended; None for other errors.
+
+    gloo raises a plain RuntimeError with one of these texts; nccl and the store have their classes.
+    """
+    texts = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out")
+    if not isinstance(error, RuntimeError):
+        return None
+    found = [text for text in texts if text in str(error)]
+    if found and "gloo" in str(error):
+        return found[0]
+    return str(error).splitlines()[0] if isinstance(error, dist.DistError) else None

@@ -70,8 +70,14 @@ def load_embedder(path: str | Path, device: str = "auto") -> tuple[Embedder, int
             raise FileNotFoundError(
                 f"{needed}: not found; --model needs a run folder with config.yaml and model.pt"
             )
-    tree = yaml.safe_load(written.read_text())
-    tree["run"]["device"] = device
+    try:
+        tree = yaml.safe_load(written.read_bytes())
+        tree["run"]["device"] = device
+    except (ValueError, TypeError, KeyError, yaml.YAMLError):
+        raise ValueError(
+            f"{written}: empty or damaged; train.py --resume writes it anew, and so does train.py "
+            "--print-config"
+        ) from None
     config = parse_config(tree, str(written))
     chosen = choose_device(config, str(written))
     backbone = build_backbone(config)

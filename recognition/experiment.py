@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from data.decode_threads import decode_threads
 from data.faces import open_faces, resolve_path
 from data.parts import find_part
 from data.types import FaceSet
-from eval.benchmarks import Benchmark, open_benchmark
-from eval.embed import ModelRun, not_shown
+from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
+from eval.embed import ModelRun, Progress, not_shown
 from eval.report.published import published_row
 from eval.report.write import write_report
+from recognition.best_checkpoint import check_keep_best
 from recognition.classifiers import ClassifierFacts
 from recognition.classifiers._margin_softmax import SoftmaxOptions
 from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
@@ -37,9 +38,16 @@ from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import evaluation_progress, plot_training
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
-from recognition.run_folder import open_run_folder, with_chunk, with_saved_choices
+from recognition.run_folder import (
+    check_run_folder,
+    open_run_folder,
+    with_chunk,
+    with_saved_choices,
+)
+from recognition.run_space import sizes_of
 from recognition.schedulers import Schedule
 from recognition.step_size import rate_share, with_step_size
+from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
 from recognition.trainer import train
 
 log = logging.getLogger(__name__)
@@ -51,18 +59,26 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
     source: the config file's name, for errors. Raises ConfigError, before training begins, if this
     machine or the files do not allow what the config asks.
     """
+    with stop_on_signals() as stop:
+        return _run(config, source, stop, resume)
+
+
+def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
     launch = read_launch()
     device = choose_device(config, source, launch)
     prepare_device(config.run, device)
     config = with_saved_choices(config) if resume else config
-    with ranks_of_this_run(device, launch) as ranks:
+    with ranks_of_this_run(device, launch) as ranks, ExitStack() as opened:
         with told_once(ranks, device):
             with _config_errors(source):
                 config, changed = with_step_size(config, ranks.world)
+            if ranks.rank == 0:
+                check_run_folder(config, resume)
             faces, benchmarks = _open_files(config, source)
         if changed and ranks.rank == 0:
             log.info(changed)
-        check_same(_what_must_be_same(config, faces), ranks, device)
+        with told_once(ranks, device):
+            check_same(_what_must_be_same(config, faces), ranks, device)
         with _config_errors(source):
             parts = build_parts(config, faces, device, ranks)
 
@@ -72,9 +88,10 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
 
         # All that may be refused was built above, so a command that fails leaves no folder behind.
         folder = Path(config.run.output)
+        sizes = sizes_of(parts)
         with told_once(ranks, device):
             if ranks.rank == 0:
-                open_run_folder(config, resume)
+                opened.enter_context(open_run_folder(config, resume, sizes))
         with told_once(ranks, device):
             if not folder.is_dir():
                 raise ConfigError(
@@ -88,10 +105,13 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
             share_buffers(parts.backbone, ranks)
             results = []
             for item, benchmark in zip(config.evaluate.sets, benchmarks, strict=True):
-                name = item["name"]
-                told = partial(evaluation_progress, name=name) if ranks.rank == 0 else not_shown
-                with _config_errors(source, f"evaluate.sets: {name}: "):
+                shown = partial(evaluation_progress, name=item["name"])
+                told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
+                try:
                     results.append(benchmark(ModelRun(embed, ranks, told), embed.size))
+                except (OSError, ValueError) as error:
+                    log.warning("evaluate.sets: %s: no figures: %s", item["name"], error)
+                    results.append(without_figures(item, str(error)))
             if ranks.rank == 0:
                 write_report(results, folder, published=config.evaluate.published)
             return {
@@ -100,10 +120,28 @@ def run(config: Config, source: str, *, resume: bool = False) -> Path:
                 for metric, value in result.metrics.items()
             }
 
-        train(config, parts, folder, evaluate, resume=resume)
+        train(config, parts, folder, evaluate, stop, resume=resume)
         if ranks.rank == 0:
             plot_training(folder)
     return folder
+
+
+def _stoppable(progress: Progress, stop: Stop, ranks: Ranks, device: torch.device) -> Progress:
+    """The progress of an evaluation that a signal ends: its images are embedded with a resume."""
+    agreement = Agreement(ranks, device)
+
+    @contextmanager
+    def stoppable(total: int) -> Iterator[Callable[[int], None]]:
+        with progress(total) as advance:
+
+            def checked(images: int) -> None:
+                advance(images)
+                if agreement.stops(stop):
+                    raise Stopped(f"stopped by {stop.signal or 'a signal'} in an evaluation")
+
+            yield checked
+
+    return stoppable
 
 
 def share_buffers(backbone: nn.Module, ranks: Ranks) -> None:
@@ -256,12 +294,15 @@ def _build_optimizer(
 
 def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
     """The training set and the sets of `evaluate`. ConfigError names what can't be used."""
+    with _config_errors(source):
+        check_keep_best(config)
     with _config_errors(source, "data.train: "):
         faces = _open_training_faces(config)
     benchmarks = []
     for item in config.evaluate.sets:
         with _config_errors(source, f"evaluate.sets: {item['name']}: "):
             benchmarks.append(open_benchmark(item, config.data.root))
+            try_opening(benchmarks[-1], config.data.size)
     if config.evaluate.published is not None:
         with _config_errors(source, "evaluate.published: "):
             published_row(config.evaluate.published)

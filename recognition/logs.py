@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from data.files import atomic_write
+from data.files import atomic_write, naming
+from data.text import one_line
 from recognition.parts import Parts
 
 EVALUATION_SECONDS = 30  # between two lines about how far an evaluation is
@@ -119,9 +121,9 @@ class Console:
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(one_line(text), highlight=False, markup=False)
         else:
-            print(text, flush=True)
+            print(one_line(text), flush=True)
 
 
 @contextmanager
@@ -163,47 +165,81 @@ def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
 class Metrics:
     """metrics.jsonl and TensorBoard of a run.
 
-    A resume drops the lines after `resumed_step`, because those steps are trained again.
+    A resume drops the lines after `resumed_step`, because those steps are trained again. It also
+    drops lines that are damaged, and says how many.
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["step"] <= resumed_step]
+        self._path, self._event_folder = folder / "metrics.jsonl", folder / "tensorboard"
+        lines, damaged = _read(self._path)
+        if damaged:
+            print(f"{self._path}: {damaged} damaged lines were removed", flush=True)
+        kept = [line for line in lines if line["step"] <= resumed_step]
         with atomic_write(self._path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         self._file = open(self._path, "a")  # noqa: SIM115  closed by close()
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+        with naming(self._event_folder):
+            self._events = SummaryWriter(str(self._event_folder), purge_step=resumed_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line of metrics.jsonl, and each of its numbers to TensorBoard."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and name != "epoch":
-                self._events.add_scalar(name, value, step)
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        with naming(self._event_folder):
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._events.add_scalar(_tag(name), value, step)
 
     def close(self) -> None:
         """Flush and close both files."""
-        self._file.close()
-        self._events.close()
+        with naming(self._path):
+            self._file.close()
+        with naming(self._event_folder):
+            self._events.close()
+
+
+def _tag(name: str) -> str:
+    return re.sub(r"[<>&\"']", "_", one_line(name))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
-    path = folder / "metrics.jsonl"
+    """The lines of metrics.jsonl, without those that a crash or a bad disk has damaged."""
+    return _read(folder / "metrics.jsonl")[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a metrics.jsonl, and how many are damaged.
+
+    A last line without its end is left out, and does not count as damaged: a crash cut it short.
+    """
     if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+        return [], 0
+    lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
+    whole = [found for line in lines if (found := _parsed(line)) is not None]
+    return whole, len(lines) - len(whole)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and type(found.get("step")) is int else None
 
 
 def plot_training(folder: Path) -> Path:
     """Plot loss, learning rate and, where the schedule has one, its signal: `training.png`."""
     from matplotlib.figure import Figure
 
-    lines = [line for line in read_metrics(folder) if "loss" in line]
+    shown = ("loss", "learning_rate")
+    lines = [
+        line
+        for line in read_metrics(folder)
+        if all(isinstance(line.get(name), (int, float)) for name in shown)
+    ]
     steps = [line["step"] for line in lines]
     signals = [
         (line["step"], line["schedule/signal"])

@@ -62,9 +62,12 @@ class Parts:
         return shared, local
 
     def load_state_dict(self, shared: State, locals_: list[State]) -> None:
-        """Load the shared state, and this rank's own from `locals_`, one per rank that saved."""
-        same_world = len(locals_) == self.ranks.world
-        local = locals_[self.ranks.rank] if same_world else own_share(locals_, self.classifier)
+        """Load the shared state, and this rank's own.
+
+        locals_: this rank's own state if as many ranks saved it, else the states of all that did.
+        """
+        same_world = shared["world"] == self.ranks.world
+        local = locals_[0] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])
         self.classifier.load_state_dict(local["classifier"])
         # How a step is computed follows this run's device, not that of the run which saved.

@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ import torch
 import yaml
 
 from data.files import atomic_write
+from recognition.checkpoint import newest, remove_partial, saved_config
 from recognition.config import Config, ConfigError, Part
 from recognition.parse import to_tree, to_yaml
+from recognition.run_lock import check_unlocked, run_lock
+from recognition.run_space import Sizes, check_space
 
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes. Those of `optim` divide the same steps otherwise, or change
@@ -32,6 +37,7 @@ _FREE_ON_RESUME = [
     "run.log_steps",
     "run.checkpoint_steps",
     "run.keep",
+    "run.keep_best",
 ]
 
 
@@ -41,14 +47,14 @@ def with_saved_choices(config: Config) -> Config:
     The same chunk gives the same bits, also where another amount of memory is free now. The same
     images per optimizer step give the same steps, on any number of processes.
     """
-    written = Path(config.run.output) / "config.yaml"
-    if not written.exists():
+    found = _saved_config(Path(config.run.output))
+    if found is None:
         return config
-    saved = flat(yaml.safe_load(written.read_text()))
-    if config.classifier.options.get("chunk") == "auto":
-        config = with_chunk(config, saved.get("classifier.chunk", "auto"))
-    if config.optim.step_images is None:
-        step_images = saved.get("optim.step_images")
+    saved = found[1]
+    chunk, step_images = saved.get("classifier.chunk"), saved.get("optim.step_images")
+    if config.classifier.options.get("chunk") == "auto" and isinstance(chunk, int):
+        config = with_chunk(config, chunk)
+    if config.optim.step_images is None and isinstance(step_images, int):
         config = replace(config, optim=replace(config.optim, step_images=step_images))
     return config
 
@@ -59,36 +65,66 @@ def with_chunk(config: Config, chunk: int | str) -> Config:
     return replace(config, classifier=Part(config.classifier.name, options))
 
 
-def open_run_folder(config: Config, resume: bool) -> Path:
-    """Create the folder of a new run, or check that an existing one holds the run to be resumed.
+def check_run_folder(config: Config, resume: bool) -> None:
+    """Raise ConfigError if `run.output` can't be the folder of this run. It writes nothing.
 
-    Raises ConfigError where the folder can't be written, holds a run although `resume` is false, or
-    holds the run of another config.
+    That is so if it is a file, if a run is going on in it, and without `resume` if it holds a run.
     """
     folder = Path(config.run.output)
-    written = folder / "config.yaml"
-    if written.exists() and not resume:
-        raise ConfigError(
-            f"run.output: {folder} holds a run already; add --resume to continue it, or choose "
-            "another folder"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run.output: {folder} is a file; give a folder")
+    with _told_as_config_error(folder):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run.output: {folder} is a file; give a folder")
+        check_unlocked(folder)
+        if not resume and ((folder / "config.yaml").exists() or newest(folder / "checkpoints")):
+            raise ConfigError(
+                f"run.output: {folder} holds a run already; add --resume to continue it, or choose "
+                "another folder"
+            )
+
+
+@contextmanager
+def open_run_folder(config: Config, resume: bool, sizes: Sizes) -> Iterator[Path]:
+    """The folder of a new run, or one that holds the run to be resumed, locked for this process.
+
+    sizes: of what the run will save.
+
+    Raises ConfigError where the folder can't be written, holds a run although `resume` is false,
+    holds the run of another config, is in use, or has no room for the checkpoints.
+    """
+    folder = Path(config.run.output)
+    check_run_folder(config, resume)
+    check_space(config, sizes)
+    with ExitStack() as lock:
+        with _told_as_config_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(run_lock(folder))
+            _check_same(config)
+            _remove_partial(folder)
+            with atomic_write(folder / "config.yaml", "w") as file:
+                file.write(to_yaml(config))
+            with atomic_write(folder / "environment.json", "w") as file:
+                json.dump(_environment(), file, indent=1)
+        yield folder
+
+
+@contextmanager
+def _told_as_config_error(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if written.exists():
-            _check_same(written, config)
-        with atomic_write(written, "w") as file:
-            file.write(to_yaml(config))
+        yield
     except OSError as error:
-        raise ConfigError(f"run.output: {folder} can't be written ({error.strerror})") from None
-    with atomic_write(folder / "environment.json", "w") as file:
-        json.dump(_environment(), file, indent=1)
-    return folder
+        where = error.filename or folder
+        raise ConfigError(f"run.output: {where} can't be written ({error.strerror})") from None
 
 
-def _check_same(written: Path, config: Config) -> None:
-    before, now = flat(yaml.safe_load(written.read_text())), flat(to_tree(config))
+def _check_same(config: Config) -> None:
+    folder = Path(config.run.output)
+    saved = _saved_config(folder)
+    if saved is None:
+        if (folder / "config.yaml").exists():
+            print(f"{folder / 'config.yaml'}: damaged, and written anew from this config")
+        return
+    written, before = saved
+    now = flat(to_tree(config))
     for key in sorted(before.keys() | now.keys()):
         free = any(key == name or key.startswith(name + ".") for name in _FREE_ON_RESUME)
         if not free and before.get(key) != now.get(key):
@@ -96,6 +132,31 @@ def _check_same(written: Path, config: Config) -> None:
                 f"run.output: {written} was made with {key}={before.get(key)!r}, now it is "
                 f"{now.get(key)!r}; resume with the same value, or choose another folder"
             )
+
+
+def _saved_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The config of the run in a folder by dotted key, and the file that it comes from.
+
+    A checkpoint's copy is checked, so it counts more than config.yaml in the folder, which is
+    written anew. None if there is neither, or only a config.yaml that can't be read.
+    """
+    saved = saved_config(folder / "checkpoints")
+    if saved is not None:
+        return saved[0], flat(yaml.safe_load(saved[1]))
+    written = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(written.read_bytes())
+        return (written, flat(tree)) if isinstance(tree, dict) else None
+    except (FileNotFoundError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what writing left behind where a crash cut it off."""
+    remove_partial(folder / "checkpoints")
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "model.pt"):
+        for path in folder.glob(f".{name}.*.partial"):
+            path.unlink()
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,15 +6,12 @@ a resumed run computes the same numbers.
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -24,11 +21,14 @@ from data.augment import augment
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
+from recognition.best_checkpoint import best_checkpoint, mark_best
 from recognition.config import Config, ConfigError
 from recognition.device import autocast, lay_out
-from recognition.logs import open_logs
+from recognition.logs import open_logs, read_metrics
+from recognition.parse import to_yaml
 from recognition.parts import Parts
 from recognition.seeds import seed_of
+from recognition.stop import Agreement, Stop, Stopped
 
 T = TypeVar("T")
 BAD_WINDOWS = 10  # log windows in a row without a finite loss before a run gives up
@@ -36,10 +36,6 @@ BAD_WINDOWS = 10  # log windows in a row without a finite loss before a run give
 
 class TrainingError(RuntimeError):
     """Training can't usefully go on; the message says what to change."""
-
-
-class Stopped(RuntimeError):
-    """A signal asked the run to stop; its checkpoint is written."""
 
 
 @dataclass
@@ -63,49 +59,57 @@ def train(
     parts: Parts,
     folder: Path,
     evaluate: Callable[[], dict[str, float]],
+    stop: Stop | None = None,
     *,
     resume: bool = False,
 ) -> Progress:
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
-    evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end; it
-    returns the metrics to log. resume: start from the newest checkpoint.
+    evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end, when
+    the checkpoint is saved; it returns the metrics to log. stop: what asks the run to stop.
+    resume: start from the newest checkpoint, and make up an evaluation that it misses.
 
-    Raises TrainingError if the loss stays NaN or infinite. After SIGTERM or SIGINT it writes a
-    checkpoint and raises Stopped; a signal is noticed when the next line is logged.
+    Raises TrainingError if the loss stays NaN or infinite. When a signal came it writes a
+    checkpoint and raises Stopped, after the step on one rank, and within a few steps on several.
     """
+    stop = stop or Stop()
     progress = restore(parts, folder) if resume else Progress()
     steps_left = parts.loader.steps.left(parts.loader.place, config.optim.epochs)
     total = progress.step + steps_left
-    clock = _Clock(parts.loader)
-    with (
-        stop_requested() as stop,
-        open_logs(
-            folder,
-            parts,
-            total_steps=total,
-            first_step=progress.step,
-        ) as logs,
-    ):
+    owed = resume and _evaluation_owed(config, parts, progress, folder)
+    clock, agreement = _Clock(parts.loader), Agreement(parts.ranks, parts.device)
+    with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
+
+        def evaluate_now() -> None:
+            values = clock.outside(evaluate)
+            mark_best(config, folder, values, parts.ranks)
+            logs.evaluated(progress.step, parts.loader.epoch, values)
+
+        if owed:
+            evaluate_now()
         for batches in islice(_steps(parts.loader, config), steps_left):
             optimizer_step(config, parts, batches, progress)
+            stop.nothing_to_save = False
             epoch, epoch_ends = parts.loader.epoch, parts.loader.consumed == 0
 
-            window_ends = _due(progress.step, config.run.log_steps) or progress.step == total
-            if window_ends:
+            if _due(progress.step, config.run.log_steps) or progress.step == total:
                 line = _log_line(config, parts, progress, clock)
                 logs.log(progress.step, line)
                 _check_loss(config, progress, line["loss"])
-            if window_ends and _any_rank_stops(parts, stop):
+
+            stops = agreement.stops(stop)
+            if stops or epoch_ends or _due(progress.step, config.run.checkpoint_steps):
                 save(config, parts, folder, progress, clock)
-                raise Stopped(f"stopped at step {progress.step} of {total}; use --resume")
+            if stops:
+                raise Stopped(f"stopped by {_name(stop)} at step {progress.step} of {total}")
 
             if epoch_ends and _evaluation_due(config, epoch):
-                logs.evaluated(progress.step, epoch, clock.outside(evaluate))
-
-            if epoch_ends or _due(progress.step, config.run.checkpoint_steps):
-                save(config, parts, folder, progress, clock)
+                evaluate_now()
     return progress
+
+
+def _name(stop: Stop) -> str:
+    return stop.signal or "a signal to another process"
 
 
 def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress: Progress) -> None:
@@ -185,9 +189,18 @@ def _evaluation_due(config: Config, epoch: int) -> bool:
     return epoch == config.optim.epochs or _due(epoch, config.evaluate.every_epochs)
 
 
-def _any_rank_stops(parts: Parts, stop: threading.Event) -> bool:
-    asked = torch.tensor(float(stop.is_set()), device=parts.device)
-    return bool(parts.ranks.all_reduce_max(asked) > 0)
+def _evaluation_owed(config: Config, parts: Parts, progress: Progress, folder: Path) -> bool:
+    """Whether the restored checkpoint ends an epoch whose evaluation is due and not logged.
+
+    A signal or a crash has prevented it. Rank 0 reads the log and tells the others.
+    """
+    epoch, into_epoch = parts.loader.epoch, parts.loader.consumed
+    if into_epoch or not epoch or not _evaluation_due(config, epoch):
+        return False
+    owed = parts.ranks.rank == 0 and not any(
+        line["step"] == progress.step and "loss" not in line for line in read_metrics(folder)
+    )
+    return bool(parts.ranks.all_reduce_max(torch.full((), float(owed), device=parts.device)) > 0)
 
 
 class _Clock:
@@ -254,50 +267,49 @@ def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: 
     def write() -> None:
         shared, local = parts.state_dict()
         shared["progress"] = {**asdict(progress), "loss_sum": float(progress.loss_sum)}
-        checkpoint.save(
-            folder / "checkpoints", progress.step, shared, local, parts.ranks, config.run.keep
+        saved = checkpoint.save(
+            folder / "checkpoints",
+            progress.step,
+            shared,
+            local,
+            parts.ranks,
+            config=to_yaml(config),
+            device=parts.device,
+            keep=config.run.keep,
+            spare=best_checkpoint(config, folder),
         )
-        if parts.ranks.rank == 0:
-            checkpoint.save_tensors(folder / "model.pt", shared["backbone"])
+        checkpoint.publish_model(saved, folder / "model.pt", parts.ranks, parts.device)
 
     clock.outside(write)
 
 
 def restore(parts: Parts, folder: Path) -> Progress:
-    """Load the newest checkpoint of `folder`; a run without one starts from the beginning.
+    """Load the newest whole checkpoint of `folder`.
 
-    Raises ConfigError where the checkpoint belongs to another run.
+    A run without a checkpoint starts from the beginning, and says so. model.pt becomes that of the
+    checkpoint.
+
+    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of other
+    parts.
     """
-    path = checkpoint.newest(folder / "checkpoints")
-    if path is None:
+    found = checkpoint.load_newest(folder / "checkpoints", parts.ranks, parts.device)
+    if found is None:
+        if (folder / "model.pt").exists():
+            raise ConfigError(
+                f"{folder} holds model.pt, but no checkpoint to resume from; restore "
+                f"{folder / 'checkpoints'}, or start again in another folder"
+            )
+        if parts.ranks.rank == 0:
+            print(f"{folder} has no checkpoint yet: the run starts from step 0", flush=True)
         return Progress()
-    shared, locals_ = checkpoint.load(path)
     try:
-        parts.load_state_dict(shared, locals_)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return Progress(**shared["progress"])
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set while the context lasts.
-
-    A second SIGINT interrupts at once. Outside the main thread, signals are left as they are.
-    """
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        parts.load_state_dict(found.shared, found.locals_)
+        progress = Progress(**found.shared["progress"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{found.path}: does not fit this config, data.train or version of the code ({first}); "
+            "resume with those of config.yaml and environment.json"
+        ) from error
+    checkpoint.publish_model(found.path, folder / "model.pt", parts.ranks, parts.device)
+    return progress

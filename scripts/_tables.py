@@ -2,9 +2,12 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import tee
 from typing import Any
+
+from data.text import csv_cell, one_line
 
 TableRow = Mapping[str, Any]
 
@@ -19,7 +22,8 @@ def markdown_table(rows: Iterable[TableRow]) -> Iterator[str]:
 
 
 def markdown_line(cells: Iterable[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    texts = (re.sub(r"(?<!\\)\|", r"\|", one_line(str(cell))) for cell in cells)
+    return f"| {' | '.join(texts)} |"
 
 
 def shown_number(value: object) -> object:
@@ -47,5 +51,5 @@ def csv_table(rows: Sequence[TableRow]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()

@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from data.options import describe, fit
 from data.parts import hint, option_texts
+from data.text import one_line
 
 Record = Mapping[str, Any]
 
@@ -185,5 +186,5 @@ def first_line(module: str) -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -20,9 +20,11 @@ import numpy as np
 
 from data.align import align
 from data.decode import decode_any, encode_jpeg
-from data.files import atomic_write
+from data.files import atomic_write, is_special, read_file
 from data.images import SUFFIXES
+from data.limits import MOST_IMAGE_BYTES
 from data.options import Count
+from data.text import csv_cell
 from tools._cli import command
 from tools._progress import progress_bar
 
@@ -57,7 +59,8 @@ def align_folder(
 
     Returns how many photos were aligned, kept (aligned before), no_face, several and unreadable.
     """
-    found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SUFFIXES)
+    named = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = [path for path in named if not is_special(path)]
     if not found:
         raise ValueError(f"{photos}: holds no photo ({', '.join(SUFFIXES)})")
     counts: Counter[str] = Counter()
@@ -71,7 +74,7 @@ def align_folder(
                 outcome, detail = _align_one(photo, target, detect, size, largest)
             counts[outcome] += 1
             if outcome not in ("aligned", "kept"):
-                report.append(f"{name}\t{outcome}\t{detail}\n")
+                report.append(f"{csv_cell(str(name))}\t{outcome}\t{csv_cell(detail)}\n")
             advance(1)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / REPORT, "w") as file:
@@ -84,7 +87,7 @@ def _align_one(
 ) -> tuple[str, str]:
     """Write one crop. Returns the outcome in one word, and details for the report."""
     try:
-        image = decode_any(photo.read_bytes())
+        image = decode_any(read_file(photo, MOST_IMAGE_BYTES))
     except ValueError as error:
         return "unreadable", str(error)
     boxes, landmarks = detect(image)

@@ -90,6 +90,33 @@ def plan(
     return result
 
 
+def out_of_memory(path: str, overrides: Sequence[str], ranks: int) -> str:
+    """One line for a run that had too little memory on its device: what would fit.
+
+    The device's memory is the limit, or less where the run should have fitted into it: others may
+    use the device too, or the plan be wrong.
+    """
+    need = plan(path, overrides, None, None, ranks)["bytes"]["peak"]
+    limit = int(0.9 * need)
+    where = "the device"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        limit = min(limit, properties.total_memory)
+        where = f"{properties.name} with {properties.total_memory / 1e9:.1f} GB"
+    fitting = plan(path, overrides, None, limit, ranks)["fitting"]
+    tried = "; or ".join(
+        f"{_in_shell(fit['overrides'])} ({fit['peak'] / 1e9:.1f} GB)" for fit in fitting[:3]
+    )
+    return (
+        f"{path}: out of memory on {where}: the plan of this run is {need / 1e9:.1f} GB per "
+        f"process; add {tried or 'settings that need less'}, as python -m tools.plan finds them"
+    )
+
+
+def _in_shell(overrides: Overrides) -> str:
+    return " ".join(repr(word) if " " in word else word for word in overrides)
+
+
 def plan_time(
     path: str,
     overrides: Sequence[str],
@@ -177,8 +204,7 @@ def show(result: dict[str, Any]) -> None:
         return
     print(f"does not fit in {limit}; settings that fit:")
     for fit in result["fitting"]:
-        words = " ".join(repr(word) if " " in word else word for word in fit["overrides"])
-        print(f"  {fit['peak'] / 1e9:10.3f} GB  {words}")
+        print(f"  {fit['peak'] / 1e9:10.3f} GB  {_in_shell(fit['overrides'])}")
     if not result["fitting"]:
         print(
             "  no single setting is enough: combine several, use more ranks, or a smaller backbone"

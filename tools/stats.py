@@ -12,6 +12,7 @@ import numpy as np
 
 from data.decode import DecodeError, decode_any
 from data.faces import detect_format, open_faces
+from data.text import one_line
 from data.types import FaceSet
 from tools._cli import command
 
@@ -30,7 +31,7 @@ def describe_set(faces: FaceSet) -> dict[str, float]:
         try:
             shapes.append(decode_any(encoded).shape[:2])
         except DecodeError as error:
-            print(f"not decoded: {faces.describe(index)}: {error}", file=sys.stderr)
+            print(one_line(f"not decoded: {faces.describe(index)}: {error}"), file=sys.stderr)
     height, width = np.mean(shapes, 0) if shapes else (0.0, 0.0)
     return {
         "images": len(faces),

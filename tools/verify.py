@@ -22,6 +22,7 @@ from data.formats._record_bytes import FRAME, LONGEST_SEGMENT, MAGIC
 from data.formats.recordio import RecordSet
 from data.options import Count
 from data.parts import find_part
+from data.text import one_line
 from data.types import FaceSet
 from tools._cli import Failed, command
 from tools._progress import progress_bar
@@ -149,7 +150,7 @@ def run(faces: str, *, format: str = "auto", size: Count | None = None) -> dict[
     """
     findings = verify(faces, form=format, size=size)
     for found in findings:
-        print(f"{found.kind}: {found.where}: {found.what}")
+        print(one_line(f"{found.kind}: {found.where}: {found.what}"))
     counts = Counter(found.kind for found in findings)
     shown = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     print(shown or "no faults")

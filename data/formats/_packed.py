@@ -2,15 +2,16 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.files import PreadFile
-from data.formats._index_cache import Arrays, load_or_scan
+from data.files import PreadFile, is_special
+from data.formats._index_cache import Arrays, is_column, load_or_scan, within
 from data.images import SUFFIXES
+from data.limits import MOST_IDENTITIES, MOST_IMAGE_BYTES
 from data.types import Int64
 
 OPEN_FILES = 256
@@ -51,8 +52,13 @@ class PackedSet:
     def read(self, index: int) -> bytes:
         columns = self.columns
         file = self._open(self.shards[columns["shard"][index]])
-        raw = file.read(int(columns["offset"][index]), int(columns["size"][index]))
-        return self.unwrap(raw, self, index)
+        offset, size = int(columns["offset"][index]), int(columns["size"][index])
+        if size > MOST_IMAGE_BYTES:
+            raise ValueError(
+                f"{self.describe(index)}: an image of {size:,} bytes; "
+                f"the limit is {MOST_IMAGE_BYTES:,}"
+            )
+        return self.unwrap(file.read(offset, size), self, index)
 
     def describe(self, index: int) -> str:
         shard, offset = self.columns["shard"][index], self.columns["offset"][index]
@@ -73,16 +79,75 @@ def list_shards(path: str, suffix: str) -> list[str]:
         raise FileNotFoundError(f"{path}: no such file or folder")
     if os.path.isfile(path):
         return [path]
-    found = sorted(str(file) for file in Path(path).glob(f"*{suffix}"))
+    found = sorted(str(file) for file in Path(path).glob(f"*{suffix}") if not is_special(file))
     if not found:
         raise ValueError(f"{path}: holds no {suffix} file")
     return found
 
 
-def load_index(path: str, sources: list[str], scan: Callable[[], Arrays]) -> Arrays:
-    """The columns of scan(), kept in an index file in the folder `path` or beside the file."""
+def load_index(
+    path: str,
+    shards: list[str],
+    scan: Callable[[], Arrays],
+    *,
+    own: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
+) -> Arrays:
+    """The columns of scan(), kept in an index file in the folder `path` or beside the file.
+
+    own: the columns that the format needs besides those of PackedSet. lists: other files that were
+    scanned.
+    """
     beside = os.path.join(path, ".index.npz") if os.path.isdir(path) else f"{path}.index.npz"
-    return load_or_scan(beside, sources, scan)
+    sizes = [os.path.getsize(shard) for shard in shards]
+    return load_or_scan(
+        beside, [*shards, *lists], scan, lambda columns: _columns_agree(columns, sizes, own)
+    )
+
+
+def _columns_agree(columns: Arrays, sizes: list[int], own: Sequence[str]) -> bool:
+    """Whether columns are a PackedSet's: all images lie in the shards, and all labels are used."""
+    shard, offset, size, labels = (columns[key] for key in ("shard", "offset", "size", "labels"))
+    count = len(labels)
+    if not count or not all(is_column(one, count, "i") for one in (shard, offset, size, labels)):
+        return False
+    if not all(is_column(columns[key], count) for key in own) or not within(shard, 0, len(sizes)):
+        return False
+    ends = np.array(sizes, np.int64)[shard]
+    inside = (offset >= 0) & (size >= 0) & (offset <= ends) & (size <= ends - offset)
+    if "names" in columns:
+        named = is_column(columns["names"], len(columns["names"]), "S")
+        classes = len(columns["names"])
+    else:
+        named = columns["classes"].shape == () and columns["classes"].dtype.kind == "i"
+        classes = int(columns["classes"]) if named else 0
+    complete = classes == int(labels.max()) + 1 and within(labels, 0, MOST_IDENTITIES)
+    return named and complete and bool(inside.all())
+
+
+def label_of(digits: bytes, where: str) -> int:
+    """A label from its text; ValueError unless it is a whole number below MOST_IDENTITIES."""
+    short = digits.isdigit() and len(digits) <= LONGEST_LABEL
+    if not short or int(digits) >= MOST_IDENTITIES:
+        raise ValueError(
+            f"{where}: found {digits[:40]!r}, expected a label of 0…{MOST_IDENTITIES - 1}"
+        )
+    return int(digits)
+
+
+def bytes_column(texts: list[bytes], most: int, where: str) -> np.ndarray:
+    """Texts (N,) as bytes of the width of the longest one.
+
+    ValueError if that array were larger than `most` bytes, the size of the files that hold the
+    texts: one long text would multiply what all the short ones need.
+    """
+    longest = max(map(len, texts), default=0)
+    if longest * len(texts) > most:
+        raise ValueError(
+            f"{where}: a name of {longest} bytes among {len(texts)} is too long; the table of "
+            f"names would have {longest * len(texts):,} bytes and the set has {most:,}"
+        )
+    return np.array(texts, np.bytes_)
 
 
 def number_folders(names: Iterable[bytes], folders: dict[bytes, int]) -> np.ndarray:
@@ -95,12 +160,12 @@ def number_folders(names: Iterable[bytes], folders: dict[bytes, int]) -> np.ndar
     return np.fromiter(numbers, np.int32)
 
 
-def identity_columns(numbers: np.ndarray, folders: dict[bytes, int]) -> Arrays:
+def identity_columns(numbers: np.ndarray, folders: dict[bytes, int], shards: list[str]) -> Arrays:
     """Columns `labels` (N,) and `names` (I,) from the folder numbers (N,) of all images.
 
     Each folder is an identity. Labels follow the order of the folders' names.
     """
-    names = np.array(list(folders), np.bytes_)
+    names = bytes_column(list(folders), sum(map(os.path.getsize, shards)), shards[0])
     order = np.argsort(names, kind="stable")
     label_of_folder = np.empty(len(order), np.int32)
     label_of_folder[order] = np.arange(len(order), dtype=np.int32)

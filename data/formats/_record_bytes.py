@@ -16,7 +16,8 @@ import struct
 
 import numpy as np
 
-from data.files import PreadFile
+from data.files import PreadFile, open_file
+from data.limits import MOST_IMAGE_BYTES
 from data.types import Int64
 
 MAGIC = 0xCED7230A
@@ -29,6 +30,7 @@ HEADER = struct.Struct("<IfQQ")
 WHOLE_RECORD = struct.Struct("<IIIf")
 EXACT_LABELS = 1 << 24  # float32 holds every integer up to here
 INDEX_CHUNK = 1 << 24
+LONGEST_LINE = 64  # of an index
 HEADERS_AT_ONCE = 1 << 18
 FIRST_READ = 1 << 18
 
@@ -120,15 +122,16 @@ def image_of_whole_record(record: bytes, label: float) -> bytes | None:
     return record[FRAME.size + HEADER.size : FRAME.size + length]
 
 
-def read_index(path: str) -> tuple[Int64, Int64]:
+def read_index(path: str, records: int | None = None) -> tuple[Int64, Int64]:
     """(keys, offsets), int64 (K,) each, of an .idx file in the order of its lines.
 
-    5.2 million lines take about a second.
+    records: bytes of the record file, which says how many lines the index may have. 5.2 million
+    lines take about a second.
     """
-    pieces = []
-    with open(path, "rb") as file:
+    pieces, count = [], 0
+    with open_file(path) as file:
         while text := file.read(INDEX_CHUNK):
-            text += file.readline()
+            text += file.readline(LONGEST_LINE)
             if text.translate(None, b"0123456789\t\r\n "):
                 raise ValueError(
                     f"{path}: holds characters other than digits; expected lines `key<TAB>offset`"
@@ -136,6 +139,12 @@ def read_index(path: str) -> tuple[Int64, Int64]:
             values = np.fromstring(text.decode("ascii"), np.int64, sep=" ")
             if len(values) != 2 * text.count(b"\t") or len(values) % 2:
                 raise ValueError(f"{path}: a line is not `key<TAB>offset`")
+            count += len(values) // 2
+            if records is not None and count > records // FRAME.size:
+                raise ValueError(
+                    f"{path}: has {count} lines or more, but {records} bytes hold at most "
+                    f"{records // FRAME.size} records; the .idx belongs to another file"
+                )
             pieces.append(values.reshape(-1, 2))
     if not pieces:
         raise ValueError(f"{path}: is empty")
@@ -183,7 +192,10 @@ def _headers(file: PreadFile, offsets: Int64) -> Headers:
 
 
 def read_record(file: PreadFile, offset: int, end: int, where: str) -> bytes:
-    """Payload of the record that begins at `offset` and ends before `end`."""
+    """Payload of the record that begins at `offset` and ends before `end`.
+
+    ValueError if it has more than MOST_IMAGE_BYTES.
+    """
     length = min(end - offset, FIRST_READ)
     while True:
         data = file.read(offset, length)
@@ -192,4 +204,8 @@ def read_record(file: PreadFile, offset: int, end: int, where: str) -> bytes:
         except CutOff:
             if offset + length >= end:
                 raise
-            length = min(end - offset, 8 * length)
+            if length >= MOST_IMAGE_BYTES:
+                raise ValueError(
+                    f"{where}: record of more than {MOST_IMAGE_BYTES:,} bytes, the limit"
+                ) from None
+            length = min(end - offset, 8 * length, MOST_IMAGE_BYTES)

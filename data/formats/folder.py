@@ -1,12 +1,17 @@
 """One folder per identity: ROOT/NAME/IMAGE.jpg. Labels follow the order of the names."""
 
+import logging
 import os
-from pathlib import Path
 
 import numpy as np
 
+from data.files import is_special, read_file
 from data.images import SUFFIXES
+from data.limits import MOST_IMAGE_BYTES
+from data.text import one_line
 from data.types import Int64
+
+log = logging.getLogger(__name__)
 
 
 class FolderSet:
@@ -27,7 +32,7 @@ class FolderSet:
         return len(self.labels)
 
     def read(self, index: int) -> bytes:
-        return Path(self.describe(index)).read_bytes()
+        return read_file(self.describe(index), MOST_IMAGE_BYTES)
 
     def describe(self, index: int) -> str:
         name, file = self.names[self.labels[index]], os.fsdecode(bytes(self.files[index]))
@@ -39,7 +44,7 @@ def detect(path: str) -> bool:
     if not os.path.isdir(path):
         return False
     with os.scandir(path) as entries:
-        return any(entry.is_dir() and _list_images(entry.path) for entry in entries)
+        return any(entry.is_dir() and _list_images(entry.path)[0] for entry in entries)
 
 
 def open_set(path: str) -> FolderSet:
@@ -51,7 +56,17 @@ def open_set(path: str) -> FolderSet:
     names = sorted(name for name in folders if not name.startswith("."))
     if not names:
         raise ValueError(f"{path}: no folders in it; expected one per identity")
-    images = {name: _list_images(os.path.join(path, name)) for name in names}
+    images: dict[str, list[bytes]] = {}
+    for name in names:
+        folder = os.path.join(path, name)
+        images[name], special = _list_images(folder)
+        if special:
+            log.warning(
+                "%s: %d FIFOs, sockets or devices are no images, the first is %r",
+                one_line(folder),
+                len(special),
+                special[0],
+            )
     empty = next((name for name in names if not images[name]), None)
     if empty is not None:
         folder = os.path.join(path, empty)
@@ -59,7 +74,12 @@ def open_set(path: str) -> FolderSet:
     return FolderSet(path, images)
 
 
-def _list_images(folder: str) -> list[bytes]:
+def _list_images(folder: str) -> tuple[list[bytes], list[str]]:
+    """The names of a folder's images, and of FIFOs, sockets and devices named like images."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]
-    return sorted(map(os.fsencode, names))
+        found = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+    # The listing itself says which entries are ordinary files; only others are looked up.
+    others = [one for one in found if not one.is_file(follow_symlinks=False)]
+    special = {one.name for one in others if not one.is_symlink() and is_special(one.path)}
+    images = [os.fsencode(one.name) for one in found if one.name not in special]
+    return sorted(images), sorted(special)

@@ -7,6 +7,7 @@ lies. The lmdb package is not used: it maps the file into memory, and a truncate
 process with SIGBUS (tried) where this code raises an error.
 """
 
+import os
 import struct
 from collections.abc import Iterator
 from itertools import islice
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import PreadFile
+from data.files import PreadFile, open_file
 from data.formats._index_cache import Arrays
-from data.formats._packed import LONGEST_LABEL, PackedSet, load_index
+from data.formats._packed import PackedSet, bytes_column, label_of, load_index
 from data.types import Int64
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
@@ -28,6 +29,7 @@ BIG, SUB, DUPLICATES = 1, 2, 4  # kinds of nodes
 DEEPEST = 32
 EMPTY = 2**64 - 1
 ROWS_AT_ONCE = 1 << 16
+LONGEST_LINE = 1 << 10  # LMDB's keys have at most 511 bytes
 Value = tuple[bytes, tuple[int, int]]  # key, and offset and size of the value in the file
 
 
@@ -45,7 +47,9 @@ def open_set(path: str) -> PackedSet:
         raise ValueError(
             f"{mdb.parent}: expected one list of keys and labels, *_kv.txt, but found {len(lists)}"
         )
-    columns = load_index(str(mdb), [str(mdb), str(lists[0])], lambda: _scan(str(mdb), lists[0]))
+    columns = load_index(
+        str(mdb), [str(mdb)], lambda: _scan(str(mdb), lists[0]), lists=(str(lists[0]),)
+    )
     return PackedSet([str(mdb)], columns, unwrap)
 
 
@@ -69,10 +73,10 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
 
 
 def _scan(mdb: str, keys: Path) -> Arrays:
-    held, offsets, sizes = _columns(
-        (key, *place) for key, place in values(PreadFile(mdb)) if b"\0" not in key
-    )
-    wanted, labels, lines = _columns(_listed(keys))
+    most = os.path.getsize(mdb)
+    listed = ((key, *place) for key, place in values(PreadFile(mdb)) if b"\0" not in key)
+    held, offsets, sizes = _columns(listed, most, mdb)
+    wanted, labels, lines = _columns(_listed(keys), most, str(keys))
     if not len(wanted):
         raise ValueError(f"{keys}: is empty")
     # The tree yields its keys in order, so a binary search finds the listed ones.
@@ -88,34 +92,41 @@ def _scan(mdb: str, keys: Path) -> Arrays:
         "offset": offsets[rows],
         "size": sizes[rows],
         "labels": labels,
-        "classes": np.array(labels.max() + 1),
+        "classes": np.array(labels.max() + 1, np.int64),
     }
 
 
 def _listed(keys: Path) -> Iterator[tuple[bytes, int, int]]:
     """(key, label, line number) of each line of a list."""
-    with open(keys, "rb") as file:
-        for number, line in enumerate(file, 1):
+    with open_file(keys) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
             words = line.split()
             if not words:
                 continue
-            if len(words) != 2 or not words[1].isdigit() or len(words[1]) > LONGEST_LABEL:
+            if len(words) != 2:
                 raise ValueError(f"{keys} line {number}: {line[:80]!r}, expected KEY LABEL")
-            yield words[0], int(words[1]), number
+            yield words[0], label_of(words[1], f"{keys} line {number}"), number
 
 
 def _columns(
-    rows: Iterator[tuple[bytes, int, int]],
+    rows: Iterator[tuple[bytes, int, int]], most: int, where: str
 ) -> tuple[np.ndarray, Int64, Int64]:
     """The three columns of all rows, (N,) each: keys as fixed-width bytes, and two numbers.
 
-    Only ROWS_AT_ONCE rows at a time are Python objects.
+    Only ROWS_AT_ONCE rows at a time are Python objects. most: bytes that the keys may need.
     """
     keys, first, second = [np.zeros(0, "S1")], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    longest = count = 0
     while some := list(islice(rows, ROWS_AT_ONCE)):
-        keys.append(np.array([row[0] for row in some], np.bytes_))
+        keys.append(bytes_column([row[0] for row in some], most, where))
         first.append(np.array([row[1] for row in some], np.int64))
         second.append(np.array([row[2] for row in some], np.int64))
+        longest, count = max(longest, keys[-1].itemsize), count + len(some)
+        if longest * count > most:
+            raise ValueError(
+                f"{where}: {count} keys of up to {longest} bytes need more than the {most:,} "
+                "bytes of the database that should hold them"
+            )
     return np.concatenate(keys), np.concatenate(first), np.concatenate(second)
 
 

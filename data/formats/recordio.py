@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import PreadFile
-from data.formats._index_cache import Arrays, load_or_scan
+from data.files import PreadFile, read_file, read_text
+from data.formats._index_cache import Arrays, is_column, load_or_scan, within
 from data.formats._packed import detect_shards, list_shards
 from data.formats._record_bytes import (
     EXACT_LABELS,
@@ -25,9 +25,12 @@ from data.formats._record_bytes import (
     read_record,
     unpack_image,
 )
+from data.limits import MOST_IDENTITIES
+from data.text import unescape_name
 from data.types import Int64
 
 SPAN_LIMIT = 2**31 - 1
+LONGEST_PROPERTY = 4096  # bytes
 
 
 class RecordSet:
@@ -99,7 +102,10 @@ def open_set(path: str) -> RecordSet:
     rows, labels = _from_identity_records(file, keys, offsets, ends)
     if labels is None:
         stored = load_or_scan(
-            f"{rec}.labels.npz", [str(rec), str(index)], lambda: _scan(file, keys, offsets, rows)
+            f"{rec}.labels.npz",
+            [str(rec), str(index)],
+            lambda: _scan(file, keys, offsets, rows),
+            lambda arrays: _labels_agree(arrays, len(keys), rows),
         )
         rows, labels = stored["rows"], stored["labels"]
     classes = _declared_classes(rec.with_name("property"))
@@ -131,38 +137,45 @@ def _declared_classes(path: Path) -> int | None:
     """num_classes of a `property` file (`num_classes,height,width`); None without the file."""
     if not path.is_file():
         return None
-    text = path.read_text().strip()
+    text = read_file(path, LONGEST_PROPERTY).decode("latin-1").strip()
+    digits = text.split(",")[0].strip()
     try:
-        return int(text.split(",")[0])
+        classes = int(digits)
     except ValueError:
         raise ValueError(
             f"{path}: found {text[:60]!r}, expected `num_classes,height,width`"
         ) from None
+    if not 0 <= classes <= MOST_IDENTITIES:
+        raise ValueError(f"{path}: found {digits[:40]} identities, expected 0…{MOST_IDENTITIES:,}")
+    return classes
 
 
 def _names(path: Path, num_classes: int) -> list[str] | None:
-    """Identity names of a `_names.txt` (lines LABEL<TAB>NAME<TAB>IMAGES); None without the file."""
+    """Identity names of a `_names.txt`; None without the file.
+
+    Lines are LABEL<TAB>NAME<TAB>IMAGES. NAME is written by `escape_name`.
+    """
     if not path.is_file():
         return None
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split("\t") for line in read_text(path).split("\n") if line]
     labels = [row[0] for row in rows if len(row) >= 2]
     if labels != [str(label) for label in range(num_classes)] or len(rows) != num_classes:
         raise ValueError(
             f"{path}: expected lines LABEL<TAB>NAME<TAB>IMAGES of the labels 0…{num_classes - 1}"
         )
-    return [row[1] for row in rows]
+    return [unescape_name(row[1]) for row in rows]
 
 
 def _index_by_key(index: str, file: PreadFile) -> tuple[Int64, Int64]:
     """(keys, offsets) int64 (K,) in rising order of keys, each offset within the file."""
-    keys, offsets = read_index(index)
+    keys, offsets = read_index(index, file.size)
     if (np.diff(keys) <= 0).any():
         order = np.argsort(keys, kind="stable")
         keys, offsets = keys[order], offsets[order]
         twice = np.diff(keys) == 0
         if twice.any():
             raise ValueError(f"{index}: key {int(keys[twice.argmax()])} occurs twice")
-    outside = (offsets < 0) | (offsets + FRAME.size > file.size)
+    outside = (offsets < 0) | (offsets > file.size - FRAME.size)
     if outside.any():
         row = int(outside.argmax())
         raise ValueError(
@@ -252,6 +265,22 @@ def _scan(file: PreadFile, keys: Int64, offsets: Int64, rows: Int64 | slice | No
     elif keys[0] == 0 and flags[0] == 2 and lengths[0] == 0:
         chosen = np.flatnonzero((flags != 2) | (lengths != 0))
     return {"rows": chosen, "labels": _whole_labels(labels[chosen], file.path).astype(np.int32)}
+
+
+def _labels_agree(stored: Arrays, records: int, rows: Int64 | slice | None) -> bool:
+    """Whether a stored `_scan` names rows of the index in rising order, with a label for each.
+
+    records: number of records in the index. rows: the rows of the images if they are known.
+    """
+    found, labels = stored["rows"], stored["labels"]
+    count = len(labels)
+    if not is_column(found, count, "i") or not is_column(labels, count, "i"):
+        return False
+    if not within(found, 0, records) or not within(np.abs(labels), 0, EXACT_LABELS):
+        return False
+    if rows is not None:
+        return np.array_equal(found, np.arange(records)[rows])
+    return bool((np.diff(found) > 0).all())
 
 
 def _whole_labels(labels: np.ndarray, path: str) -> np.ndarray:

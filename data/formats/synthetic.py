@@ -16,11 +16,13 @@ import numpy as np
 
 from data.decode import encode_jpeg
 from data.faces import GENERATED
+from data.limits import MOST_IDENTITIES
 from data.types import Int64, Pixels
 
 DEFAULTS = {"identities": 200, "images": 20, "first": 0, "seed": 0, "size": 112}
-# Drawings kept in memory, a few kB each: only the first epoch draws.
-KEPT_IMAGES = 1 << 16
+# Drawings kept in memory, so that only the first epoch draws.
+KEPT_BYTES = 1 << 28
+MOST_IMAGES, MOST_SIDE = 1 << 31, 1 << 14
 SUBPIXEL = 4  # OpenCV counts coordinates in 1/2**SUBPIXEL pixels
 
 
@@ -38,6 +40,7 @@ class SyntheticSet:
         self.num_classes = identities
         self.labels: Int64 = np.repeat(np.arange(identities), images)
         self._drawn: dict[int, bytes] = {}
+        self._kept = 0  # bytes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,8 +53,10 @@ class SyntheticSet:
             encoded = encode_jpeg(
                 draw(seed=self.seed, identity=person, image=image, size=self.size)
             )
-            if len(self._drawn) < KEPT_IMAGES:
+            # Two threads may draw the same image; the sum then stays a little too high.
+            if self._kept + len(encoded) <= KEPT_BYTES:
                 self._drawn[index] = encoded
+                self._kept += len(encoded)
         return encoded
 
     def describe(self, index: int) -> str:
@@ -59,7 +64,7 @@ class SyntheticSet:
         return f"synthetic identity {self.first + identity} image {image}"
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_drawn": {}}
+        return {**self.__dict__, "_drawn": {}, "_kept": 0}
 
 
 def detect(path: str) -> bool:
@@ -79,6 +84,14 @@ def open_set(path: str) -> SyntheticSet:
     for key in ("identities", "images", "size"):
         if options[key] < 1:
             raise ValueError(f"{path}: {key} must be at least 1")
+    images = options["identities"] * options["images"]
+    for key, found, most in (
+        ("identities", options["identities"], MOST_IDENTITIES),
+        ("identities × images", images, MOST_IMAGES),
+        ("size", options["size"], MOST_SIDE),
+    ):
+        if found > most:
+            raise ValueError(f"{path}: {key} is {found}, at most {most} are possible")
     return SyntheticSet(**options)
 
 

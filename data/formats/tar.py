@@ -13,10 +13,10 @@ from data.files import PreadFile
 from data.formats._index_cache import Arrays
 from data.formats._packed import (
     IMAGE_SUFFIXES,
-    LONGEST_LABEL,
     PackedSet,
     detect_shards,
     identity_columns,
+    label_of,
     list_shards,
     load_index,
     number_folders,
@@ -25,6 +25,7 @@ from data.formats._packed import (
 
 BLOCK = 512
 LONGEST_NAME = 1 << 16
+LONGEST_NUMBER = 20  # digits
 REGULAR, LONG_NAME, PAX = b"07\0", b"L", b"x"  # kinds of members
 NO_LABEL = -1
 
@@ -50,7 +51,7 @@ def _scan(shards: list[str]) -> Arrays:
     folder, labels = columns.pop("folder"), columns["labels"]
     labeled = labels != NO_LABEL
     if labeled.all():
-        return {**columns, "classes": np.array(labels.max() + 1)}
+        return {**columns, "classes": np.array(labels.max() + 1, np.int64)}
     if labeled.any():
         raise ValueError(f"{shards[0]}: some shards have .cls labels and some have none")
     if b"" in folders:
@@ -58,7 +59,7 @@ def _scan(shards: list[str]) -> Arrays:
             f"{shards[0]}: images have neither a .cls label nor a folder; "
             "expected KEY.jpg with KEY.cls"
         )
-    return {**columns, **identity_columns(folder, folders)}
+    return {**columns, **identity_columns(folder, folders, shards)}
 
 
 def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
@@ -68,10 +69,10 @@ def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
     images: list[tuple[bytes, int, int]] = []
     for name, offset, size in members(file):
         if name.endswith(b".cls"):
+            if _key(name) in labels:
+                raise ValueError(f"{path}: {name!r} is there twice, expected one label, once")
             text = file.read(offset, min(size, 32)).strip()
-            if not text.isdigit() or len(text) > LONGEST_LABEL or _key(name) in labels:
-                raise ValueError(f"{path}: {name!r} holds {text!r}, expected one label, once")
-            labels[_key(name)] = int(text)
+            labels[_key(name)] = label_of(text, f"{path}: {name!r}")
         elif name.lower().endswith(IMAGE_SUFFIXES):
             images.append((name, offset, size))
     missing = next((name for name, _, _ in images if labels and _key(name) not in labels), None)
@@ -130,7 +131,7 @@ def members(file: PreadFile) -> Iterator[tuple[bytes, int, int]]:
             records = _pax_records(text, file.path)
             long_name = records.get(b"path", long_name)
             if records.get(b"size", b"").isdigit():
-                long_size = int(records[b"size"])
+                long_size = int(records[b"size"][:LONGEST_NUMBER])
             continue
         if kind in REGULAR:
             yield long_name or _short_name(header), begin, size
@@ -159,7 +160,8 @@ def _pax_records(text: bytes, path: str) -> dict[bytes, bytes]:
     records = {}
     while text.strip(b"\0"):
         length = text.partition(b" ")[0]
-        if not length.isdigit() or not len(length) < int(length) <= len(text):
+        short = length.isdigit() and len(length) < LONGEST_NUMBER
+        if not short or not len(length) < int(length) <= len(text):
             raise ValueError(f"{path}: broken pax header")
         key, _, value = text[len(length) + 1 : int(length)].rstrip(b"\n").partition(b"=")
         records[key] = value

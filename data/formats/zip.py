@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from data.files import open_file
 from data.formats._index_cache import Arrays
 from data.formats._packed import (
     IMAGE_SUFFIXES,
@@ -22,11 +23,11 @@ from data.formats._packed import (
     number_folders,
     scan_shards,
 )
+from data.limits import FREE_BYTES, MOST_BYTES_PER_BYTE, MOST_IMAGE_BYTES
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 LOCAL_MAGIC = b"PK\x03\x04"
 ENCRYPTED, UTF8 = 1, 1 << 11  # bits of a member's flags
-LARGEST_IMAGE = 1 << 28
 LONGEST_NAME_AND_EXTRA = 2 * 0xFFFF
 
 
@@ -37,7 +38,8 @@ def detect(path: str) -> bool:
 def open_set(path: str) -> PackedSet:
     """Reads the directories of all archives the first time, and the index beside them later."""
     shards = list_shards(path, ".zip")
-    return PackedSet(shards, load_index(path, shards, lambda: _scan(shards)), unwrap)
+    columns = load_index(path, shards, lambda: _scan(shards), own=("stored", "length", "crc"))
+    return PackedSet(shards, columns, unwrap)
 
 
 def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
@@ -63,6 +65,12 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
     data = raw[begin : begin + int(faces.columns["stored"][index])]
     length = int(faces.columns["length"][index])
     if method == zipfile.ZIP_DEFLATED:
+        most = FREE_BYTES + MOST_BYTES_PER_BYTE * len(data)
+        if length > most:
+            raise ValueError(
+                f"{where}: {name!r} claims {length:,} bytes, deflated to {len(data):,}; "
+                f"at most {most:,} are inflated from so few"
+            )
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, length + 1)
         except zlib.error as error:
@@ -78,7 +86,7 @@ def _scan(shards: list[str]) -> Arrays:
     folders: dict[bytes, int] = {}
     columns = scan_shards(shards, lambda path: _scan_shard(path, folders))
     folder = columns.pop("folder")
-    return {**columns, **identity_columns(folder, folders)}
+    return {**columns, **identity_columns(folder, folders, shards)}
 
 
 def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
@@ -87,7 +95,7 @@ def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
     # images. A parser in this file took a third of that, but 60 more statements. Only the first
     # opening of a set scans.
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             directory_at = archive.start_dir
             images = [
                 (entry, name)
@@ -114,10 +122,11 @@ def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
     span = np.empty_like(offset)
     span[order] = np.diff(offset[order], append=directory_at)
     longest = LOCAL_HEADER.size + LONGEST_NAME_AND_EXTRA + stored
-    if (span <= 0).any() or (np.maximum(stored, length) > LARGEST_IMAGE).any():
-        raise ValueError(
-            f"{path}: directory with overlapping members or an image above {LARGEST_IMAGE} bytes"
-        )
+    if (span <= 0).any():
+        raise ValueError(f"{path}: directory with overlapping members")
+    most = int(np.maximum(stored, length).max(initial=0))
+    if most > MOST_IMAGE_BYTES:
+        raise ValueError(f"{path}: an image of {most:,} bytes; the limit is {MOST_IMAGE_BYTES:,}")
     return {
         "offset": offset,
         "size": np.minimum(span, longest).astype(np.int32),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.arrays import read_npy
+from data.files import read_text
 from data.images import BytesImages, FileImages, Images, find_image, open_images
 from data.pairs.verification_bin import read_bin
 
@@ -38,7 +40,7 @@ def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]
     """
     path = _existing(path, "a pair list")
     lines: list[Line] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
         counts = number == 1 and len(parts) <= 2 and all(part.isdigit() for part in parts)
         if any(parts) and not counts:
@@ -130,7 +132,7 @@ def from_numbered(folder: str | Path) -> Pairs:
     """FastFace's folder: `imgs/0.jpg`, `imgs/1.jpg`, …, two per pair, and `pair_label.npy` (P,)."""
     folder = Path(folder)
     labels = _existing(folder / "pair_label.npy", "the pairs' labels")
-    same = np.load(labels, allow_pickle=False).astype(bool).ravel()
+    same = read_npy(labels).astype(bool).ravel()
     paths = [find_image(folder / "imgs", str(i)) for i in range(2 * len(same))]
     rows = np.arange(len(paths))
     return Pairs(FileImages(paths), rows[0::2], rows[1::2], same, fold_notes(same))

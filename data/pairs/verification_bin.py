@@ -68,10 +68,14 @@ class _Dtype:
 class _Array:
     """An array whose numbers come with BUILD, or at once.
 
-    Its bytes are in the file, so the file's size bounds it.
+    Its bytes are in the file, so the file's size bounds it. They are never copied, because a pickle
+    may name the same bytes many times.
+
+    content: the bytes of an encoded image, where the array holds any.
     """
 
     value: np.ndarray | None = None
+    content: bytes | None = None
 
     def build(self, state: Any) -> None:
         if not (isinstance(state, tuple) and len(state) == 5):
@@ -89,6 +93,8 @@ class _Array:
             raise ValueError(f"numpy array of shape {shape} with {len(data)} bytes")
         numbers = np.frombuffer(data, dtype.value)
         self.value = numbers.reshape(shape, order="F" if order == "F" else "C")
+        if dtype.value == np.uint8 and self.value.flags.c_contiguous:
+            self.content = bytes(data)
         return self
 
 
@@ -125,9 +131,13 @@ def write_bin(path: str | Path, images: list[bytes], same: np.ndarray) -> None:
 
 
 def _interpret(source: Any, *, max_steps: int) -> Any:
-    """The value that the opcodes describe, without recursion, copies, or calls by name."""
+    """The value that the opcodes describe, without recursion, copies, or calls by name.
+
+    All values together hold no more bytes than the source.
+    """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    spare = len(source)  # bytes that texts may still become
 
     def to_mark() -> list[Any]:
         at = len(stack) - 1
@@ -175,6 +185,10 @@ def _interpret(source: Any, *, max_steps: int) -> Any:
         elif name == "REDUCE":
             args, function = stack.pop(), stack.pop()
             stack.append(_reduce(function, args))
+            # A text that is named many times would become as many copies.
+            spare -= len(stack[-1]) if isinstance(stack[-1], bytes) else 0
+            if spare < 0:
+                raise ValueError(f"its texts become more bytes than the file's {len(source)}")
         elif name == "BUILD":
             state = stack.pop()
             if not isinstance(stack[-1], (_Dtype, _Array)):
@@ -243,10 +257,9 @@ def _pairs(value: Any) -> tuple[list[bytes], np.ndarray]:
 
 
 def _image(value: Any, index: int) -> bytes:
-    if isinstance(value, _Array) and value.value is not None and value.value.dtype == np.uint8:
-        return value.value.tobytes()
-    if isinstance(value, bytes):
-        return value
+    content = value.content if isinstance(value, _Array) else value
+    if isinstance(content, bytes):
+        return content
     raise ValueError(
         f"image {index} is {type(value).__name__.lstrip('_').lower()}; expected encoded bytes"
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.files import atomic_write
 from data.formats._record_bytes import EXACT_LABELS, pack_image, pack_record, read_index
+from data.text import escape_name
 from data.types import FaceSet
 from data.writers._names import Progress
 
@@ -78,8 +79,9 @@ def write_records(faces: FaceSet, path: str, *, size: tuple[int, int], progress:
     names = getattr(faces, "names", None)
     if names is not None:
         rows = enumerate(zip(names, np.diff(bounds), strict=True))
-        with atomic_write(rec.with_name(f"{rec.stem}_names.txt"), "w") as text:
-            text.writelines(f"{label}\t{name}\t{count}\n" for label, (name, count) in rows)
+        with atomic_write(rec.with_name(f"{rec.stem}_names.txt")) as file:
+            for label, (name, count) in rows:
+                file.write(f"{label}\t{escape_name(name)}\t{count}\n".encode())
     os.replace(partial_rec, rec)
     os.replace(partial_idx, rec.with_suffix(".idx"))
 

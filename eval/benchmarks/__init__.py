@@ -14,8 +14,11 @@ nothing else.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+
+import torch
 
 from data.faces import resolve_path
 from data.options import PathText
@@ -52,9 +55,32 @@ def open_benchmark(
             hint = "in a config, `optional: true` skips a set with missing files"
             raise FileNotFoundError(f"{error} ({hint})") from None
         name = item.get("name") or item["protocol"]
-        skipped = Result(name, module.PROTOCOL, {}, skipped=str(error))
+        skipped = without_figures({**item, "name": name}, str(error))
         return lambda embed, size: skipped
     return benchmark
+
+
+class _Opened(Exception):
+    """The first images of a set have arrived."""
+
+
+def try_opening(benchmark: Benchmark, size: int) -> None:
+    """Open a set up to its first images, so that broken files are known before a training run.
+
+    Raises what the benchmark raises: OSError or ValueError.
+    """
+
+    def stop(images: torch.Tensor) -> torch.Tensor:
+        raise _Opened
+
+    with suppress(_Opened):
+        benchmark(stop, size)
+
+
+def without_figures(item: Mapping[str, Any], reason: str) -> Result:
+    """The result of an entry of `evaluate.sets` that could not be evaluated."""
+    module = find_part(PACKAGE, item["protocol"])
+    return Result(item["name"], module.PROTOCOL, {}, skipped=reason)
 
 
 def existing_folder(path: str | Path) -> Path:

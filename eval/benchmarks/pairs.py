@@ -45,6 +45,7 @@ PROTOCOL = Protocol(
         "eer": "EER %",
     },
     unlisted=("threshold", "fold_tar@0.001", "fold_far@0.001"),
+    less_is_better=("eer",),
 )
 
 

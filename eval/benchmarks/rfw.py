@@ -25,6 +25,7 @@ PROTOCOL = Protocol(
         "spread": "best − worst",
         "error_ratio": "worst / best error",
     },
+    less_is_better=("spread", "error_ratio"),
 )
 
 

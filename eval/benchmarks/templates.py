@@ -55,6 +55,7 @@ PROTOCOL = Protocol(
             for fpir in FPIRS
         },
     },
+    less_is_better=("eer",),
 )
 
 

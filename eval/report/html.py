@@ -1,12 +1,13 @@
 """report.html: tables, curves, histograms and the worst mistakes, all in one file."""
 
 import base64
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import PurePath
 from typing import Any
 
 from data.images import stem
+from data.text import one_line
 from eval.report.result import Result, WorstPair
 from eval.report.tables import settings_lines, tables, warning_lines
 
@@ -69,6 +70,11 @@ def html_report(
     )
 
 
+def escape(text: str) -> str:
+    """The text as it is shown, in an element or in a quoted attribute."""
+    return html.escape(one_line(text), quote=True)
+
+
 def _table(heads: list[str], body: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
     lines = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in body)
@@ -105,4 +111,4 @@ def _sheet(title: str, pairs: list[WorstPair]) -> str:
 def _image(content: bytes, text: str) -> str:
     kind = "png" if content[:4] == b"\x89PNG" else "webp" if content[8:12] == b"WEBP" else "jpeg"
     encoded = base64.b64encode(content).decode()
-    return f"<img src='data:image/{kind};base64,{encoded}' alt='{escape(text, quote=True)}'>"
+    return f"<img src='data:image/{kind};base64,{encoded}' alt='{escape(text)}'>"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data.text import one_line
 from eval.report.result import Curve, Histogram
 
 
@@ -22,7 +23,9 @@ def roc_png(curves: dict[str, Curve]) -> bytes:
     for label, curve in curves.items():
         first = curve.far[curve.far > 0].min(initial=1.0)
         far = np.maximum(curve.far, first / 2)
-        axes.plot(far, 100 * curve.tar, drawstyle="steps-post", label=label, linewidth=1.5)
+        axes.plot(
+            far, 100 * curve.tar, drawstyle="steps-post", label=plain_text(label), linewidth=1.5
+        )
         lowest = min(lowest, first / 2)
     axes.set(xscale="log", xlim=(lowest, 1))
     axes.set(xlabel="false accept rate", ylabel="true accept rate, %")
@@ -43,9 +46,15 @@ def scores_png(histograms: dict[str, Histogram]) -> bytes:
             axes.stairs(percent, counts.edges, fill=True, alpha=0.5, label=label)
         seen = np.flatnonzero(counts.genuine + counts.impostors)
         axes.set(xlim=(counts.edges[seen[0]], counts.edges[seen[-1] + 1]))
-        axes.set(xlabel=f"cosine similarity, {name}", ylabel="share of pairs, %")
+        axes.set(xlabel=f"cosine similarity, {plain_text(name)}", ylabel="share of pairs, %")
         axes.legend(fontsize="small")
     return png(figure)
+
+
+def plain_text(name: str) -> str:
+    """The name as matplotlib shows it: `$` would begin a formula, and a first `_` hides a label."""
+    text = one_line(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def png(figure: Any, dpi: int = 130) -> bytes:

@@ -17,12 +17,14 @@ class Protocol:
     columns: metric -> heading, in the order of the table. `METRIC_std` is shown behind `METRIC`. A
         metric that neither `columns` nor `unlisted` names gets a column headed by its own name.
     unlisted: metrics that only results.json holds.
+    less_is_better: those of `columns` whose smallest value is the best.
     """
 
     name: str
     title: str
     columns: Mapping[str, str]
     unlisted: tuple[str, ...] = ()
+    less_is_better: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from data.text import markdown_text
 from eval.report.published import published_figure
 from eval.report.result import Protocol, Result
 
@@ -18,11 +19,13 @@ def markdown(results: Sequence[Result], row: dict[str, Any] | None = None) -> st
     row: published figures to print beside ours.
     """
     lines = ["# Results", ""]
-    for heads, *body in tables(results, row):
+    for table in tables(results, row):
+        heads, *body = [[markdown_text(cell) for cell in cells] for cells in table]
         lines += [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *body)]
         lines.append("")
     for result in results:
-        lines += [f"- {line}" for line in (*settings_lines(result), *warning_lines(result))]
+        texts = (*settings_lines(result), *warning_lines(result))
+        lines += [f"- {markdown_text(text)}" for text in texts]
     if row:
         lines += ["", f"Published: {row['source']}."]
     return "\n".join(lines) + "\n"

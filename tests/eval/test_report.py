@@ -1,6 +1,7 @@
 """The files of a report: their figures, no need of other files, and no HTML from file names."""
 
 import base64
+import gc
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from eval.benchmarks import pairs, templates
 from eval.metrics.verification import roc, tar_at_far
@@ -78,6 +80,16 @@ def test_page_is_self_contained_and_escapes_names(results: list[Result], tmp_pat
         assert base64.b64encode((tmp_path / plot).read_bytes()).decode() in text
     assert "folds are unfair" in text
     assert "no such file" in text
+
+
+def test_no_plot_stays_in_memory(results: list[Result], tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        write_report(results, tmp_path)
+        assert not [found for found in gc.get_objects() if type(found) is Figure]
+    finally:
+        gc.enable()
 
 
 def test_no_figure_is_left_out_of_the_tables() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import loader, pool, scheduler
+from scripts.bench import loader, pool, sampling, scheduler
 
 
 def record_of(main: Any, arguments: str, capsys: pytest.CaptureFixture[str]) -> Any:
@@ -30,6 +30,13 @@ def test_pool(capsys: pytest.CaptureFixture[str]) -> None:
     small = "--identities 500 --size 50 --samples 20 --embedding 8 --updates 9 --threads 1"
     found = record_of(pool.main, small, capsys)
     assert 0 < found["tenth_ms"] <= found["median_ms"]
+
+
+def test_sampling(capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--identities 500 --batch 8 --step-ms 1 --steps 4 --rounds 1"
+    found = record_of(sampling.main, small, capsys)
+    assert found["added_ms"] == found["wait_with_ms"] - found["wait_without_ms"]
+    assert found["draw_ms"] > 0
 
 
 def test_scheduler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ProcessPoolExecutor
+import shutil
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data.formats.synthetic import open_set
 from fastface.haar import FastFaceDetector
-from scripts.soak import data_fuzz, haar
+from recognition import checkpoint, experiment, logs
+from scripts.soak import data_fuzz, growth, haar, run_folder
 
 
 def test_broken_sets_are_refused_or_read_rightly(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +51,76 @@ def test_pictures_under_a_wrong_label_and_exceptions_are_named(tmp_path: Path) -
     none: Any = None
     assert data_fuzz.outcome(none, {}) == "refused"
     assert data_fuzz.outcome(path, none).startswith("raised AttributeError")
+
+
+def test_damaged_runs_resume_or_are_refused_and_wrong_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(experiment, "plot_training", logs.plot_training)  # restored later
+    expected = run_folder.make(tmp_path)
+    killed, work = tmp_path / "killed", tmp_path / "work"
+
+    def outcome(right: run_folder.Expected = expected) -> str:
+        return run_folder.outcome(killed, work, right, "7/0")
+
+    assert outcome() in run_folder.OUTCOMES
+    other = run_folder.Expected("another hash", expected.models)
+    monkeypatch.setattr(run_folder, "damage", lambda folder, rng: None)
+    assert outcome() == "resumed"
+    assert outcome(other).startswith("ended with other bits")
+
+    def flip(folder: Path, rng: object) -> None:
+        """A flipped bit in the middle of a model, among its numbers."""
+        data = bytearray((killed / "model.pt").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "model.pt").write_bytes(data)
+
+    monkeypatch.setattr(run_folder, "damage", flip)
+    assert outcome() == "resumed"
+    monkeypatch.setattr(checkpoint, "_check_records", lambda file, size: None)
+    monkeypatch.setattr("recognition.embedder.load_tensors", checkpoint.load_tensors)
+    assert outcome() == "model.pt loads with other weights"
+
+    def remove(folder: Path, rng: object) -> None:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    monkeypatch.setattr(run_folder, "damage", remove)
+    assert outcome() == "refused"
+    monkeypatch.setattr(torch, "manual_seed", None)
+    assert outcome().startswith("raised TypeError")
+    assert "error" not in capsys.readouterr().err
+
+
+def test_damaged_runs_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(experiment, "plot_training", logs.plot_training)  # restored later
+    here = ThreadPoolExecutor(1)  # another process would import everything once more
+    monkeypatch.setattr(run_folder, "ProcessPoolExecutor", lambda *_, **__: here)
+    assert run_folder.main(["--count", "3", "--seed", "7"]) == 0
+    assert "3 damaged runs, 0 failures" in capsys.readouterr().out
+
+
+def test_nothing_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert growth.main(["--count", "600", "--steps", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()] == ["decode", "sets", "train"]
+    assert "'done': 15" in printed
+
+
+def test_growth_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = range(1000, 100_001, 1000)
+    _, found = growth.growth([growth.Sample(n, 10**9 + 4400 * n, 10, 5) for n in done])
+    assert found == ["memory grew by 220.0 MB, 4400 bytes each"]
+    _, found = growth.growth([growth.Sample(n, 10**9 + 50 * n, 10, 5 + n // 60_000) for n in done])
+    assert found == ["1 more threads"]
+
+    kept: list[int] = []
+    monkeypatch.setattr(growth, "decode_into", lambda *_: kept.append(os.dup(2)))
+    _, found = growth.growth(growth.decode_all(80))
+    assert found == ["22 more descriptors"]
+    for descriptor in kept:
+        os.close(descriptor)
 
 
 def test_the_definition_is_fastfaces_and_a_drift_is_found(

@@ -1,0 +1,323 @@
+"""The folder of a run: one run at a time, its config mended, its room checked, its lines read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from recognition import best_checkpoint, checkpoint, experiment, run_lock, run_space
+from recognition.best_checkpoint import MARK
+from recognition.config import Config, ConfigError
+from recognition.distributed import Ranks
+from recognition.embedder import load_embedder
+from recognition.logs import Metrics, plot_training, read_metrics
+from recognition.parse import load_config, to_yaml
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+data: {train: "synthetic:identities=4,images=4", size: 32, threads: 1}
+backbone: {name: iresnet, depth: 18, width: 4, embedding: 8}
+head: {name: arcface}
+optim: {lr: 0.05, batch_size: 8, epochs: 2}
+scheduler: {name: constant}
+run: {output: OUTPUT, log_steps: 1, device: cpu, keep: 3, checkpoint_steps: 1}
+"""
+
+
+def _config(folder: Path, *overrides: str) -> Config:
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.replace("OUTPUT", str(folder / "run")))
+    return load_config(path, overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    return experiment.run(_config(folder), "tiny.yaml")
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """The folder of a run of 4 steps whose last checkpoint is gone, as after a crash."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000004")
+    return tmp_path / "run"
+
+
+def _resume(run: Path, *overrides: str) -> None:
+    experiment.run(_config(run.parent, *overrides), "tiny.yaml", resume=True)
+
+
+def _model(folder: Path) -> bytes:
+    return (folder / "model.pt").read_bytes()
+
+
+def test_model_pt_of_another_step_is_repaired_on_resume(finished: Path, run: Path) -> None:
+    """Here the crash came between model.pt and the checkpoint that belongs to it."""
+    shutil.copytree(finished / "checkpoints", run / "checkpoints", dirs_exist_ok=True)
+    for wrong in (_model(run / "checkpoints/step_00000002"), b"half of it", None):
+        (run / "model.pt").write_bytes(wrong) if wrong else (run / "model.pt").unlink()
+        _resume(run)
+        assert _model(run) == _model(finished)
+        assert _model(run) == _model(checkpoint.newest(run / "checkpoints") or run)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_only(
+    finished: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints/step_00000003/shared.pt").write_bytes(b"")
+    _resume(run)
+    told = capsys.readouterr().out
+    assert "step_00000003/shared.pt" in told
+    assert f"resume from {run}/checkpoints/step_00000002" in told
+    assert _model(run) == _model(finished)
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert left == [*(f"step_0000000{n}" for n in (2, 3)), "step_00000003.damaged", "step_00000004"]
+
+
+def test_checkpoints_that_are_all_damaged_or_gone_do_not_start_again(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_bytes()
+    for path in checkpoint.checkpoints(run / "checkpoints"):
+        (path / "shared.pt").unlink()
+    with pytest.raises(ConfigError, match="no checkpoint is whole"):
+        _resume(run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ConfigError, match=r"holds model\.pt, but no checkpoint to resume from"):
+        _resume(run)
+    assert (run / "metrics.jsonl").read_bytes() == lines
+
+
+def test_a_run_without_a_checkpoint_says_that_it_starts_again(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "model.pt").unlink()
+    _resume(run)
+    assert "has no checkpoint yet: the run starts from step 0" in capsys.readouterr().out
+
+
+def test_another_training_set_does_not_fit_the_checkpoint(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"step_00000003: does not fit .*data\.train"):
+        _resume(run, "data.train=synthetic:identities=5,images=4")
+
+
+@pytest.mark.parametrize("written", [b"", b"run: [", b"\xff", None])
+def test_a_broken_config_yaml_is_mended(finished: Path, run: Path, written: bytes | None) -> None:
+    (run / "config.yaml").unlink()
+    if written is not None:
+        (run / "config.yaml").write_bytes(written)
+        with pytest.raises(ValueError, match=r"config\.yaml: empty or damaged"):
+            load_embedder(run, "cpu")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        experiment.run(_config(run.parent), "tiny.yaml")
+    with pytest.raises(ConfigError, match=r"step_00000003/config\.yaml was made with optim\.lr"):
+        _resume(run, "optim.lr=0.01")
+    _resume(run)
+    mended = (run / "config.yaml").read_text()
+    assert mended == (finished / "config.yaml").read_text().replace(str(finished), str(run))
+
+
+def test_a_checkpoint_is_a_model_too(run: Path) -> None:
+    path = run / "checkpoints/step_00000002"
+    embed, _ = load_embedder(path, "cpu")
+    weights = checkpoint.load_tensors(path / "model.pt")
+    assert all(torch.equal(weights[k], v) for k, v in embed.backbone.state_dict().items())
+
+
+def test_metrics_with_damage_are_read_without_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "metrics.jsonl"
+    whole = path.read_bytes().splitlines()
+    harm = [
+        *(
+            b"\0" * 40,
+            b'{"step": 1, "los',
+            b"\xff\xfe",
+            b"[1]",
+            b"3",
+            b'{"step": "2"}',
+            b"[" * 9999,
+        ),
+        b'{"step": true}',
+    ]
+    path.write_bytes(b"\n".join([harm[0], whole[0], *harm[1:], *whole[1:], b'{"step": 4, "lo']))
+    assert read_metrics(run) == [json.loads(line) for line in whole]
+    path.write_bytes(path.read_bytes() + b'\n{"step": 4, "loss": "x", "learning_rate": null}\n')
+    plot_training(run)
+    Metrics(run, 3).close()
+    assert f"{path}: {len(harm) + 1} damaged lines were removed" in capsys.readouterr().out
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 2, 3]
+
+
+def test_a_full_disk_under_the_metrics_names_the_file(run: Path) -> None:
+    metrics = Metrics(run, 3)
+    metrics._file = open("/dev/full", "w")  # noqa: SIM115  close() closes it
+    with pytest.raises(OSError, match=r"No space left") as full:
+        metrics.write(4, {"loss": 1.0})
+    assert full.value.filename == str(run / "metrics.jsonl")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from recognition.run_lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused_until_kill_9_of_the_first(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_bytes()
+    command = [sys.executable, "-c", HOLD, str(run)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        told = f"is in use by process {holder.pid} on {socket.gethostname()}"
+        with pytest.raises(ConfigError, match=told):
+            _resume(run)
+        with pytest.raises(ConfigError, match=told):
+            experiment.run(_config(run.parent), "tiny.yaml")
+        assert (run / "metrics.jsonl").read_bytes() == lines
+        (run / "run.lock").write_text("\0garbage")
+        with pytest.raises(ConfigError, match="is in use by another process"):
+            _resume(run)
+        holder.send_signal(signal.SIGKILL)
+    _resume(run)
+    _resume(run)  # A run that has ended holds no lock, also in this process.
+
+
+def test_a_drive_without_locks_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_lock.run_lock(run):
+        assert "has no locks; start no second run in it" in capsys.readouterr().out
+
+
+def test_room_for_the_checkpoints_is_checked_before_the_run(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    one = sum(path.stat().st_size for path in finished.glob("checkpoints/step_00000004/*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2 * one))
+    with pytest.raises(ConfigError, match=r"bytes more for 4 checkpoints, .* free; .*run\.keep"):
+        experiment.run(_config(tmp_path), "tiny.yaml")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(6 * one))
+    experiment.run(_config(tmp_path, "optim.epochs=1"), "tiny.yaml")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_size_of_a_checkpoint_is_known_before(tmp_path: Path, optimizer: str) -> None:
+    config = _config(tmp_path, f"optim.name={optimizer}", "backbone.width=16")
+    parts = experiment.build_parts(
+        config, experiment._open_training_faces(config), torch.device("cpu"), Ranks()
+    )
+    estimated = run_space.sizes_of(parts)
+    folder = experiment.run(config, "tiny.yaml")
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    written = sum(file.stat().st_size for file in newest.iterdir())
+    assert estimated.checkpoint == pytest.approx(written, rel=0.05)
+    model = (folder / "model.pt").stat().st_size
+    assert estimated.model == pytest.approx(model, rel=0.05)
+
+
+def test_a_read_only_folder_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = open
+
+    def refuse(path: object, mode: str = "r") -> object:
+        if set(mode) & set("wa+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, mode)  # type: ignore[call-overload]
+
+    for module in ("data.files", "recognition.run_lock"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.open", refuse, raising=False)
+            with pytest.raises(ConfigError, match=r"can't be written \(Read-only file system\)"):
+                _resume(run)
+
+
+SET = "evaluate.sets=[{name: h, faces: 'synthetic:identities=9,images=4,first=99', count: 40}]"
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ("h/acuracy", "h/accuracy"),
+        ("lfw/accuracy", "h/accuracy"),
+        ("h/threshold", "h/"),
+        ("accuracy", "h/accuracy"),
+    ],
+)
+def test_a_figure_that_no_set_has_is_refused(tmp_path: Path, metric: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.keep_best: found '{metric}'.*{told}"):
+        experiment.run(_config(tmp_path, SET, f"run.keep_best={metric}"), "tiny.yaml")
+    with pytest.raises(ConfigError, match=r"evaluate\.sets is empty"):
+        experiment.run(_config(tmp_path, f"run.keep_best={metric}"), "tiny.yaml")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("metric", "best"), [("h/accuracy", 3), ("h/eer", 1)])
+def test_the_best_checkpoint_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, best: int
+) -> None:
+    config = _config(tmp_path, SET, f"run.keep_best={metric}", "run.keep=1")
+    folder, ranks = tmp_path / "run", Ranks()
+    folder.mkdir()
+    marked = []
+    for step, value in enumerate([50.0, 60.0, 80.0, 70.0, 55.0, float("nan")], 1):
+        checkpoint.save(
+            folder / "checkpoints",
+            step,
+            {"backbone": {}},
+            {},
+            ranks,
+            config=to_yaml(config),
+            device=torch.device("cpu"),
+            keep=1,
+            spare=best_checkpoint.best_checkpoint(config, folder),
+        )
+        best_checkpoint.mark_best(config, folder, {metric: value}, ranks)
+        marked = [path.parent.name for path in folder.glob(f"checkpoints/*/{MARK}")]
+        assert len(marked) == 1
+    assert marked == [f"step_0000000{best}"]
+    names = [path.name for path in checkpoint.checkpoints(folder / "checkpoints")]
+    assert names == [f"step_0000000{best}", "step_00000006"]
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"run.keep_best: this evaluation has no figure {metric}"
+    assert told[-2].startswith(f"best {metric} so far: ")
+
+    (folder / "checkpoints" / marked[0] / MARK).write_bytes(b"\0\0")
+    assert best_checkpoint.best_checkpoint(config, folder) is None
+    assert "not readable" in capsys.readouterr().out
+
+
+def test_a_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
+    config = _config(tmp_path, SET, "run.keep_best=h/accuracy", "run.keep=1", "optim.epochs=3")
+    folder = experiment.run(config, "tiny.yaml")
+    values = {
+        line["step"]: line["h/accuracy"] for line in read_metrics(folder) if "h/accuracy" in line
+    }
+    (mark,) = folder.glob(f"checkpoints/*/{MARK}")
+    assert json.loads(mark.read_text())["value"] == max(values.values())
+    assert values[int(mark.parent.name[5:])] == max(values.values())
+    assert yaml.safe_load((mark.parent / "config.yaml").read_text())["run"]["keep"] == 1
