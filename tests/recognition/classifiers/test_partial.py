@@ -243,17 +243,19 @@ def test_the_loader_draws_one_sample_per_step_and_a_resume_the_same() -> None:
         ],
     )
 
-    def epoch(rank: int = 0, world: int = 1, threads: int = 2, skip: int = 0) -> list[Batch]:
+    def epoch(
+        rank: int = 0, world: int = 1, threads: int = 2, skip: int = 0, accumulation: int = 2
+    ) -> list[Batch]:
         loader = partial.make_loader(
             Set(),
             config,
-            batch_size=4 // world,
+            batch_size=8 // accumulation // world,
             size=16,
             seed=config.run.seed,
             threads=threads,
             rank=rank,
             world=world,
-            accumulation=2,
+            accumulation=accumulation,
         )
         loader.consumed = skip
         return list(loader)
@@ -276,6 +278,13 @@ def test_the_loader_draws_one_sample_per_step_and_a_resume_the_same() -> None:
         assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
         if whole.sample is not None:
             assert torch.equal(torch.cat([part.sample for part in parts]), whole.sample)
+
+    # Also where the same step is divided otherwise, as on a resume.
+    for accumulation in (1, 2):
+        halves = [epoch(rank, 2, skip=8, accumulation=accumulation) for rank in range(2)]
+        for step in (1, 2):
+            samples = [half[(step - 1) * accumulation].sample for half in halves]
+            assert torch.equal(torch.cat(samples), alone[2 * step].sample)  # type: ignore[arg-type]
 
 
 def test_a_batch_with_more_classes_than_the_rate_allows() -> None:
