@@ -14,12 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
 import recognition
+from eval.__main__ import main as evaluate
 from recognition.config import Part
 from recognition.models.model import Model
 from recognition.parse import build_part, load_config, to_yaml
@@ -438,6 +441,28 @@ def test_an_imported_model_folder_is_the_model(
     assert "is there already" in capsys.readouterr().err
     assert import_weights.main([str(out), str(out), "--color", "rgb"]) == 2
     assert "model.json says bgr" in capsys.readouterr().err
+
+
+def test_commands_take_the_same_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for at, crop in enumerate(CROPS):
+        cv2.imwrite(str(photos / f"{at}.png"), crop.permute(1, 2, 0).numpy()[:, :, ::-1])
+    torch.save(LIGHTNING, tmp_path / "ada.ckpt")
+    torch.save(IR, tmp_path / "bare.pt")
+    to = tmp_path / "x.npy"
+    words = ["embed", "--data", str(photos), "--to", str(to), "--device", "cpu"]
+    assert evaluate([*words, "--model", str(tmp_path / "bare.pt")]) == 2
+    assert "give --color rgb or --color bgr" in capsys.readouterr().err
+    both = embeddings("ir", IR, "bgr")
+    for source in (["ada.ckpt"], ["bare.pt", "--color", "bgr"]):
+        chosen = ["--model", str(tmp_path / source[0]), *source[1:]]
+        assert evaluate([*words, "--no-mirror", *chosen]) == 0
+        np.testing.assert_array_equal(np.load(to), both.numpy())
+    given = ["--model", str(tmp_path / "bare.pt"), "--color", "bgr", "--device", "cpu"]
+    faces = ["--faces", "synthetic:identities=40,images=2,size=32", "--count", "20"]
+    assert evaluate(["pairs", "--name", "drawn", *faces, *given]) == 0
+    assert "drawn" in capsys.readouterr().out
 
 
 def test_importing_recognition_does_no_work() -> None:
