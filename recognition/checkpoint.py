@@ -246,7 +246,7 @@ def _on_all(
     errors = [text.removeprefix(_FAILED) for text in texts if text.startswith(_FAILED)]
     if errors:
         saved = newest(folder)
-        left = f"--resume goes on from {saved}" if saved else "no checkpoint was saved before"
+        left = f"--resume goes on from {saved}" if saved else "there is no checkpoint"
         raise SaveFailed(f"{errors[0]}; {left}")
     return texts
 

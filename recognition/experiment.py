@@ -35,7 +35,11 @@ from recognition.distributed import (
     told_once,
 )
 from recognition.logs import evaluation_progress, plot_training
+<<<<<<< HEAD
 from recognition.models.model import Model, build_backbone, facts_of
+=======
+from recognition.loss_scale import LossScale
+>>>>>>> main
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import (
@@ -174,12 +178,13 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     )
 
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    head = build_part("recognition.heads", config.head, seed=run_.seed)
     classifier = build_part(
         "recognition.classifiers",
         config.classifier,
         backbone=backbone,
         classes=faces.num_classes,
-        head=build_part("recognition.heads", config.head, seed=run_.seed),
+        head=head,
         ranks=ranks,
         seed=run_.seed,
         optimizer_name=optim.name,
@@ -200,9 +205,6 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         total_steps=steps_per_epoch * optim.epochs,
         steps_per_epoch=steps_per_epoch,
     )
-    # With arcface_torch's growth interval, fp16 runs of a few thousand steps find their scale.
-    fp16 = run_.precision == "fp16"
-    scaler = torch.amp.GradScaler(device.type, enabled=fp16, growth_interval=100)
     forward, no_sync = _wrapped(backbone, device, ranks, run_)
     return Parts(
         backbone=backbone,
@@ -211,7 +213,8 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         classifier=classifier,
         optimizer=optimizer,
         scheduler=Schedule(scheduler, loader.steps),
-        scaler=scaler,
+        loss_scale=LossScale(device, enabled=run_.precision == "fp16"),
+        statistics=[*backbone.buffers(), *head.buffers()],
         loader=loader,
         device=device,
         ranks=ranks,
@@ -285,7 +288,7 @@ def _build_optimizer(
         fused=fused,
     )
     if fused and optim.momentum:
-        # Torch would make it with its first step, and not fill it if the loss scaler skips that.
+        # Torch would make it with its first step, and not fill it if that step is skipped.
         for group in sgd.param_groups:
             for weight in group["params"]:
                 sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)

@@ -39,10 +39,10 @@ from eval.metrics.verification import (
     roc,
     tar_at_far,
 )
+from recognition.memory import peak_bytes, resident_bytes
 from scripts._tables import show_figures
 from scripts.bench._measure import in_own_process, in_turn, median_ratio, seconds
 from tools._cli import command
-from tools._memory import peak_bytes, resident_bytes
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 Figures = dict[str, Any]

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -163,12 +164,39 @@ def test_metrics_with_damage_are_read_without_it(
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 2, 3]
 
 
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+
+
+@FULL
 def test_a_full_disk_under_the_metrics_names_the_file(run: Path) -> None:
     metrics = Metrics(run, 3)
     metrics._file = open("/dev/full", "w")  # noqa: SIM115  close() closes it
     with pytest.raises(OSError, match=r"No space left") as full:
         metrics.write(4, {"loss": 1.0})
     assert full.value.filename == str(run / "metrics.jsonl")
+
+
+@FULL
+def test_the_cause_is_told_and_not_what_follows_from_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full for TensorBoard's thread as well, and when a file is closed."""
+
+    def fill() -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    def fail() -> None:
+        with Metrics(run, 3) as metrics:
+            metrics._file = open("/dev/full", "w")  # noqa: SIM115  close() closes it
+            metrics._file.write("x")
+            thread = threading.Thread(target=fill)
+            thread.start()
+            thread.join()
+            raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"):
+        fail()
+    assert capsys.readouterr().err == ""
 
 
 HOLD = """
@@ -193,7 +221,7 @@ def test_a_second_run_in_a_folder_is_refused_until_kill_9_of_the_first(run: Path
         with pytest.raises(ConfigError, match=told):
             experiment.run(_config(run.parent), "tiny.yaml")
         assert (run / "metrics.jsonl").read_bytes() == lines
-        (run / "run.lock").write_text("\0garbage")
+        (run / "lock").write_text("\0garbage")
         with pytest.raises(ConfigError, match="is in use by another process"):
             _resume(run)
         holder.send_signal(signal.SIGKILL)
