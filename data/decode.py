@@ -89,12 +89,17 @@ def decode_into(encoded: bytes, out: Pixels) -> None:
 
     After a DecodeError the contents of `out` are undefined.
     """
-    size = len(out)
     image = _decode_plain_jpeg(encoded, out) if encoded.startswith(JPEG_BEGIN) else None
     if image is None:
         image = decode_any(encoded)
     elif image.shape == out.shape:
         return
+    resize_into(image, out)
+
+
+def resize_into(image: np.ndarray, out: np.ndarray) -> None:
+    """Resizes an image (H,W,3) into out (size,size,3) of the same type, as `decode` does."""
+    size = len(out)
     height, width = image.shape[:2]
     if height == size and width == size:
         out[:] = image

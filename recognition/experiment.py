@@ -34,9 +34,12 @@ from recognition.distributed import (
     read_launch,
     told_once,
 )
-from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import evaluation_progress, plot_training
+<<<<<<< HEAD
+from recognition.models.model import Model, build_backbone, facts_of
+=======
 from recognition.loss_scale import LossScale
+>>>>>>> main
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import (
@@ -99,7 +102,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     f"{source}: run.output: rank {ranks.rank} can't see {folder}, which rank 0 has "
                     "made; give a folder on a drive that all machines share"
                 )
-        embed = embedder_of(config, parts.backbone, device)
+        model = Model(parts.backbone, facts_of(config), device)
 
         def evaluate() -> dict[str, float]:
             """All ranks embed and compute the same figures, and rank 0 writes them."""
@@ -109,7 +112,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                 shown = partial(evaluation_progress, name=item["name"])
                 told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
                 try:
-                    results.append(benchmark(ModelRun(embed, ranks, told), embed.size))
+                    results.append(benchmark(ModelRun(model, ranks, told), model.size))
                 except (OSError, ValueError) as error:
                     log.warning("evaluate.sets: %s: no figures: %s", item["name"], error)
                     results.append(without_figures(item, str(error)))
