@@ -35,11 +35,8 @@ from recognition.distributed import (
     told_once,
 )
 from recognition.logs import evaluation_progress, plot_training
-<<<<<<< HEAD
-from recognition.models.model import Model, build_backbone, facts_of
-=======
 from recognition.loss_scale import LossScale
->>>>>>> main
+from recognition.models.model import Model, build_backbone, facts_of
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import (
@@ -95,7 +92,8 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
         sizes = sizes_of(parts)
         with told_once(ranks, device):
             if ranks.rank == 0:
-                opened.enter_context(open_run_folder(config, resume, sizes))
+                counts = {"images": len(faces), "identities": faces.num_classes}
+                opened.enter_context(open_run_folder(config, resume, sizes, counts))
         with told_once(ranks, device):
             if not folder.is_dir():
                 raise ConfigError(
