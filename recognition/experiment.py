@@ -92,7 +92,8 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
         sizes = sizes_of(parts)
         with told_once(ranks, device):
             if ranks.rank == 0:
-                opened.enter_context(open_run_folder(config, resume, sizes))
+                counts = {"images": len(faces), "identities": faces.num_classes}
+                opened.enter_context(open_run_folder(config, resume, sizes, counts))
         with told_once(ranks, device):
             if not folder.is_dir():
                 raise ConfigError(

@@ -177,6 +177,8 @@ def test_run_folder_holds_all_promised_files(tmp_path: Path) -> None:
     assert list(folder.glob("tensorboard/events*"))
     assert list(folder.glob("*roc*.png"))
     assert not list(folder.rglob("*.partial"))
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["training_set"] == {"images": 60, "identities": 6}
     table = [
         line.split("|")
         for line in (folder / "results.md").read_text().splitlines()
