@@ -177,4 +177,5 @@ def _color_of_form(architecture: Part, prefix: str, tree: Mapping[str, Any]) -> 
     """
     if architecture.name == "ir":
         return "bgr" if "state_dict" in tree and prefix == "model." else None
-    return "rgb" if prefix in ("", "module.") else None
+    arcface_torch = architecture.name in ("iresnet", "mobilefacenet", "vit")
+    return "rgb" if arcface_torch and prefix in ("", "module.") else None
