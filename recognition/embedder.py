@@ -11,6 +11,7 @@ from data.augment import normalize
 from recognition.checkpoint import load_tensors
 from recognition.config import Config
 from recognition.device import autocast, choose_device, lay_out, place_backbone
+from recognition.freeze import evaluating
 from recognition.parse import build_part, parse_config
 
 
@@ -28,17 +29,13 @@ class Embedder:
     channels_last: bool = False
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        training = self.backbone.training
-        self.backbone.eval()
-        try:
-            with torch.inference_mode(), autocast(self.device, self.precision):
-                # On MPS a copy that does not block may read memory that is already reused.
-                queued = self.device.type == "cuda"
-                pixels = normalize(images.to(self.device, non_blocking=queued))
-                embeddings: torch.Tensor = self.backbone(lay_out(pixels, self.channels_last))
-                return embeddings.float()
-        finally:
-            self.backbone.train(training)
+        precision = autocast(self.device, self.precision)
+        with evaluating(self.backbone), torch.inference_mode(), precision:
+            # On MPS a copy that does not block may read memory that is already reused.
+            queued = self.device.type == "cuda"
+            pixels = normalize(images.to(self.device, non_blocking=queued))
+            embeddings: torch.Tensor = self.backbone(lay_out(pixels, self.channels_last))
+            return embeddings.float()
 
 
 def embedder_of(config: Config, backbone: nn.Module, device: torch.device) -> Embedder:
