@@ -119,8 +119,11 @@ class InitConfig:
     """What the run starts from, and which of it stays as it is."""
 
     weights: PathText | None = None
-    """Trained model from which the backbone starts: a run folder, or a model.pt in one. `backbone`
-    must be its architecture. A resume does not read it. null: random weights."""
+    """Trained model from which the backbone starts: a run folder, a model folder, or a published
+    file of weights, as `--model` takes them. `backbone` must be its architecture. A resume does not
+    read it. null: random weights."""
+    color: Literal["rgb", "bgr"] | None = None
+    """Order of the color channels that `weights` were trained on, where the file does not tell."""
     skip: Sequence[str] = ()
     """Names of what is not loaded from `weights`, such as `fc.*`, because it is new here or of
     another shape; `*` stands for any text. All other names and shapes must be equal."""
@@ -132,10 +135,10 @@ class InitConfig:
     loaded model computes before the first step."""
 
     def __post_init__(self) -> None:
-        for key, needs in (("centers", self.centers == "means"), ("skip", bool(self.skip))):
-            if needs and self.weights is None:
-                found = getattr(self, key)
-                raise ValueError(f"{key}: found {found!r} without init.weights, which it needs")
+        needing = {"color": self.color, "skip": self.skip, "centers": self.centers == "means"}
+        for key in [key for key, given in needing.items() if given and self.weights is None]:
+            found = getattr(self, key)
+            raise ValueError(f"{key}: found {found!r} without init.weights, which it needs")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from data.types import FaceSet
 from recognition.classifiers import Classifier
 from recognition.config import Config, InitConfig
 from recognition.distributed import Ranks
-from recognition.embedder import load_embedder
+from recognition.models.facts import ModelFacts, Normalization
+from recognition.models.load import load_model
 from recognition.name_patterns import match_names
 from recognition.optimizer import CENTERS, factors_of
 
@@ -30,11 +31,11 @@ A ValueError for an image that can't be decoded."""
 
 @dataclass(frozen=True)
 class Weights:
-    """A trained model's tensors by name, and the side of the square images that it takes."""
+    """A trained model's tensors by name, and what is known of it."""
 
     source: str
     state: Mapping[str, torch.Tensor]
-    size: int
+    facts: ModelFacts
 
     def digest(self) -> bytes:
         """A hash of all names and tensors."""
@@ -53,12 +54,17 @@ def read_weights(init: InitConfig) -> Weights | None:
     """
     if init.weights is None:
         return None
-    embedder, size = load_embedder(init.weights, "cpu")
-    state = embedder.backbone.state_dict()
+    try:
+        model = load_model(init.weights, color=init.color, device="cpu")
+    except ValueError as error:  # it names the option of the commands
+        raise ValueError(str(error).replace("--color ", "init.color=")) from None
+    state = model.network.state_dict()
+    if not state:
+        raise ValueError(f"{init.weights}: an ONNX file has no weights to train; give a .pt file")
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise ValueError(f"{init.weights}: {bad[0]} holds NaN or infinity; use another checkpoint")
-    return Weights(init.weights, state, size)
+    return Weights(init.weights, state, model.facts)
 
 
 def load_weights(backbone: nn.Module, weights: Weights, config: Config) -> str:
@@ -77,9 +83,14 @@ def load_weights(backbone: nn.Module, weights: Weights, config: Config) -> str:
     ]
     if wrong:
         raise ValueError(
-            f"init.weights: {weights.source} has {_some(wrong)} (of {len(every)}), for "
-            f"{weights.size}×{weights.size} pixels; give backbone and data.size of that model, or "
-            "name in init.skip what is to start anew"
+            f"init.weights: {weights.source} does not fit: {_some(wrong)} (of {len(every)}); give "
+            f"its {_other_keys(config, weights.facts)}, or name in init.skip what is to start anew"
+        )
+    bgr = weights.facts.color == "bgr"
+    if bgr != config.backbone.options.get("bgr", False):
+        raise ValueError(
+            f"init.weights: {weights.source} was trained on {weights.facts.color.upper()}; set "
+            f"backbone.bgr={str(bgr).lower()}"
         )
     loaded = [name for name in own if name not in skipped]
     with torch.no_grad():
@@ -92,9 +103,25 @@ def load_weights(backbone: nn.Module, weights: Weights, config: Config) -> str:
         line += f"; random, as init.skip says: {_some(anew)}"
     if unused := [name for name in given if name not in own]:
         line += f"; not used: {_some(unused)}"
-    if weights.size != config.data.size:
-        line += f"; made for {weights.size} pixels, and data.size is {config.data.size}"
+    if weights.facts.size != config.data.size:
+        line += f"; made for {weights.facts.size} pixels, and data.size is {config.data.size}"
+    if weights.facts.normalization != Normalization():
+        line += f"; made for pixels {weights.facts.normalization}, and a run takes ±1"
     return f"init.weights: {weights.source}: {line}"
+
+
+def _other_keys(config: Config, facts: ModelFacts) -> str:
+    """The keys of the model's architecture and size that the config has otherwise."""
+    own, given = config.backbone, facts.architecture
+    keys: dict[str, object] = {}
+    if facts.size != config.data.size:
+        keys["data.size"] = facts.size
+    if own.name != given.name:
+        keys["backbone.name"] = given.name
+    for name, value in given.options.items():
+        if own.options.get(name) != value:
+            keys[f"backbone.{name}"] = value
+    return " ".join(f"{key}={value}" for key, value in keys.items()) or "backbone"
 
 
 def _shape(state: Mapping[str, torch.Tensor], name: str) -> str:

@@ -24,16 +24,16 @@ SCHEDULERS = "recognition.schedulers"
 
 @runtime_checkable
 class LossReader(Protocol):
-    """A schedule whose steps need the loss, as those of `fastface` do; `reads_loss` says so."""
+    """A schedule whose steps need the loss, as those of `fastface` do; `reads_loss` says so.
+
+    One that estimates the noise of the loss also has `share_losses(difference)`, which is called
+    first, with `difference_of_neighbors` of the run.
+    """
 
     reads_loss: bool
 
     def step(self, loss: torch.Tensor | float | None) -> None:
         """Called after each planned step, with its loss; None if all of it was skipped."""
-        ...
-
-    def share_losses(self, difference: float) -> None:
-        """Called first, with `difference_of_neighbors` of the run."""
         ...
 
 
@@ -82,8 +82,9 @@ class Schedule:
         # Of the planned step that is not yet over: the mean loss, and how many images it is of.
         self._mean: torch.Tensor | float | None = None
         self._images = 0
-        if isinstance(scheduler, LossReader):
-            scheduler.share_losses(difference_of_neighbors(steps))
+        share_losses = getattr(scheduler, "share_losses", None)
+        if share_losses is not None:
+            share_losses(difference_of_neighbors(steps))
 
     def advance(self, loss: torch.Tensor | None) -> None:
         """Call after each optimizer step.

@@ -21,10 +21,11 @@ from recognition import checkpoint, experiment
 from recognition.classifiers.full import build as build_full
 from recognition.config import Config, ConfigError, InitConfig
 from recognition.distributed import Ranks
-from recognition.embedder import load_embedder
 from recognition.heads.arcface import build as arcface
 from recognition.init import Weights, load_weights, read_weights, set_centers
 from recognition.logs import read_metrics
+from recognition.models.facts import ModelFacts
+from recognition.models.load import load_model
 from recognition.parse import load_config
 from recognition.parts import Parts
 
@@ -132,8 +133,12 @@ def test_names_that_only_the_weights_have_must_be_skipped_and_are_reported(
 ) -> None:
     config = _config(tmp_path, f"init.weights={source}")
     backbone = _parts(config).backbone
-    weights = Weights("older", {**_saved(source), "old.weight": torch.zeros(2)}, 32)
-    with pytest.raises(ValueError, match=r"^init\.weights: older has old\.weight 2, here missing "):
+    facts = ModelFacts(architecture=config.backbone, size=32)
+    weights = Weights("older", {**_saved(source), "old.weight": torch.zeros(2)}, facts)
+    with pytest.raises(
+        ValueError,
+        match=r"older does not fit: old\.weight 2, here missing \(of 188",
+    ):
         load_weights(backbone, weights, config)
     skipping = replace(config, init=InitConfig("older", skip=["old.*"]))
     assert load_weights(backbone, weights, skipping).endswith("; not used: old.weight")
@@ -147,7 +152,7 @@ MEANS, POOL = "init.centers=means", "classifier={name: class_pool, size: 1}"
     [
         (
             ["backbone.embedding=12"],
-            ["fc.weight 8×128, here 12×128", "init.skip"],
+            ["fc.weight 8×128, here 12×128", "backbone.embedding=8, or"],
         ),
         (["backbone.depth=34"], ["layer1.2.bn1.weight missing, here 4", "and 141 more (of 331)"]),
         (["init.skip=[fc.*, feature.*]"], ["init.skip: 'feature.*'", "did you mean features.*"]),
@@ -163,6 +168,7 @@ MEANS, POOL = "init.centers=means", "classifier={name: class_pool, size: 1}"
             [MEANS, "classifier={name: partial, sub_centers: 2}"],
             ["init.centers: found 'means' with several centers per class"],
         ),
+        (["backbone.bgr=true"], ["was trained on RGB; set backbone.bgr=false"]),
         (["init.weights=nowhere"], ["init.weights: nowhere: not found"]),
     ],
 )
@@ -289,11 +295,11 @@ START = ["init.centers=means", "init.freeze=['conv1.*', 'bn1.*', 'layer1.*']"]
 
 def _expected_means(source: Path, faces: FaceSet) -> np.ndarray:
     """In float64, from embeddings that are computed one image at a time."""
-    embed, size = load_embedder(source, "cpu")
+    model = load_model(source, device="cpu")
     sums = np.zeros((faces.num_classes, 8))
     for index, label in enumerate(faces.labels):
-        pixels = torch.from_numpy(decode(faces.read(index), size)).permute(2, 0, 1)[None]
-        vector = embed(pixels)[0].double().numpy()
+        pixels = torch.from_numpy(decode(faces.read(index), model.size)).permute(2, 0, 1)[None]
+        vector = model.embed(pixels)[0].double().numpy()
         sums[label] += vector / np.linalg.norm(vector)
     means: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True)
     return means
