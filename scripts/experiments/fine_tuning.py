@@ -120,7 +120,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> str:
 def table(results: Path) -> list[TableRow]:
     """One line per row and set: means over the seeds, and what fine-tuning gains above it."""
     records = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    lines = []
+    lines: list[TableRow] = []
     for key in SETS:
         found = {
             row: [one["sets"][key] for one in records if one["row"] == row]
@@ -155,7 +155,7 @@ def run_experiment(
     runs: Path = Path("runs/fine_tuning"),
     results: Path = Path("docs/results/fine_tuning"),
     table_only: bool = False,
-) -> list[TableRow]:
+) -> None:
     """Do what is not yet done, and print the table.
 
     model: the run folder of scripts/quickstart.sh.
@@ -169,7 +169,7 @@ def run_experiment(
         for seed in range(seeds):
             for row in ROWS:
                 finish(row, seed, model, runs, results)
-    return show_table(table(results))
+    show_table(table(results))
 
 
 main = command(run_experiment)
