@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from data.options import Count, ShareBelowOne
+from recognition.backbones import Recognized, Shapes, size_of_map
 from recognition.backbones._recompute import recompute
 
 LAYERS = {
@@ -93,6 +94,24 @@ def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(
         Block(inputs, outputs, 2), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))
     )
+
+
+MARK = "layer1.0.prelu.weight"
+
+
+def recognize(shapes: Shapes) -> Recognized:
+    """The iResNet with these parameters."""
+    blocks = tuple(
+        len({name.split(".")[1] for name in shapes if name.startswith(f"layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    depths = {layers: depth for depth, layers in LAYERS.items()}
+    if blocks not in depths:
+        known = ", ".join(f"{layers} for {depth}" for layers, depth in depths.items())
+        raise ValueError(f"its stages have {blocks} blocks, and an iresnet has {known}")
+    width, (embedding, inputs) = shapes["conv1.weight"][0], shapes["fc.weight"]
+    options = {"depth": depths[blocks], "width": width, "embedding": embedding}
+    return options, size_of_map(inputs // (8 * width))
 
 
 def build(

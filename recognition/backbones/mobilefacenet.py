@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from data.options import Count
+from recognition.backbones import Recognized, Shapes, size_of_map
 from recognition.backbones._recompute import recompute
 
 BLOCKS = (4, 6, 2)
@@ -90,6 +91,16 @@ class MobileFaceNet(nn.Module):
         # The last layers keep full precision, as published.
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.conv_sep(x.to(next(self.features.parameters()).dtype)))
+
+
+MARK = "conv_sep.layers.0.weight"
+
+
+def recognize(shapes: Shapes) -> Recognized:
+    """The MobileFaceNet with these parameters."""
+    rows, columns = shapes["features.layers.0.layers.0.weight"][2:]
+    width, embedding = shapes[MARK][0] // 8, shapes["features.layers.2.weight"][0]
+    return {"width": width, "embedding": embedding}, size_of_map(rows * columns)
 
 
 def build(

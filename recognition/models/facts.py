@@ -10,6 +10,10 @@ from recognition.parse import parse_section, to_tree
 
 Color = Literal["rgb", "bgr"]
 """The order of the color channels that a network was trained on."""
+COLOR_UNKNOWN = (
+    "nothing in it says whether it was trained on RGB or BGR; give --color rgb or --color bgr (in "
+    "Python: color=), which its authors know: AdaFace's are bgr, insightface's rgb"
+)
 VERSION = 1
 
 
