@@ -35,11 +35,8 @@ from recognition.distributed import (
     told_once,
 )
 from recognition.logs import evaluation_progress, plot_training
-<<<<<<< HEAD
-from recognition.models.model import Model, build_backbone, facts_of
-=======
 from recognition.loss_scale import LossScale
->>>>>>> main
+from recognition.models.model import Model, build_backbone, facts_of
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import (
