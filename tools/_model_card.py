@@ -1,9 +1,9 @@
-"""The model card: the README.md of an exported folder, as the Hugging Face hub expects it."""
+"""The model card: the README.md of a model folder, as the Hugging Face hub expects it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -16,27 +16,25 @@ from eval.report.result import Protocol
 from recognition.models.facts import ModelFacts
 from tools._model_record import Record
 
-Form = str
-"""What was exported: onnx or safetensors."""
-
 
 @dataclass(frozen=True)
 class Export:
     """What a card says of the file beside it.
 
-    parameters: number of weights. outputs: numbers per embedding. check: how the file was checked,
-    one sentence. license: an identifier of the hub.
+    form: onnx or safetensors. parameters: number of weights. outputs: numbers per embedding.
+    origin: where the weights came from and how they were checked, in sentences. license: an
+    identifier of the hub.
     """
 
     name: str
-    form: Form
+    form: Literal["onnx", "safetensors"]
     facts: ModelFacts
     parameters: int
     outputs: int
     precision: str
     mirror: bool
     l2_norm: bool
-    check: str
+    origin: str
     license: str | None
 
 
@@ -73,7 +71,7 @@ def model_card(export: Export, record: Record) -> str:
         "## Intended use\n\n" + _INTENDED_USE,
         "## Limits\n\n" + _limits(export, record),
         "## Biometric data and consent\n\n" + _BIOMETRIC,
-        f"## How this file was checked\n\n{export.check}",
+        f"## The file\n\n{export.origin}",
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
 

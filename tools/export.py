@@ -109,7 +109,7 @@ def export(
                 f"{model}: pair cosines of {shown} differ by {difference:.2g} between the model and"
                 f" the file, more than {bound:g}, so nothing was written{_advice(precision)}"
             )
-        check = (
+        origin = (
             f"{FACES} faces ({shown}) were embedded with the model in PyTorch {torch.__version__} "
             f"and with this file. The cosines of their {FACES * (FACES - 1) // 2:,} pairs differ "
             f"by at most {difference:.1e}; {bound:g} is allowed."
@@ -123,7 +123,7 @@ def export(
             precision=precision,
             mirror=mirror,
             l2_norm=l2_norm,
-            check=check,
+            origin=origin,
             license=license,
         )
         write_record(record, folder)
