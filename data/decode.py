@@ -75,11 +75,16 @@ def _check_header(encoded: bytes) -> None:
     kind, size = found
     if size is None or 0 in size:
         raise DecodeError(f"{_beginning(encoded)}: a {kind} whose header holds no size")
+    check_pixels(kind, size, len(encoded))
+
+
+def check_pixels(kind: str, size: Size, length: int) -> None:
+    """DecodeError if `length` bytes claim an image larger than the limits in data/limits.py."""
     height, width = size
-    most = min(MOST_PIXELS, FREE_PIXELS + MOST_PIXELS_PER_BYTE * len(encoded))
+    most = min(MOST_PIXELS, FREE_PIXELS + MOST_PIXELS_PER_BYTE * length)
     if height * width > most:
         raise DecodeError(
-            f"{kind} of {len(encoded)} bytes claims {height}×{width} pixels; "
+            f"{kind} of {length} bytes claims {height}×{width} pixels; "
             f"at most {most:,} pixels are decoded from so many bytes"
         )
 
@@ -104,20 +109,25 @@ def decode_into(encoded: bytes, out: Pixels) -> Size:
     Returns the height and width that the image had. After a DecodeError the contents of `out` are
     undefined.
     """
-    size = len(out)
     image = _decode_plain_jpeg(encoded, out) if encoded.startswith(JPEG_BEGIN) else None
     if image is None:
         image = decode_any(encoded)
     elif image.shape == out.shape:
-        return size, size
+        return image.shape[:2]
+    resize_into(image, out)
+    return image.shape[:2]
+
+
+def resize_into(image: np.ndarray, out: np.ndarray) -> None:
+    """Resizes an image (H,W,3) into out (size,size,3) of the same type, as `decode` does."""
+    size = len(out)
     height, width = image.shape[:2]
     if height == size and width == size:
         out[:] = image
-        return size, size
+        return
     shrinks = height >= size and width >= size
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     cv2.resize(image, (size, size), dst=out, interpolation=interpolation)
-    return height, width
 
 
 def _decode_plain_jpeg(encoded: bytes, out: Pixels) -> Pixels | None:

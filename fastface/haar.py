@@ -118,6 +118,7 @@ class HorizonDetector:
         self.seen = 0
         self.last = 0.0
         self.noise = 0.0  # n_t
+        self.difference = 1.0  # see LossScheduler.share_losses
         self.signal: float | None = None
         self.stages = FastFaceDetector(self.fastest, self.fastest)
 
@@ -130,7 +131,8 @@ class HorizonDetector:
         # n_t is a plain mean at first, and a moving average over T / 50 steps later.
         seen = self.seen
         if seen:
-            self.noise += max(self.slowest, 1 / seen) * (abs(loss - self.last) - self.noise)
+            moved = abs(loss - self.last) / self.difference
+            self.noise += max(self.slowest, 1 / seen) * (moved - self.noise)
         self.last = loss
         self.seen = seen + 1
 
@@ -145,7 +147,9 @@ class HorizonDetector:
         return self.signal
 
     def state(self) -> State:
-        return {**vars(self), "stages": self.stages.state()}
+        state = {**vars(self), "stages": self.stages.state()}
+        del state["difference"]  # it belongs to the steps to come
+        return state
 
     def load(self, state: State) -> None:
         stages = self.stages

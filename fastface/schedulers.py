@@ -102,6 +102,22 @@ class LossScheduler(LRScheduler):
         if loss is not None:
             self._read(loss)
 
+    def share_losses(self, difference: float) -> None:
+        """Say that the losses to come are not of different samples from step to step.
+
+        So it is if the optimizer's batch has grown, and the scheduler still counts in the smaller
+        steps that it was made for: several calls of `step` then get the same loss. `for_horizon`
+        estimates the noise of the loss by its differences from step to step, and needs to know how
+        small they are. The other signals do not depend on it. It is no part of `state_dict`.
+
+        Args:
+            difference: standard deviation of L_t - L_{t-1}, averaged over t, as a multiple of that
+                of steps with samples of their own; 1 at first.
+        """
+        _require(0.0 < difference <= 1.0, "difference", difference, "above 0 and at most 1")
+        if isinstance(self._detector, HorizonDetector):
+            self._detector.difference = difference
+
     def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each parameter group for the next optimizer step."""
         warm = min(1.0, (self.last_epoch + 1) / self.warmup_steps) if self.warmup_steps else 1.0

@@ -34,8 +34,9 @@ from recognition.distributed import (
     read_launch,
     told_once,
 )
-from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import evaluation_progress, plot_training
+from recognition.loss_scale import LossScale
+from recognition.models.model import Model, build_backbone, facts_of
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import (
@@ -91,14 +92,15 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
         sizes = sizes_of(parts)
         with told_once(ranks, device):
             if ranks.rank == 0:
-                opened.enter_context(open_run_folder(config, resume, sizes))
+                counts = {"images": len(faces), "identities": faces.num_classes}
+                opened.enter_context(open_run_folder(config, resume, sizes, counts))
         with told_once(ranks, device):
             if not folder.is_dir():
                 raise ConfigError(
                     f"{source}: run.output: rank {ranks.rank} can't see {folder}, which rank 0 has "
                     "made; give a folder on a drive that all machines share"
                 )
-        embed = embedder_of(config, parts.backbone, device)
+        model = Model(parts.backbone, facts_of(config), device)
 
         def evaluate() -> dict[str, float]:
             """All ranks embed and compute the same figures, and rank 0 writes them."""
@@ -108,7 +110,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                 shown = partial(evaluation_progress, name=item["name"])
                 told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
                 try:
-                    results.append(benchmark(ModelRun(embed, ranks, told), embed.size))
+                    results.append(benchmark(ModelRun(model, ranks, told), model.size))
                 except (OSError, ValueError) as error:
                     log.warning("evaluate.sets: %s: no figures: %s", item["name"], error)
                     results.append(without_figures(item, str(error)))
@@ -174,12 +176,13 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
     )
 
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    head = build_part("recognition.heads", config.head, seed=run_.seed)
     classifier = build_part(
         "recognition.classifiers",
         config.classifier,
         backbone=backbone,
         classes=faces.num_classes,
-        head=build_part("recognition.heads", config.head, seed=run_.seed),
+        head=head,
         ranks=ranks,
         seed=run_.seed,
         optimizer_name=optim.name,
@@ -200,9 +203,6 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         total_steps=steps_per_epoch * optim.epochs,
         steps_per_epoch=steps_per_epoch,
     )
-    # With arcface_torch's growth interval, fp16 runs of a few thousand steps find their scale.
-    fp16 = run_.precision == "fp16"
-    scaler = torch.amp.GradScaler(device.type, enabled=fp16, growth_interval=100)
     forward, no_sync = _wrapped(backbone, device, ranks, run_)
     return Parts(
         backbone=backbone,
@@ -211,7 +211,8 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         classifier=classifier,
         optimizer=optimizer,
         scheduler=Schedule(scheduler, loader.steps),
-        scaler=scaler,
+        loss_scale=LossScale(device, enabled=run_.precision == "fp16"),
+        statistics=[*backbone.buffers(), *head.buffers()],
         loader=loader,
         device=device,
         ranks=ranks,
@@ -285,7 +286,7 @@ def _build_optimizer(
         fused=fused,
     )
     if fused and optim.momentum:
-        # Torch would make it with its first step, and not fill it if the loss scaler skips that.
+        # Torch would make it with its first step, and not fill it if that step is skipped.
         for group in sgd.param_groups:
             for weight in group["params"]:
                 sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)

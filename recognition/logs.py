@@ -1,12 +1,16 @@
-"""The logs of a run: lines on the terminal, metrics.jsonl with TensorBoard, and training.png."""
+"""The logs of a run: lines on the terminal, metrics.jsonl with TensorBoard, and training.png.
+
+recognition/heartbeat.py writes the file that says what the run is doing now.
+"""
 
 import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +18,9 @@ from typing import Any
 
 from data.files import atomic_write, naming
 from data.text import one_line
+from recognition.heartbeat import Heartbeat, heartbeat
 from recognition.parts import Parts
+from recognition.stop import Stopped
 
 EVALUATION_SECONDS = 30  # between two lines about how far an evaluation is
 
@@ -25,14 +31,15 @@ def open_logs(
 ) -> Iterator["RunLogs"]:
     """The logs of a run that starts or resumes at `first_step`; only rank 0 writes any."""
     if parts.ranks.rank != 0:
-        yield RunLogs(None, None)
+        yield RunLogs(None, None, None)
         return
     threads = parts.loader.threads
     with (
         Console(total_steps, first_step, threads=threads) as console,
-        closing(Metrics(folder, first_step)) as metrics,
+        Metrics(folder, first_step) as metrics,
+        heartbeat(folder, total=total_steps, first=first_step, stops=(Stopped,)) as beat,
     ):
-        yield RunLogs(console, metrics)
+        yield RunLogs(console, metrics, beat)
 
 
 @dataclass(frozen=True)
@@ -41,18 +48,33 @@ class RunLogs:
 
     console: "Console | None"
     metrics: "Metrics | None"
+    beat: Heartbeat | None
+
+    def stepped(self, step: int) -> None:
+        """Tell the heartbeat that a step was made."""
+        if self.beat:
+            self.beat.stepped(step)
+
+    def doing(self, state: str) -> None:
+        """Tell the heartbeat what the run does from now on: training, evaluating or saving."""
+        if self.beat:
+            self.beat.doing(state)
 
     def log(self, step: int, line: dict[str, Any]) -> None:
         """Log the figures of a window of training steps."""
-        if self.console and self.metrics:
+        if self.console and self.metrics and self.beat:
             self.console.log(step, line)
             self.metrics.write(step, line)
+            self.beat.logged(line["loss"], line["images_per_second"])
 
-    def evaluated(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Log the figures of an evaluation."""
+    def evaluated(
+        self, step: int, epoch: int, values: dict[str, float], seconds: dict[str, float]
+    ) -> None:
+        """Log the figures of an evaluation. seconds: by what took them, besides training."""
         if self.console and self.metrics:
             self.console.evaluated(step, values)
-            self.metrics.write(step, {"epoch": float(epoch), **values})
+            shown = {f"seconds/{part}": value for part, value in seconds.items()}
+            self.metrics.write(step, {"epoch": float(epoch), **values, **shown})
 
 
 class Console:
@@ -182,6 +204,20 @@ class Metrics:
         self._file = open(self._path, "a")  # noqa: SIM115  closed by close()
         with naming(self._event_folder):
             self._events = SummaryWriter(str(self._event_folder), purge_step=resumed_step + 1)
+        self._hook, threading.excepthook = threading.excepthook, _leave_out_os_errors
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # An error that ends the run is told, and not that of closing files which it may cause.
+        with suppress(OSError) if error else nullcontext():
+            self.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write one line of metrics.jsonl, and each of its numbers to TensorBoard."""
@@ -195,10 +231,17 @@ class Metrics:
 
     def close(self) -> None:
         """Flush and close both files."""
-        with naming(self._path):
-            self._file.close()
+        threading.excepthook = self._hook
         with naming(self._event_folder):
             self._events.close()
+        with naming(self._path):
+            self._file.close()
+
+
+def _leave_out_os_errors(failure: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's thread; the next `write` raises its error once more."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _tag(name: str) -> str:

@@ -12,6 +12,7 @@ from data.loader import Loader
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 from recognition.distributed import Ranks
+from recognition.loss_scale import LossScale
 from recognition.schedulers import Schedule
 
 State = dict[str, Any]
@@ -25,6 +26,7 @@ class Parts:
 
     forward: `backbone` behind DistributedDataParallel and compilation, where a run asks for them.
     no_sync: a context in which backward passes do not average gradients over ranks.
+    statistics: buffers of the backbone and the head, which forward passes change.
     """
 
     backbone: nn.Module
@@ -33,7 +35,8 @@ class Parts:
     classifier: Classifier
     optimizer: torch.optim.Optimizer
     scheduler: Schedule
-    scaler: torch.amp.GradScaler
+    loss_scale: LossScale
+    statistics: list[torch.Tensor]
     loader: Loader
     device: torch.device
     ranks: Ranks
@@ -52,7 +55,7 @@ class Parts:
             "optimizer_groups": optimizer["param_groups"],
             "optimizer": {i: s for i, s in optimizer["state"].items() if i not in own_rows},
             "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.loss_scale.state_dict(),
             "loader": self.loader.state_dict(),
         }
         local = {
@@ -81,5 +84,5 @@ class Parts:
             {"state": {**shared["optimizer"], **local["optimizer"]}, "param_groups": groups}
         )
         self.scheduler.load_state_dict(shared["scheduler"])
-        self.scaler.load_state_dict(shared["scaler"])
+        self.loss_scale.load_state_dict(shared["scaler"])
         self.loader.load_state_dict(shared["loader"])

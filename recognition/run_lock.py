@@ -17,12 +17,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, in `run.lock`, which names the process and its machine.
+    """Hold the lock of a run folder, in `lock`, which names the process and its machine.
 
     Raises ConfigError, which names the holder, if another process holds it. Where the file system
     has no locks, it says so and goes on.
     """
-    with open(folder / "run.lock", "a+") as file:
+    with open(folder / "lock", "a+") as file:
         if _lock(file, folder):
             file.truncate(0)
             json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
@@ -34,8 +34,8 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 def check_unlocked(folder: Path) -> None:
     """Raise ConfigError, which names the holder, if a run is going on in an existing folder."""
-    if (folder / "run.lock").exists():
-        with open(folder / "run.lock", "a+") as file:
+    if (folder / "lock").exists():
+        with open(folder / "lock", "a+") as file:
             _lock(file, folder)
 
 

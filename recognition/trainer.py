@@ -24,14 +24,19 @@ from recognition import checkpoint
 from recognition.best_checkpoint import best_checkpoint, mark_best
 from recognition.config import Config, ConfigError
 from recognition.device import autocast, lay_out
+from recognition.finite import Kept, Verdict, all_finite, check_step
 from recognition.logs import open_logs, read_metrics
+from recognition.loss_scale import LOWEST
+from recognition.memory import memory
 from recognition.parse import to_yaml
-from recognition.parts import Parts
+from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.seeds import seed_of
+from recognition.step_times import StepTimes
 from recognition.stop import Agreement, Stop, Stopped
 
 T = TypeVar("T")
-BAD_WINDOWS = 10  # log windows in a row without a finite loss before a run gives up
+# Skipped steps in a row before a run gives up. The loss scale of fp16 reaches its floor before.
+MOST_SKIPPED = 30
 
 
 class TrainingError(RuntimeError):
@@ -42,16 +47,41 @@ class TrainingError(RuntimeError):
 class Progress:
     """How far the run is. Its position is that of the loader, which counts in images.
 
-    step: optimizer steps that were made, of whatever size. loss_sum, loss_count: losses since the
-    last log line. seconds: time spent training.
+    step: optimizer steps that were made, of whatever size. loss_sum, loss_count: finite losses
+    since the last log line. steps: steps since then. seconds: time spent training. skipped_steps:
+    all of the run. skipped_in_a_row, bad_losses_in_a_row: the last steps, up to now, that were
+    skipped, and whose losses were not finite. gradient_norm: that of the last step's backbone
+    gradient, before clipping.
+
+    Counts stay on the device until the next log line: adding to them does not wait for the step.
     """
 
     step: int = 0
     loss_sum: float | torch.Tensor = 0.0
-    loss_count: int = 0
-    skipped_steps: int = 0
-    bad_windows: int = 0
+    loss_count: int | torch.Tensor = 0
+    steps: int = 0
+    skipped_steps: int | torch.Tensor = 0
+    skipped_in_a_row: int | torch.Tensor = 0
+    bad_losses_in_a_row: int | torch.Tensor = 0
+    gradient_norm: float | torch.Tensor = 0.0
     seconds: float = 0.0
+
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, verdict: Verdict) -> None:
+        """Count a step."""
+        self.step += 1
+        self.steps += 1
+        self.loss_sum = self.loss_sum + torch.where(verdict.loss_finite, loss, 0.0)
+        self.loss_count = self.loss_count + verdict.loss_finite
+        self.skipped_steps = self.skipped_steps + ~verdict.taken
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * ~verdict.taken
+        self.bad_losses_in_a_row = (self.bad_losses_in_a_row + 1) * ~verdict.loss_finite
+        self.gradient_norm = norm
+
+    def fetch(self) -> None:
+        """Bring what is on the device to the CPU. It waits for the last step."""
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.item())
 
 
 def train(
@@ -69,7 +99,8 @@ def train(
     the checkpoint is saved; it returns the metrics to log. stop: what asks the run to stop.
     resume: start from the newest checkpoint, and make up an evaluation that it misses.
 
-    Raises TrainingError if the loss stays NaN or infinite. When a signal came it writes a
+    A step whose loss or gradients are not finite is skipped. Raises TrainingError if too many of
+    them follow each other, or if the weights are not finite. When a signal came it writes a
     checkpoint and raises Stopped, after the step on one rank, and within a few steps on several.
     """
     stop = stop or Stop()
@@ -77,33 +108,36 @@ def train(
     steps_left = parts.loader.steps.left(parts.loader.place, config.optim.epochs)
     total = progress.step + steps_left
     owed = resume and _evaluation_owed(config, parts, progress, folder)
-    clock, agreement = _Clock(parts.loader), Agreement(parts.ranks, parts.device)
+    agreement = Agreement(parts.ranks, parts.device)
     with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
+        clock = _Clock(parts, logs.doing)
 
         def evaluate_now() -> None:
-            values = clock.outside(evaluate)
+            values = clock.outside("evaluating", evaluate)
             mark_best(config, folder, values, parts.ranks)
-            logs.evaluated(progress.step, parts.loader.epoch, values)
+            logs.evaluated(progress.step, parts.loader.epoch, values, clock.take_outside())
 
         if owed:
             evaluate_now()
         for batches in islice(_steps(parts.loader, config), steps_left):
-            optimizer_step(config, parts, batches, progress)
+            optimizer_step(config, parts, batches, progress, clock.times.mark)
             stop.nothing_to_save = False
+            logs.stepped(progress.step)
             epoch, epoch_ends = parts.loader.epoch, parts.loader.consumed == 0
+            last = progress.step == total
 
-            if _due(progress.step, config.run.log_steps) or progress.step == total:
+            if _due(progress.step, config.run.log_steps) or last:
                 line = _log_line(config, parts, progress, clock)
                 logs.log(progress.step, line)
-                _check_loss(config, progress, line["loss"])
+                _check_loss(config, progress, line, last=last)
 
-            stops = agreement.stops(stop)
+            stops, saved = agreement.stops(stop), False
             if stops or epoch_ends or _due(progress.step, config.run.checkpoint_steps):
-                save(config, parts, folder, progress, clock)
+                saved = save(config, parts, folder, progress, clock, last=last)
             if stops:
                 raise Stopped(f"stopped by {_name(stop)} at step {progress.step} of {total}")
 
-            if epoch_ends and _evaluation_due(config, epoch):
+            if saved and epoch_ends and _evaluation_due(config, epoch):
                 evaluate_now()
     return progress
 
@@ -112,9 +146,22 @@ def _name(stop: Stop) -> str:
     return stop.signal or "a signal to another process"
 
 
-def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress: Progress) -> None:
-    """One step on the mean loss of the micro-batches, and one of the schedule on that loss."""
+def optimizer_step(
+    config: Config,
+    parts: Parts,
+    batches: list[Batch],
+    progress: Progress,
+    mark: Callable[[], None] = lambda: None,
+) -> None:
+    """One step on the mean loss of the micro-batches, and one of the schedule on that loss.
+
+    A step whose loss or gradients are not finite changes nothing but the loss scale and the
+    progress (see recognition/finite.py). mark: called where the step begins, where its backward
+    passes end, and where it ends.
+    """
+    mark()
     loss = torch.zeros((), device=parts.device)
+    statistics = Kept(parts.statistics)
     parts.classifier.before_step(parts.optimizer.param_groups[0]["lr"])
     for micro, batch in enumerate(batches):
         images = _network_input(config, parts, batch, progress.step, micro)
@@ -124,23 +171,19 @@ def optimizer_step(config: Config, parts: Parts, batches: list[Batch], progress:
             with autocast(parts.device, config.run.precision):
                 mean = parts.classifier(parts.forward, images, batch.labels, batch.sample)
             batch_loss = mean / len(batches)
-            parts.scaler.scale(batch_loss).backward()
+            parts.loss_scale.scaled(batch_loss).backward()
         loss += batch_loss.detach()
 
-    parts.scaler.unscale_(parts.optimizer)
-    if config.optim.clip_norm is not None:
-        nn.utils.clip_grad_norm_(parts.backbone.parameters(), config.optim.clip_norm)
-    taken = _scaled_step(parts)
+    mark()
+    norm, verdict = _prepare_gradients(config, parts, loss)
+    known_loss = _step_if_taken(parts, loss, verdict.taken)
     parts.optimizer.zero_grad(set_to_none=True)
-    if taken:
-        parts.classifier.after_step()
-    parts.scheduler.advance(loss if taken else None)
-
-    progress.step += 1
-    progress.skipped_steps += not taken
-    # The sum stays on the device until the next log line: adding to it does not wait for the step.
-    progress.loss_sum = progress.loss_sum + loss
-    progress.loss_count += 1
+    statistics.put_back_unless(verdict.taken)
+    parts.classifier.after_step(verdict.taken)
+    parts.loss_scale.update(verdict.taken)
+    parts.scheduler.advance(known_loss)
+    progress.add(loss, norm, verdict)
+    mark()
 
 
 def _network_input(
@@ -153,23 +196,39 @@ def _network_input(
     return lay_out(augment(images, config.data.augment, seed), config.run.channels_last)
 
 
-def _scaled_step(parts: Parts) -> bool:
-    """Step the optimizer unless the loss scaler found infinite gradients; return whether it did.
+def _prepare_gradients(
+    config: Config, parts: Parts, loss: torch.Tensor
+) -> tuple[torch.Tensor, Verdict]:
+    """Unscale and clip the gradients. Returns the norm of the backbone's, and the verdict."""
+    weights = list(parts.backbone.parameters())
+    backbone = [p.grad for p in weights if p.grad is not None]
+    classes = next((g for g in parts.optimizer.param_groups if g["name"] == CLASSIFIER_GROUP), None)
+    centers = [p.grad for p in classes["params"] if p.grad is not None] if classes else []
+    parts.loss_scale.unscale_([*backbone, *centers])
 
-    A hook reports the step, because asking the scaler for its scale would wait once more. The
-    scaler always calls a fused optimizer, which then finds `found_inf` and leaves the weights.
+    norm = nn.utils.get_total_norm(backbone)
+    others = [*centers, *parts.classifier.own_gradients()]
+    norms = [norm, *(torch._foreach_norm(others) if others else ())]
+    verdict = check_step(loss, norms, parts.ranks)
+    if config.optim.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(weights, config.optim.clip_norm, norm)
+    return norm, verdict
+
+
+def _step_if_taken(parts: Parts, loss: torch.Tensor, taken: torch.Tensor) -> torch.Tensor | None:
+    """Step the optimizer if `taken`. Returns the loss for the schedule, None for a skipped step.
+
+    A fused optimizer skips the step by itself, and the CPU does not know it yet. The loss is NaN
+    then, which schedules leave out as well.
     """
-    taken: list[bool] = []
-
-    def report(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        found_inf: torch.Tensor | None = getattr(optimizer, "found_inf", None)
-        taken.append(found_inf is None or not found_inf.item())
-
-    hook = parts.optimizer.register_step_post_hook(report)
-    parts.scaler.step(parts.optimizer)
-    hook.remove()
-    parts.scaler.update()
-    return taken == [True]
+    if parts.optimizer.defaults["fused"]:
+        vars(parts.optimizer)["found_inf"] = (~taken).float()
+        parts.optimizer.step()
+        return torch.where(taken, loss, torch.nan)
+    if not taken:
+        return None
+    parts.optimizer.step()
+    return loss
 
 
 def _steps(loader: Loader, config: Config) -> Iterator[list[Batch]]:
@@ -204,10 +263,12 @@ def _evaluation_owed(config: Config, parts: Parts, progress: Progress, folder: P
 
 
 class _Clock:
-    """Time since the last log line, and how much of it the loop waited for data."""
+    """Time since the last log line, what of it the loop waited for data, and time outside it."""
 
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
+    def __init__(self, parts: Parts, doing: Callable[[str], None]) -> None:
+        self._loader, self.times = parts.loader, StepTimes(parts.device)
+        self._doing = doing
+        self._outside: dict[str, float] = {}
         self.restart()
 
     def restart(self) -> None:
@@ -217,17 +278,27 @@ class _Clock:
         """Seconds since the restart, and how many of them the loop waited for data."""
         return time.perf_counter() - self._began, self._loader.wait_seconds - self._waited
 
-    def outside(self, action: Callable[[], T]) -> T:
-        """What `action` returns; the time it takes does not count."""
+    def outside(self, state: str, action: Callable[[], T]) -> T:
+        """What `action` returns; the time it takes does not count as training, but as `state`."""
         began = time.perf_counter()
+        self._doing(state)
         result = action()
-        self._began += time.perf_counter() - began
+        self._doing("training")
+        seconds = time.perf_counter() - began
+        self._began += seconds
+        self._outside[state] = self._outside.get(state, 0.0) + seconds
         return result
+
+    def take_outside(self) -> dict[str, float]:
+        """Seconds outside since the last call, by the state of the run."""
+        taken, self._outside = self._outside, {}
+        return taken
 
 
 def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -> dict[str, Any]:
     """One line of the logs. Only here does the loop wait for the device, to read the loss."""
-    loss = float(progress.loss_sum) / progress.loss_count
+    progress.fetch()
+    loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
     elapsed, waited = clock.read()
     progress.seconds += elapsed
     images_per_step, place = parts.loader.steps.images, parts.loader.place
@@ -236,37 +307,76 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
         "images": place,
         "loss": loss,
         "learning_rate": parts.optimizer.param_groups[0]["lr"],
-        "images_per_second": progress.loss_count * images_per_step / elapsed,
+        "gradient_norm": progress.gradient_norm,
+        "skipped_steps": progress.skipped_steps,
+        "images_per_second": progress.steps * images_per_step / elapsed,
         "data_wait": waited / elapsed,
         "seconds": progress.seconds,
         "skipped_images": parts.loader.skipped,
     }
+    if parts.loss_scale.enabled:
+        line["loss_scale"] = parts.loss_scale.value()
+    seconds = {"data": waited, **clock.times.read(), **clock.take_outside()}
+    line |= {f"seconds/{part}": value for part, value in seconds.items()}
+    line |= memory(parts.device)
     line |= parts.scheduler.log()
-    if parts.scaler.is_enabled():
-        line["loss_scale"] = parts.scaler.get_scale()
-        line["skipped_steps"] = progress.skipped_steps
-    progress.loss_sum, progress.loss_count = 0.0, 0
+    progress.loss_sum, progress.loss_count, progress.steps = 0.0, 0, 0
     clock.restart()
     return line
 
 
-def _check_loss(config: Config, progress: Progress, loss: float) -> None:
-    progress.bad_windows = 0 if math.isfinite(loss) else progress.bad_windows + 1
-    if progress.bad_windows >= BAD_WINDOWS:
-        fp32 = config.run.precision == "fp32"
-        advice = "lower optim.lr" if fp32 else "lower optim.lr or use run.precision=bf16"
-        raise TrainingError(
-            f"the loss has been {loss} for {BAD_WINDOWS * config.run.log_steps} steps (now step "
-            f"{progress.step}): {advice}; the checkpoints are in {config.run.output}"
+def _check_loss(config: Config, progress: Progress, line: dict[str, Any], *, last: bool) -> None:
+    """TrainingError if steps are skipped again and again; one bad step is no reason to end a run.
+
+    last: this was the run's last step, so that no later one can show that it goes on.
+    """
+    skipped, bad = int(progress.skipped_in_a_row), int(progress.bad_losses_in_a_row)
+    lowest = line.get("loss_scale") == LOWEST and skipped > 0
+    if not (lowest or skipped >= MOST_SKIPPED or (last and bad > 1)):
+        return
+    why = f"the last {skipped} steps had no finite loss or gradient (now step {progress.step})"
+    if lowest:
+        why += (
+            f", although the loss scale of fp16 fell to {LOWEST:.3g}: the numbers are too large "
+            "for fp16, whatever the scale"
         )
+    fp32 = config.run.precision == "fp32"
+    advice = "lower optim.lr" if fp32 else "lower optim.lr or use run.precision=bf16"
+    raise TrainingError(f"{why}; {advice}; {_last_good(Path(config.run.output))}")
 
 
-def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: _Clock) -> None:
-    """Write a checkpoint of everything, and the backbone's weights alone as model.pt."""
+def _last_good(folder: Path) -> str:
+    newest = checkpoint.newest(folder / "checkpoints")
+    return f"the last finite checkpoint is {newest}" if newest else "no checkpoint was written"
+
+
+def save(
+    config: Config, parts: Parts, folder: Path, progress: Progress, clock: _Clock, *, last: bool
+) -> bool:
+    """Write a checkpoint of everything, and the backbone's weights alone as model.pt.
+
+    After a loss that is not finite nothing is written, because the weights may be the reason: the
+    checkpoints on disk are better. The run's last step is saved even so. Returns whether the state
+    was saved. Raises TrainingError if it is not finite.
+    """
+    progress.fetch()
+    if progress.bad_losses_in_a_row and not last:
+        if parts.ranks.rank == 0:
+            print(
+                f"step {progress.step}: not saved, because the loss is not finite; "
+                f"{_last_good(folder)}",
+                flush=True,
+            )
+        return False
 
     def write() -> None:
         shared, local = parts.state_dict()
-        shared["progress"] = {**asdict(progress), "loss_sum": float(progress.loss_sum)}
+        if not all_finite((shared, local), parts.ranks):
+            raise TrainingError(
+                f"the weights or the optimizer's state are not finite at step {progress.step}: "
+                f"lower optim.lr; {_last_good(folder)}"
+            )
+        shared["progress"] = asdict(progress)
         saved = checkpoint.save(
             folder / "checkpoints",
             progress.step,
@@ -280,7 +390,8 @@ def save(config: Config, parts: Parts, folder: Path, progress: Progress, clock: 
         )
         checkpoint.publish_model(saved, folder / "model.pt", parts.ranks, parts.device)
 
-    clock.outside(write)
+    clock.outside("saving", write)
+    return True
 
 
 def restore(parts: Parts, folder: Path) -> Progress:

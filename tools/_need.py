@@ -6,9 +6,9 @@ from data.parts import find_part
 from recognition.classifiers import ClassifierFacts, Sizes
 from recognition.classifiers._matmul import matmul_type
 from recognition.config import Config
+from recognition.memory import resident_bytes
 from tools import _cuda
 from tools._backbone import Traced, trace
-from tools._memory import resident_bytes
 
 CLASSIFIERS = "recognition.classifiers"
 # Bytes that the first training step adds on a CPU, even for a tiny model (measured).

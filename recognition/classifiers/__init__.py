@@ -46,8 +46,18 @@ class Classifier(Protocol):
     def before_step(self, lr: float) -> None:
         """Called before the forward passes of each optimizer step, with its learning rate."""
 
-    def after_step(self) -> None:
-        """Called after each successful optimizer step."""
+    def own_gradients(self) -> list[torch.Tensor]:
+        """The step's gradients of centers that the run's optimizer does not know, scaled or not.
+
+        A step with gradients that are not finite is skipped.
+        """
+
+    def after_step(self, taken: torch.Tensor) -> None:
+        """Called after each optimizer step.
+
+        taken (bool, scalar on the device): False if the step was skipped. Nothing may be left of
+        such a step, and a branch on `taken` would wait for the device.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """As in nn.Module."""

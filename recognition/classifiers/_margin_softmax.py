@@ -236,7 +236,8 @@ class _Softmax(torch.autograd.Function):
         if fused is not None:
             # A batch whose loss is not finite must not spoil the centers. It becomes one with
             # slopes of 0, for which the fused step changes nothing.
-            taken = lse.isfinite().all()
+            inputs = (lse, lse_gradient, cos_t_gradient)
+            taken = torch.stack([tensor.isfinite().all() for tensor in inputs]).all()
             lse = torch.where(taken, lse, torch.inf)
             units, cos_t, lse_gradient, cos_t_gradient = (
                 torch.where(taken, tensor, 0.0)

@@ -22,6 +22,10 @@ _BLOCK = 1 << 20  # entries per step of a checksum: three int64 copies of them e
 # with an old one are sorted.
 _GROUP = 16
 
+Index = tuple[torch.Tensor, ...]
+Changes = list[tuple[torch.Tensor, Index, torch.Tensor]]
+"""What a commit writes to: a tensor, the entries, and what stood there before."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -172,27 +176,47 @@ class ClassPool(nn.Module):
         owned[plan.columns] = False
         return owned
 
-    def commit(self, plan: Plan, features: torch.Tensor) -> None:
-        """Carry out the plan, given the samples' features (G,D).
+    def commit(self, plan: Plan, features: torch.Tensor) -> Changes:
+        """Carry out the plan, given the samples' features (G,D). Returns what `undo_unless` needs.
 
         Samples that write to one place write the same values.
         """
         # An evicted identity loses its column. An empty column had no identity to evict, so an
         # entry is cleared that the next line sets.
         owners = self.identities[plan.columns].long()
-        self.columns[torch.where(owners < 0, plan.labels, owners)] = -1
-
-        self.columns[plan.labels] = plan.columns.to(self.columns.dtype)
-        self.identities[plan.columns] = plan.labels.to(self.identities.dtype)
-        self.stamps[plan.columns] = plan.stamps
-        self.cursors[plan.columns] = plan.cursors.to(self.cursors.dtype)
+        cleared = torch.where(owners < 0, plan.labels, owners)
 
         # The last sample's feature goes beside the cursor, the other one to the cursor's slot.
         index = torch.arange(len(plan.labels), device=plan.labels.device)
         slots = torch.where(plan.last, 1 - plan.cursors, plan.cursors)
         writers = torch.where(plan.last, index, plan.others)
+
+        places: list[tuple[torch.Tensor, Index]] = [
+            (self.columns, (cleared,)),
+            (self.columns, (plan.labels,)),
+            (self.identities, (plan.columns,)),
+            (self.stamps, (plan.columns,)),
+            (self.cursors, (plan.columns,)),
+            (self.features, (slots, plan.columns)),
+        ]
+        changes = [(tensor, place, tensor[place]) for tensor, place in places]
+
+        self.columns[cleared] = -1
+        self.columns[plan.labels] = plan.columns.to(self.columns.dtype)
+        self.identities[plan.columns] = plan.labels.to(self.identities.dtype)
+        self.stamps[plan.columns] = plan.stamps
+        self.cursors[plan.columns] = plan.cursors.to(self.cursors.dtype)
+
         self.features[slots, plan.columns] = features[writers]
         self.clock.add_(len(plan.labels))
+        return changes
+
+    def undo_unless(self, taken: torch.Tensor, changes: Changes) -> None:
+        """Take back the last commit, which returned `changes`, where `taken` (scalar) is False."""
+        for tensor, place, before in changes:
+            tensor[place] = torch.where(taken, tensor[place], before)
+        samples = len(changes[0][2])
+        self.clock.sub_(torch.where(taken, 0, samples))
 
     def check_equal(self, ranks: Ranks) -> None:
         """RuntimeError unless the checksums of the pool are equal on every rank.

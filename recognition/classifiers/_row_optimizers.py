@@ -84,17 +84,21 @@ def sgd_step(
     velocity: torch.Tensor,
     rows: torch.Tensor,
     gradient: torch.Tensor,
+    taken: torch.Tensor,
     lr: float,
     weight_decay: float,
     *,
     momentum: float,
 ) -> None:
-    """SGD on the rows (n,) of weight and velocity (C,D) in place. gradient (n,D)."""
+    """SGD on the rows (n,) of weight and velocity (C,D) in place. gradient (n,D).
+
+    taken (bool, scalar): where it is False, nothing changes.
+    """
     centers = weight[rows]
     step = velocity[rows].to(centers.dtype).mul_(momentum).add_(gradient)
     step.add_(centers, alpha=weight_decay)
-    velocity[rows] = step.to(velocity.dtype)
-    weight[rows] = centers.add_(step, alpha=-lr)
+    _write(velocity, rows, step.to(velocity.dtype), taken)
+    _write(weight, rows, centers.add_(step, alpha=-lr), taken)
 
 
 def adamw_step(
@@ -104,13 +108,15 @@ def adamw_step(
     times: torch.Tensor,
     rows: torch.Tensor,
     gradient: torch.Tensor,
+    taken: torch.Tensor,
     lr: float,
     weight_decay: float,
 ) -> None:
     """AdamW on the rows (n,) of the weight and its moments (C,D) in place. gradient (n,D).
 
     velocity: first moments. square: second moments. times (C,): the number of steps that each row
-    has had, for the bias correction of its moments.
+    has had, for the bias correction of its moments. taken (bool, scalar): where it is False,
+    nothing changes.
     """
     centers = weight[rows].mul_(1 - lr * weight_decay)
     row_times = times[rows] + 1
@@ -118,9 +124,18 @@ def adamw_step(
     # m <- beta_1 m + (1 - beta_1) g    and    s <- beta_2 s + (1 - beta_2) g²
     mean = velocity[rows].to(centers.dtype).lerp_(gradient, 1 - ADAM_BETAS[0])
     row_square = square[rows].lerp_(gradient.square(), 1 - ADAM_BETAS[1])
-    velocity[rows], square[rows], times[rows] = mean.to(velocity.dtype), row_square, row_times
+    _write(velocity, rows, mean.to(velocity.dtype), taken)
+    _write(square, rows, row_square, taken)
+    _write(times, rows, row_times, taken)
 
     # w <- w - lr m' / (√s' + eps), where m' = m / (1 - beta_1^t) and s' = s / (1 - beta_2^t)
     first, second = ((1 - beta ** row_times.to(centers.dtype)).unsqueeze(1) for beta in ADAM_BETAS)
     step = lr * (mean / first) / ((row_square / second).sqrt_() + ADAM_EPS)
-    weight[rows] = centers.sub_(step)
+    _write(weight, rows, centers.sub_(step), taken)
+
+
+def _write(
+    tensor: torch.Tensor, rows: torch.Tensor, values: torch.Tensor, taken: torch.Tensor
+) -> None:
+    """tensor[rows] = values where `taken`; reading the rows again costs one pass over them."""
+    tensor[rows] = torch.where(taken, values, tensor[rows])

@@ -28,10 +28,11 @@ from recognition.classifiers._margin_softmax import (
     softmax_options,
 )
 from recognition.classifiers._matmul import MatmulName
-from recognition.classifiers._pool import ClassPool
+from recognition.classifiers._pool import Changes, ClassPool
 from recognition.classifiers._pool_loss import pool_loss
 from recognition.config import Config
 from recognition.distributed import Ranks
+from recognition.finite import Kept
 from recognition.heads._margin import MarginHead
 
 log = logging.getLogger(__name__)
@@ -77,22 +78,40 @@ class ClassPoolClassifier(nn.Module):
         # In a tuple, where nn.Module does not find it: the run owns and saves the backbone.
         self._followed = (backbone,)
         self._forwards = 0
+        self._kept = Kept([])
+        self._changes: list[Changes] = []
+
+    def before_step(self, lr: float) -> None:
+        """Note what a skipped step has to leave as it is."""
+        self._kept, self._changes = Kept(self.gallery.buffers()), []
+
+    def own_gradients(self) -> list[torch.Tensor]:
+        """None: there are no centers to train."""
+        return []
 
     @torch.no_grad()
-    def before_step(self, lr: float) -> None:
-        """Move the gallery network towards the backbone by a moving average; copy its counts."""
+    def after_step(self, taken: torch.Tensor) -> None:
+        """Move the gallery network towards the backbone by a moving average; copy its counts.
+
+        A skipped step is taken back: the gallery's buffers and the pool become what they were.
+        """
+        self._kept.put_back_unless(taken)
+        for changes in reversed(self._changes):
+            self.pool.undo_unless(taken, changes)
+        self._changes = []
+
         gallery, followed = (
             [*net.parameters(), *net.buffers()] for net in (self.gallery, *self._followed)
         )
         pairs = list(zip(gallery, followed, strict=True))
-        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], 1 - self.ema_decay)
+        averaged = [a for a, _ in pairs if a.is_floating_point()]
+        # gallery <- gallery + (1 - decay) (backbone - gallery), or + 0 after a skipped step
+        towards = torch._foreach_sub([b for a, b in pairs if a.is_floating_point()], averaged)
+        torch._foreach_mul_(towards, taken.float())
+        torch._foreach_add_(averaged, towards, alpha=1 - self.ema_decay)
         for a, b in pairs:
             if not a.is_floating_point():
                 a.copy_(b)
-
-    def after_step(self) -> None:
-        """Nothing to do: there are no centers to train."""
 
     def forward(
         self,
@@ -149,7 +168,7 @@ class ClassPoolClassifier(nn.Module):
             training=self.training,
         )
         if commit and self.training:
-            self.pool.commit(plan, features)
+            self._changes.append(self.pool.commit(plan, features))
         return loss
 
 

@@ -59,7 +59,11 @@ class FullClassifier(nn.Module):
         """Keep the learning rate of a fused update."""
         self.lr = lr
 
-    def after_step(self) -> None:
+    def own_gradients(self) -> list[torch.Tensor]:
+        """None: those of the centers are the optimizer's, or the backward pass has used them."""
+        return []
+
+    def after_step(self, taken: torch.Tensor) -> None:
         """Nothing to do: the optimizer or the backward pass has moved the centers."""
 
     def forward(

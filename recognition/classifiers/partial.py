@@ -63,7 +63,7 @@ class _Chosen:
         """A hook on the loss, whose own gradient is the factor that the trainer put on it.
 
         A trainer multiplies a loss by the loss scale and divides it by the micro-batches per step.
-        The factor stays on the device: asking a GradScaler for its scale would wait for the GPU.
+        The factor stays on the device: asking for the loss scale would wait for the GPU.
         """
         self.loss_factor = gradient.detach()
 
@@ -109,7 +109,7 @@ class PartialFC(nn.Module):
         self._chosen: _Chosen | None = None
 
     def before_step(self, lr: float) -> None:
-        """Keep the learning rate, and drop what a skipped step has left."""
+        """Keep the learning rate."""
         self.lr, self._chosen = lr, None
 
     def forward(
@@ -153,8 +153,13 @@ class PartialFC(nn.Module):
         index = sub_rows(sample - self.rows.start, self.options.sub_centers)
         return _Chosen(sample, index, self.weight[index].requires_grad_(self.training))
 
+    def own_gradients(self) -> list[torch.Tensor]:
+        """The gradient of the sampled centers, times the factors of the loss."""
+        chosen = self._chosen
+        return [] if chosen is None or chosen.centers.grad is None else [chosen.centers.grad]
+
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, taken: torch.Tensor) -> None:
         """Update the sampled centers, and no others, by one step of SGD or AdamW."""
         chosen, self._chosen = self._chosen, None
         if chosen is None or chosen.centers.grad is None or chosen.loss_factor is None:
@@ -164,7 +169,7 @@ class PartialFC(nn.Module):
         for first in range(0, len(chosen.index), self.options.chunk):
             some = slice(first, first + self.options.chunk)
             gradient = chosen.centers.grad[some] / (chosen.loss_factor * self.accumulation)
-            given = (chosen.index[some], gradient, self.lr, self.weight_decay)
+            given = (chosen.index[some], gradient, taken, self.lr, self.weight_decay)
             if self.adamw:
                 adamw_step(self.weight, self.velocity, self.square, self.times, *given)
             else:

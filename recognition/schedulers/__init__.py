@@ -5,6 +5,7 @@ steps as they were planned, if it has parameters of these names. It returns a to
 that depends on the step alone (`by_step`), or a `LossReader`. A run calls it through `Schedule`.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +18,11 @@ from data.steps import Steps
 
 @runtime_checkable
 class LossReader(Protocol):
-    """A schedule whose steps need the loss, as those of `fastface` do; `reads_loss` says so."""
+    """A schedule whose steps need the loss, as those of `fastface` do; `reads_loss` says so.
+
+    One that estimates the noise of the loss also has `share_losses(difference)`, which is called
+    first, with `difference_of_neighbors` of the run.
+    """
 
     reads_loss: bool
 
@@ -66,6 +71,9 @@ class Schedule:
         # Of the planned step that is not yet over: the mean loss, and how many images it is of.
         self._mean: torch.Tensor | float | None = None
         self._images = 0
+        share_losses = getattr(scheduler, "share_losses", None)
+        if share_losses is not None:
+            share_losses(difference_of_neighbors(steps))
 
     def advance(self, loss: torch.Tensor | None) -> None:
         """Call after each optimizer step.
@@ -125,6 +133,27 @@ class Schedule:
             group["lr"] = lr
         self._place, self._mean, self._images = state["place"], state["mean"], state["images"]
         self._move(self._steps.whole(self._place), None)
+
+
+def difference_of_neighbors(steps: Steps) -> float:
+    """Standard deviation of L_t - L_(t-1), as a multiple of that of planned steps; averaged over t.
+
+    L_t is the mean over the images of planned step t, where those of an optimizer step have the
+    same loss: the mean of theirs.
+    """
+    size, planned = steps.images, steps.planned
+    deviations = []
+    for t in range(1, size // math.gcd(size, planned) + 1):
+        # How often an optimizer step counts in L_t, less how often in L_(t-1), in images.
+        weights: dict[int, int] = {}
+        for sign, begin in ((1, t * planned), (-1, (t - 1) * planned)):
+            for step in range(begin // size, -(-(begin + planned) // size)):
+                shared = min(begin + planned, (step + 1) * size) - max(begin, step * size)
+                weights[step] = weights.get(step, 0) + sign * shared
+        # The loss of a planned step has the variance 1, that of an optimizer step planned / size.
+        variance = sum((weight / planned) ** 2 for weight in weights.values()) * planned / size
+        deviations.append(math.sqrt(variance / 2))
+    return sum(deviations) / len(deviations)
 
 
 def _step(scheduler: LRScheduler, loss: torch.Tensor | float | None) -> None:

@@ -21,10 +21,10 @@ from recognition.classifiers import class_pool, full
 from recognition.classifiers._pool import ClassPool
 from recognition.distributed import Ranks
 from recognition.heads import cosface
+from recognition.memory import peak_bytes
 from scripts._tables import show_table
 from scripts.bench._measure import in_own_process, in_turn
 from tools._cli import command
-from tools._memory import peak_bytes
 
 Variant = Literal[
     "plain",
@@ -98,6 +98,8 @@ def our_step(variant: dict[str, Any], classes: int, embedding: int, batch: int, 
     chunked = variant.get("fused") is False
     optimizer = torch.optim.SGD(classifier.parameters(), **SGD) if chunked else None
 
+    taken = torch.tensor(True)
+
     def step(embeddings: torch.Tensor, labels: torch.Tensor) -> float:
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
@@ -106,7 +108,7 @@ def our_step(variant: dict[str, Any], classes: int, embedding: int, batch: int, 
         loss.backward()
         if optimizer is not None:
             optimizer.step()
-        classifier.after_step()
+        classifier.after_step(taken)
         return float(loss.item())
 
     return step

@@ -40,10 +40,10 @@ from data.loader import Loader
 from data.options import Count, CountOrZero
 from data.order import EpochOrder, shuffled
 from data.types import FaceSet
+from recognition.memory import resident_bytes
 from scripts._tables import show_figures
 from scripts.bench._measure import median_ratio, seconds
 from tools._cli import command
-from tools._memory import resident_bytes
 
 BATCH = 64
 RATIOS = (

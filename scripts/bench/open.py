@@ -21,11 +21,11 @@ from data.faces import open_faces
 from data.formats._record_bytes import FRAME, MAGIC
 from data.options import Count
 from data.writers.shards import write_shards
+from recognition.memory import peak_bytes, resident_bytes
 from scripts._lmdb import write_lmdb
 from scripts._tables import show_table
 from scripts.bench._measure import in_own_process
 from tools._cli import command
-from tools._memory import peak_bytes, resident_bytes
 
 CHUNK = 1 << 20
 RECORD = np.dtype(

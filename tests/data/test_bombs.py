@@ -39,7 +39,7 @@ from data.pairs.lists import from_numbered
 from data.pairs.verification_bin import read_bin
 from data.writers.records import write_records
 from data.writers.shards import write_shards
-from tools._memory import resident_bytes
+from recognition.memory import resident_bytes
 
 FACES = "synthetic:identities=3,images=3,size=24"
 SIDES = struct.Struct(">II")

@@ -8,8 +8,12 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -20,15 +24,19 @@ from recognition.config import ConfigError
 from recognition.distributed import Ranks
 
 CPU = torch.device("cpu")
+ALONE = Ranks()
+T = TypeVar("T")
 
 
-def _save(folder: Path, step: int, keep: int = 2, spare: Path | None = None) -> Path:
+def _save(
+    folder: Path, step: int, keep: int = 2, spare: Path | None = None, ranks: Ranks = ALONE
+) -> Path:
     return checkpoint.save(
         folder,
         step,
         {"backbone": {"weight": torch.full((300,), float(step))}, "step": step},
-        {"rows": torch.full((2,), step)},
-        Ranks(),
+        {"rows": torch.full((2,), step + ranks.rank)},
+        ranks,
         config=f"of: {step}\n",
         device=CPU,
         keep=keep,
@@ -208,7 +216,9 @@ def test_what_the_drive_refuses_is_told(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(SaveFailed, match=f"rank_0.pt: {os.strerror(number)}; no checkpoint was"):
+    with pytest.raises(
+        SaveFailed, match=f"rank_0.pt: {os.strerror(number)}; there is no checkpoint"
+    ):
         _save(tmp_path, 5)
     assert _names(tmp_path) == []
 
@@ -217,6 +227,78 @@ def test_a_run_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None
     with pytest.raises(SaveFailed, match=r"run/checkpoints: No such file or directory"):
         _save(tmp_path / "run" / "checkpoints", 5)
     assert _names(tmp_path) == []
+
+
+class _Meeting:
+    """Where threads that stand for ranks exchange tensors."""
+
+    def __init__(self, world: int) -> None:
+        self._barrier, self._given = threading.Barrier(world, timeout=60), [torch.empty(0)] * world
+
+    def all_gather(self, rank: int, tensor: torch.Tensor) -> torch.Tensor:
+        self._given[rank] = tensor
+        self._barrier.wait()
+        gathered = torch.cat(self._given)
+        self._barrier.wait()
+        return gathered
+
+
+@dataclass(frozen=True)
+class _Rank(Ranks):
+    meeting: _Meeting | None = None
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert self.meeting
+        return self.meeting.all_gather(self.rank, tensor)
+
+
+def _on_ranks(world: int, work: Callable[[Ranks], T]) -> list[T]:
+    meeting = _Meeting(world)
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(work, [_Rank(rank, world, meeting) for rank in range(world)]))
+
+
+@pytest.mark.parametrize("harmed", ["rank_0.pt", "rank_1.pt", "rank_2.pt", "shared.pt"])
+def test_all_ranks_choose_the_same_checkpoint(
+    tmp_path: Path, harmed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (5, 20):
+        _on_ranks(3, lambda ranks, step=step: _save(tmp_path, step, ranks=ranks))  # type: ignore[misc]
+    _flip(tmp_path / "step_00000020" / harmed)
+
+    def load(ranks: Ranks) -> tuple[str, list[int]]:
+        found = checkpoint.load_newest(tmp_path, ranks, CPU)
+        assert found is not None
+        return found.path.name, [int(state["rows"][0]) for state in found.locals_]
+
+    # Each of three ranks reads its own state; of two, each reads all that were saved.
+    name = "step_00000005"
+    assert _on_ranks(3, load) == [(name, [5]), (name, [6]), (name, [7])]
+    assert capsys.readouterr().out.count("damaged checkpoint") == 1
+    assert _on_ranks(2, load) == [(name, [5, 6, 7])] * 2
+
+
+def test_a_rank_that_can_not_write_fails_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _on_ranks(3, lambda ranks: _save(tmp_path, 5, ranks=ranks))
+    real = checkpoint.save_tensors
+
+    def refuse(path: Path, state: Mapping[str, object]) -> checkpoint.Sum:
+        if path.name == "rank_2.pt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, state)
+
+    monkeypatch.setattr(checkpoint, "save_tensors", refuse)
+
+    def save(ranks: Ranks) -> str:
+        with pytest.raises(SaveFailed) as failed:
+            _save(tmp_path, 20, ranks=ranks)
+        return str(failed.value)
+
+    (told,) = set(_on_ranks(3, save))
+    assert told.startswith(f"{tmp_path}/step_00000020.partial/rank_2.pt: No space left on device")
+    assert _names(tmp_path) == ["step_00000005"]
 
 
 class _Hostile:

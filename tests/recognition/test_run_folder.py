@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,11 +19,11 @@ import pytest
 import torch
 import yaml
 
+import recognition
 from recognition import best_checkpoint, checkpoint, experiment, run_lock, run_space
 from recognition.best_checkpoint import MARK
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
-from recognition.embedder import load_embedder
 from recognition.logs import Metrics, plot_training, read_metrics
 from recognition.parse import load_config, to_yaml
 
@@ -120,7 +121,7 @@ def test_a_broken_config_yaml_is_mended(finished: Path, run: Path, written: byte
     if written is not None:
         (run / "config.yaml").write_bytes(written)
         with pytest.raises(ValueError, match=r"config\.yaml: empty or damaged"):
-            load_embedder(run, "cpu")
+            recognition.load(run, device="cpu")
     with pytest.raises(ConfigError, match="holds a run already"):
         experiment.run(_config(run.parent), "tiny.yaml")
     with pytest.raises(ConfigError, match=r"step_00000003/config\.yaml was made with optim\.lr"):
@@ -132,9 +133,9 @@ def test_a_broken_config_yaml_is_mended(finished: Path, run: Path, written: byte
 
 def test_a_checkpoint_is_a_model_too(run: Path) -> None:
     path = run / "checkpoints/step_00000002"
-    embed, _ = load_embedder(path, "cpu")
+    model = recognition.load(path, device="cpu")
     weights = checkpoint.load_tensors(path / "model.pt")
-    assert all(torch.equal(weights[k], v) for k, v in embed.backbone.state_dict().items())
+    assert all(torch.equal(weights[k], v) for k, v in model.network.state_dict().items())
 
 
 def test_metrics_with_damage_are_read_without_it(
@@ -163,12 +164,39 @@ def test_metrics_with_damage_are_read_without_it(
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 2, 3]
 
 
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+
+
+@FULL
 def test_a_full_disk_under_the_metrics_names_the_file(run: Path) -> None:
     metrics = Metrics(run, 3)
     metrics._file = open("/dev/full", "w")  # noqa: SIM115  close() closes it
     with pytest.raises(OSError, match=r"No space left") as full:
         metrics.write(4, {"loss": 1.0})
     assert full.value.filename == str(run / "metrics.jsonl")
+
+
+@FULL
+def test_the_cause_is_told_and_not_what_follows_from_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full for TensorBoard's thread as well, and when a file is closed."""
+
+    def fill() -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    def fail() -> None:
+        with Metrics(run, 3) as metrics:
+            metrics._file = open("/dev/full", "w")  # noqa: SIM115  close() closes it
+            metrics._file.write("x")
+            thread = threading.Thread(target=fill)
+            thread.start()
+            thread.join()
+            raise ValueError("the cause")
+
+    with pytest.raises(ValueError, match="the cause"):
+        fail()
+    assert capsys.readouterr().err == ""
 
 
 HOLD = """
@@ -193,7 +221,7 @@ def test_a_second_run_in_a_folder_is_refused_until_kill_9_of_the_first(run: Path
         with pytest.raises(ConfigError, match=told):
             experiment.run(_config(run.parent), "tiny.yaml")
         assert (run / "metrics.jsonl").read_bytes() == lines
-        (run / "run.lock").write_text("\0garbage")
+        (run / "lock").write_text("\0garbage")
         with pytest.raises(ConfigError, match="is in use by another process"):
             _resume(run)
         holder.send_signal(signal.SIGKILL)

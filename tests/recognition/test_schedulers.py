@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from data.parts import part_names
 from data.steps import Steps
 from recognition.config import Part
 from recognition.parse import build_part
-from recognition.schedulers import Schedule
+from recognition.schedulers import Schedule, difference_of_neighbors
 
 PACKAGE = "recognition.schedulers"
 TOTAL, PER_EPOCH, BASE = 60, 10, 0.4
@@ -186,6 +187,34 @@ def test_the_images_of_a_skipped_step_bring_no_loss() -> None:
     state = schedule.state_dict()["scheduler"]
     assert state["detector"]["average"] == 2.0
     assert state["skipped_steps"] == 1
+
+
+@pytest.mark.parametrize("size", [6, 3, 4, 9, 12, 24, 7])
+def test_the_difference_of_neighboring_losses_is_that_of_drawn_ones(size: int) -> None:
+    planned, count = 6, 6 * 7 * 2000
+    draw = np.random.default_rng(0)
+    of_steps = draw.normal(0, math.sqrt(planned / size), -(-count // size))
+    losses = np.repeat(of_steps, size)[:count].reshape(-1, planned).mean(1)
+    found = difference_of_neighbors(Steps(size, planned, 6 * 7 * 24))
+    # Neighbors differ more in some places than in others, and these repeat after `size` steps.
+    differences = np.diff(losses)[: len(losses) // size * size - size].reshape(-1, size)
+    assert found == pytest.approx(differences.std(0).mean() / math.sqrt(2), rel=0.03)
+
+
+def test_larger_steps_do_not_hide_the_noise_from_for_horizon() -> None:
+    found = {}
+    for size in (6, 12, 24):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
+        given = {"optimizer": optimizer, "total_steps": 6000, "steps_per_epoch": 600}
+        reader = build_part(PACKAGE, Part("fastface", {"for_horizon": True}), **given)
+        schedule = Schedule(reader, Steps(size, 6, 3600))
+        draw = np.random.default_rng(1)
+        for loss in draw.normal(10.0, 0.3 * math.sqrt(6 / size), 6 * 3000 // size):
+            optimizer.step()
+            schedule.advance(torch.tensor(loss))
+        found[size] = schedule.state_dict()["scheduler"]["detector"]["stages"]["alpha"]
+    assert found[12] == pytest.approx(found[6], rel=0.25)
+    assert found[24] == pytest.approx(found[6], rel=0.25)
 
 
 @pytest.mark.parametrize("name", ["cosine", "fastface"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.bench import loader, pool, sampling, scheduler
+from scripts.bench import loader, pool, sampling, scheduler, trainer
 
 
 def record_of(main: Any, arguments: str, capsys: pytest.CaptureFixture[str]) -> Any:
@@ -45,3 +45,10 @@ def test_scheduler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert [row["scheduler"] for row in rows[::2]] == list(scheduler.SCHEDULERS)
     assert {row["near step"] for row in rows} == {"1e2", "1e3"}
     assert all(row["× StepLR"] > 0 for row in rows)
+
+
+def test_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    small = "data.train=synthetic:identities=8,images=8 data.size=32 backbone.width=4"
+    small += " optim.batch_size=8 run.precision=fp32 scheduler=constant"
+    found = record_of(trainer.main, f"--steps 2 --rounds 1 --overrides {small}", capsys)
+    assert found["ratio"] == pytest.approx(found["trainer_ms"] / found["bare_ms"])

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from recognition.memory import peak_bytes, resident_bytes
 from scripts._tables import csv_table, markdown_table, show_table
 from scripts.bench._measure import in_own_process, in_turn, median_ratio, seconds
-from tools._memory import peak_bytes, resident_bytes
 
 
 def test_a_fresh_process_returns_what_the_work_does_and_raises_what_it_raises() -> None:

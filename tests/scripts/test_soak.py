@@ -15,7 +15,8 @@ import torch
 from data.formats.synthetic import open_set
 from fastface.haar import FastFaceDetector
 from recognition import checkpoint, experiment, logs
-from scripts.soak import data_fuzz, growth, haar, run_folder
+from recognition.models import tensor_files
+from scripts.soak import data_fuzz, growth, haar, resume, run_folder
 
 
 def test_broken_sets_are_refused_or_read_rightly(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,8 +78,8 @@ def test_damaged_runs_resume_or_are_refused_and_wrong_ones_are_named(
 
     monkeypatch.setattr(run_folder, "damage", flip)
     assert outcome() == "resumed"
-    monkeypatch.setattr(checkpoint, "_check_records", lambda file, size: None)
-    monkeypatch.setattr("recognition.embedder.load_tensors", checkpoint.load_tensors)
+    monkeypatch.setattr(checkpoint, "check_records", lambda file, size: None)
+    monkeypatch.setattr(tensor_files, "check_records", lambda file, size: None)
     assert outcome() == "model.pt loads with other weights"
 
     def remove(folder: Path, rng: object) -> None:
@@ -144,3 +145,27 @@ def test_the_definition_is_fastfaces_and_a_drift_is_found(
     monkeypatch.setattr(haar, "FastFaceDetector", Drifting)
     assert haar.main(["--steps", "5000"]) == 1
     assert capsys.readouterr().err == "error: a detector drifted\n"
+
+
+def test_rows_of_resumes_are_kept_and_a_wrong_one_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+
+    def killed(folder: Path, kind: str, draw: object) -> dict[str, object]:
+        made.append(kind)
+        return {"good": len(made) != 2}
+
+    monkeypatch.setattr(resume, "killed", killed)
+    for kills in (3, 3, 8):
+        options = ["--folder", str(tmp_path), "--kills", str(kills), "--no-changes"]
+        assert resume.main(options) == 1
+        assert capsys.readouterr().err == f"error: 1 of {kills} rows are wrong\n"
+    assert made == [*resume.KILLED, "plain"]
+
+
+def test_what_a_changed_run_must_see() -> None:
+    """Steps of 144 images from image 96 · 6 on: a rest of 48 or 96 images fills none."""
+    expected = resume._to_be_seen(resume.EPOCH + 96, 144)
+    assert [len(images) for images in expected] == [480, 96 + 288, *[432] * 10]
+    assert set(expected[1]) < set(range(500))

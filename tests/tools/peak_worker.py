@@ -10,8 +10,8 @@ import torch
 from data.types import Batch
 from recognition import experiment, trainer
 from recognition.distributed import Ranks
+from recognition.memory import peak_bytes
 from recognition.parse import load_config
-from tools._memory import peak_bytes
 
 
 class Faces:

@@ -17,6 +17,8 @@ from recognition.classifiers._sample import ClassSampler
 from recognition.distributed import Ranks, ranks_of_this_run
 from recognition.heads import adaface, arcface, cosface, curricularface, elasticface, magface
 
+TAKEN = torch.tensor(True)
+
 B, C, D, INPUTS, STEPS = 12, 37, 8, 6, 4
 VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "full arcface": (full, arcface, {"chunk": 5}),
@@ -70,7 +72,7 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
         loss = classifier(backbone, images[share], labels[share], sample)
         loss.backward()
         optimizer.step()
-        classifier.after_step()
+        classifier.after_step(TAKEN)
         losses.append(loss.detach())
     gradient = net.weight.grad
     assert gradient is not None

@@ -24,6 +24,8 @@ from recognition.distributed import Ranks
 from recognition.parse import load_config
 from tests.recognition.classifiers.test_class_pool import CLASSES, Net, batch
 
+TAKEN = torch.tensor(True)
+
 ROOT = Path(__file__).parents[3]
 STEPS, PER_RANK = 6, 12
 
@@ -56,7 +58,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        classifier.after_step()
+        classifier.after_step(TAKEN)
         losses.append(loss.item())
     return losses
 

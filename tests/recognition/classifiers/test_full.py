@@ -22,6 +22,8 @@ from recognition.heads import adaface, arcface, cosface, curricularface
 from recognition.heads._margin import MarginHead
 from recognition.parse import load_config
 
+TAKEN = torch.tensor(True)
+
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 B, C, D = 12, 37, 16
 HEADS = part_names("recognition.heads")
@@ -135,7 +137,7 @@ def test_fused_update_equals_sgd_after_a_hundred_steps(
         classifier.before_step(0.1)
         loss = classifier(stub(D), embeddings, labels)
         (got,) = torch.autograd.grad(loss, embeddings)
-        classifier.after_step()
+        classifier.after_step(TAKEN)
         optimizer.zero_grad()
         exact = embeddings.detach().double().requires_grad_()
         expected = literal(exact, plain, labels, arcface.build())

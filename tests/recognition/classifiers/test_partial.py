@@ -20,6 +20,8 @@ from recognition.distributed import Ranks
 from recognition.heads import arcface, cosface
 from recognition.parse import load_config
 
+TAKEN = torch.tensor(True)
+
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 B, C, D = 8, 61, 16
 Stub = Callable[[int], nn.Module]
@@ -58,7 +60,7 @@ def test_at_rate_one_it_is_the_full_classifier(stub: Stub, literal: Loss) -> Non
         classifier.before_step(0.1)
         loss = classifier(stub(D), embeddings, labels, sample_of(labels, rate=1.0))
         loss.backward()
-        classifier.after_step()
+        classifier.after_step(TAKEN)
         optimizer.zero_grad()
         expected = literal(embeddings, plain, labels, cosface.build())
         expected.backward()
@@ -83,7 +85,7 @@ def test_only_sampled_rows_learn_decay_and_drift(stub: Stub, literal: Loss) -> N
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
         (gradient,) = torch.autograd.grad(expected, rows)
         loss.backward()
-        classifier.after_step()
+        classifier.after_step(TAKEN)
         velocity[index] = 0.9 * velocity[index] + gradient + 0.1 * weight[index]
         weight[index] -= 0.2 * velocity[index]
         torch.testing.assert_close(classifier.weight, weight)
@@ -101,16 +103,16 @@ def test_evaluation_and_skipped_steps_change_nothing(stub: Stub) -> None:
     sample = sample_of(labels, rate=0.3)
     classifier.eval()
     classifier(stub(D), embeddings, labels, sample).backward()
-    classifier.after_step()
+    classifier.after_step(TAKEN)
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, before[key]), key
     classifier.train()
     classifier.before_step(0.1)
-    # A GradScaler may skip the optimizer step. Then nobody calls after_step.
-    classifier(stub(D), embeddings, labels, sample).backward()
-    classifier.before_step(0.1)
-    classifier.after_step()
-    assert torch.equal(classifier.weight, before["weight"])
+    classifier(stub(D), embeddings * torch.nan, labels, sample).backward()
+    assert not classifier.own_gradients()[0].isfinite().all()
+    classifier.after_step(torch.tensor(False))
+    for key, value in classifier.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def test_a_step_without_a_sample_is_refused(stub: Stub) -> None:
@@ -133,7 +135,7 @@ def test_loss_scaling_and_accumulation_leave_the_step_as_it_is(stub: Stub, liter
         rows = weight[index].requires_grad_()
         expected = literal(embeddings, rows, torch.searchsorted(index, labels), cosface.build()) / 2
         gradient.index_add_(0, index, torch.autograd.grad(expected, rows)[0])
-    classifier.after_step()
+    classifier.after_step(TAKEN)
     torch.testing.assert_close(classifier.weight, weight - 0.1 * gradient)
 
 
@@ -145,7 +147,7 @@ def test_at_rate_one_its_adamw_is_torchs(stub: Stub, literal: Loss) -> None:
         embeddings, labels = batch(step)
         classifier.before_step(0.01)
         classifier(stub(D), embeddings, labels, sample_of(labels, rate=1.0)).backward()
-        classifier.after_step()
+        classifier.after_step(TAKEN)
         optimizer.zero_grad()
         literal(embeddings, plain, labels, cosface.build()).backward()
         optimizer.step()
@@ -168,7 +170,7 @@ def test_a_row_gets_the_adamw_steps_of_its_samples_alone(stub: Stub, literal: Lo
             cosface.build(),
         )
         loss.backward()
-        classifier.after_step()
+        classifier.after_step(TAKEN)
         for row in index.tolist():
             optimizers[row].step()
             optimizers[row].zero_grad()
@@ -241,17 +243,19 @@ def test_the_loader_draws_one_sample_per_step_and_a_resume_the_same() -> None:
         ],
     )
 
-    def epoch(rank: int = 0, world: int = 1, threads: int = 2, skip: int = 0) -> list[Batch]:
+    def epoch(
+        rank: int = 0, world: int = 1, threads: int = 2, skip: int = 0, accumulation: int = 2
+    ) -> list[Batch]:
         loader = partial.make_loader(
             Set(),
             config,
-            batch_size=4 // world,
+            batch_size=8 // accumulation // world,
             size=16,
             seed=config.run.seed,
             threads=threads,
             rank=rank,
             world=world,
-            accumulation=2,
+            accumulation=accumulation,
         )
         loader.consumed = skip
         return list(loader)
@@ -274,6 +278,13 @@ def test_the_loader_draws_one_sample_per_step_and_a_resume_the_same() -> None:
         assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
         if whole.sample is not None:
             assert torch.equal(torch.cat([part.sample for part in parts]), whole.sample)
+
+    # Also where the same step is divided otherwise, as on a resume.
+    for accumulation in (1, 2):
+        halves = [epoch(rank, 2, skip=8, accumulation=accumulation) for rank in range(2)]
+        for step in (1, 2):
+            samples = [half[(step - 1) * accumulation].sample for half in halves]
+            assert torch.equal(torch.cat(samples), alone[2 * step].sample)  # type: ignore[arg-type]
 
 
 def test_a_batch_with_more_classes_than_the_rate_allows() -> None:

@@ -35,7 +35,10 @@ class Counting(nn.Module):
     def before_step(self, lr: float) -> None:
         """Nothing to do."""
 
-    def after_step(self) -> None:
+    def own_gradients(self) -> list[torch.Tensor]:
+        return []
+
+    def after_step(self, taken: torch.Tensor) -> None:
         """Nothing to do."""
 
     def forward(

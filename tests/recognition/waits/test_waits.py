@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -77,11 +76,4 @@ def census(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", cases())
 def test_a_step_does_not_wait(name: str, census: dict[str, Any]) -> None:
-    waits = census[name]
-    if "run.precision=fp16" not in cases()[name]:
-        assert waits == {}
-        return
-    # The loss scaler: whether all gradients were finite decides whether the schedule goes on.
-    ((what, count),) = waits.items()
-    assert re.fullmatch(r"item recognition/trainer\.py:\d+", what)
-    assert count == 1
+    assert census[name] == {}

@@ -9,6 +9,16 @@ import resource
 import sys
 from pathlib import Path
 
+import torch
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """What the logs show: resident memory now and, on CUDA, the largest memory so far, in bytes."""
+    found = {"resident_bytes": resident_bytes()}
+    if device.type == "cuda":
+        found["cuda_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return found
+
 
 def resident_bytes() -> int:
     """Resident memory now, in bytes."""
