@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from data.files import is_special, open_file, read_file
+from data.files import is_special, open_file, read_file, retried
 from data.limits import MOST_IMAGE_BYTES
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -77,6 +77,9 @@ class ZipImages:
         return len(self.entries)
 
     def read(self, index: int) -> bytes:
+        return retried(lambda: self._read(index))
+
+    def _read(self, index: int) -> bytes:
         # The local header has 30 bytes, then a name and extra fields, whose lengths it holds.
         entry = self.entries[index]
         with open_file(self.path) as file:

@@ -20,9 +20,9 @@ from typing import Literal
 import numpy as np
 
 from data.align import align
-from data.decode import decode_any
 from data.images import FileImages
 from data.options import PathText
+from data.read_image import read_pixels
 from eval.benchmarks import Benchmark
 from eval.embed import Embed, embed_faces, mirror_setting
 from eval.metrics import verification as metrics
@@ -152,7 +152,7 @@ def run(
     images = FileImages([lists.root / "loose_crop" / name for name in names])
 
     def crop(index: int, size: int) -> np.ndarray:
-        return align(decode_any(images.read(index)), landmarks[index], size)
+        return align(read_pixels(images, index), landmarks[index], size)
 
     embeddings = embed_faces(embed, images, size, mirror=mirror, crop=crop)
     result = score(name, lists, embeddings, **options)
