@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from data.limits import MOST_TEXT_BYTES
+from data.text import decode_text, split_lines
 
 Read = TypeVar("Read")
 # Errors of disks and network drives that a second try may not meet.
@@ -70,8 +71,13 @@ def _read_file(path: str | Path, most: int) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file of at most MOST_TEXT_BYTES."""
-    return read_file(path, MOST_TEXT_BYTES).decode("utf-8")
+    """The text of a file of at most MOST_TEXT_BYTES; see `decode_text`."""
+    return decode_text(read_file(path, MOST_TEXT_BYTES), str(path))
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file of at most MOST_TEXT_BYTES; see `split_lines`."""
+    return split_lines(read_text(path))
 
 
 def is_special(path: str | Path) -> bool:

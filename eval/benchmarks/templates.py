@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from data.align import align
+from data.files import read_lines
 from data.images import FileImages
 from data.options import PathText
 from data.read_image import read_pixels
@@ -130,7 +131,7 @@ class Lists:
     def rows(self, name: str, fields: int, expected: str) -> list[list[str]]:
         """The fields of each line that is not empty."""
         path = self.file(name)
-        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line]
+        rows = [line.split() for line in read_lines(path) if line]
         for number, row in enumerate(rows, 1):
             if len(row) != fields:
                 raise ValueError(f"{path}, line {number}: {len(row)} fields; expected {expected}")

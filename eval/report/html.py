@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from data.images import stem
+from data.names import stem
 from data.text import one_line
 from eval.report.result import Result, WorstPair
 from eval.report.tables import settings_lines, tables, warning_lines
