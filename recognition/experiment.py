@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.decode_threads import decode_threads
 from data.faces import open_faces, resolve_path
+from data.fingerprint import Fingerprint, fingerprint_of
 from data.parts import find_part
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
@@ -76,12 +77,13 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             if ranks.rank == 0:
                 check_run_folder(config, resume)
             faces, benchmarks = _open_files(config, source)
+            fingerprint = fingerprint_of(faces)
         if changed and ranks.rank == 0:
             log.info(changed)
         with told_once(ranks, device):
-            check_same(_what_must_be_same(config, faces), ranks, device)
+            check_same(_what_must_be_same(config, fingerprint), ranks, device)
         with _config_errors(source):
-            parts = build_parts(config, faces, device, ranks)
+            parts = build_parts(config, faces, device, ranks, fingerprint)
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -152,7 +154,13 @@ def share_buffers(backbone: nn.Module, ranks: Ranks) -> None:
             buffer.copy_(ranks.broadcast(buffer))
 
 
-def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ranks) -> Parts:
+def build_parts(
+    config: Config,
+    faces: FaceSet,
+    device: torch.device,
+    ranks: Ranks,
+    fingerprint: Fingerprint | None = None,
+) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
 
     Raises ValueError for options that can't go together.
@@ -215,6 +223,7 @@ def build_parts(config: Config, faces: FaceSet, device: torch.device, ranks: Ran
         loader=loader,
         device=device,
         ranks=ranks,
+        fingerprint=fingerprint,
     )
 
 
@@ -309,12 +318,12 @@ def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
     return faces, benchmarks
 
 
-def _what_must_be_same(config: Config, faces: FaceSet) -> dict[str, bytes]:
+def _what_must_be_same(config: Config, fingerprint: Fingerprint) -> dict[str, bytes]:
     """What has to be equal on all ranks. Only where the files are may differ."""
     here = replace(config.data, root=None, train=".", threads=None)
     return {
         "the config": to_yaml(replace(config, data=here)).encode(),
-        "data.train": faces.labels.tobytes(),
+        "data.train": fingerprint.digest.encode(),
     }
 
 

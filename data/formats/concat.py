@@ -3,6 +3,7 @@
 import numpy as np
 
 from data.faces import JOINED, open_faces
+from data.fingerprint import keys_and_sizes
 from data.types import FaceSet, Int64
 
 
@@ -28,6 +29,10 @@ class ConcatSet:
     def describe(self, index: int) -> str:
         faces, own = self._place(index)
         return faces.describe(own)
+
+    def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        keys, sizes = zip(*(keys_and_sizes(faces) for faces in self.sets), strict=True)
+        return np.concatenate(keys), np.concatenate(sizes)
 
     def _place(self, index: int) -> tuple[FaceSet, int]:
         """The set that holds image `index`, and the image's index there."""

@@ -14,6 +14,7 @@ from data.formats._index_cache import Arrays
 from data.formats._packed import (
     IMAGE_SUFFIXES,
     PackedSet,
+    checksums,
     detect_shards,
     identity_columns,
     label_of,
@@ -83,6 +84,7 @@ def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
         "size": np.array([size for _, _, size in images], np.int64),
         "labels": np.array([labels.get(_key(name), NO_LABEL) for name, _, _ in images], np.int64),
         "folder": number_folders((name for name, _, _ in images), folders),
+        "key": checksums(name for name, _, _ in images),
     }
 
 
