@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from data.image_size import JPEG_BEGIN, SIZES, jpeg_size, kind_and_size
+from data.image_size import JPEG_BEGIN, SIZES, Size, jpeg_size, kind_and_size
 from data.limits import FREE_PIXELS, MOST_PIXELS, MOST_PIXELS_PER_BYTE
 from data.types import Pixels
 
@@ -56,11 +56,16 @@ def _check_header(encoded: bytes) -> None:
     kind, size = found
     if size is None or 0 in size:
         raise DecodeError(f"{_beginning(encoded)}: a {kind} whose header holds no size")
+    check_pixels(kind, size, len(encoded))
+
+
+def check_pixels(kind: str, size: Size, length: int) -> None:
+    """DecodeError if `length` bytes claim an image larger than the limits in data/limits.py."""
     height, width = size
-    most = min(MOST_PIXELS, FREE_PIXELS + MOST_PIXELS_PER_BYTE * len(encoded))
+    most = min(MOST_PIXELS, FREE_PIXELS + MOST_PIXELS_PER_BYTE * length)
     if height * width > most:
         raise DecodeError(
-            f"{kind} of {len(encoded)} bytes claims {height}×{width} pixels; "
+            f"{kind} of {length} bytes claims {height}×{width} pixels; "
             f"at most {most:,} pixels are decoded from so many bytes"
         )
 
@@ -84,12 +89,17 @@ def decode_into(encoded: bytes, out: Pixels) -> None:
 
     After a DecodeError the contents of `out` are undefined.
     """
-    size = len(out)
     image = _decode_plain_jpeg(encoded, out) if encoded.startswith(JPEG_BEGIN) else None
     if image is None:
         image = decode_any(encoded)
     elif image.shape == out.shape:
         return
+    resize_into(image, out)
+
+
+def resize_into(image: np.ndarray, out: np.ndarray) -> None:
+    """Resizes an image (H,W,3) into out (size,size,3) of the same type, as `decode` does."""
+    size = len(out)
     height, width = image.shape[:2]
     if height == size and width == size:
         out[:] = image

@@ -10,13 +10,13 @@ from typing import Any, Literal
 from data.parts import find_part, part_names
 from eval.benchmarks import PACKAGE, open_benchmark
 from eval.embed import Embed, ModelRun
-from eval.extract import extract, model_digest, open_source
+from eval.extract import extract, file_digest, open_source
 from eval.report.published import published_row
 from eval.report.tables import markdown
 from eval.report.write import as_json, write_report
 from eval.stored import load_stored
-from recognition.embedder import load_embedder
 from tools._cli import add_options, command_parser, run_command
+from tools._model import ModelOptions
 from tools._progress import progress_bar
 
 SHOWN = partial(progress_bar, what="images")
@@ -53,25 +53,23 @@ def main(argv: list[str] | None = None) -> int:
 def run_benchmark(
     item: Mapping[str, Any],
     *,
-    model: str | None = None,
+    source: ModelOptions,
     embeddings: str | None = None,
     names: str | None = None,
-    device: str = "auto",
     out: str | None = None,
     published: str | None = None,
 ) -> dict[str, Any]:
     """Run the benchmark of an entry as in `evaluate.sets`, print its figures and return them.
 
-    model: run folder or model.pt.
+    source: the model.
     embeddings: .npy file of embeddings, if you give no model.
     names: text file with the image name of each embedding, one per line.
-    device: where the model runs: auto, cpu, cuda or mps.
     out: folder for results.json, results.md, report.html, roc.png and scores.png.
     published: row of eval/report/published.yaml whose figures are printed beside yours.
     """
     row = published_row(published) if published else None
     benchmark = open_benchmark(item, stored=embeddings is not None)
-    result = benchmark(*load_embed(model, embeddings, names, device))
+    result = benchmark(*load_embed(source, embeddings, names))
     if out:
         write_report([result], out, published=published)
     print(markdown([result], row), end="")
@@ -83,31 +81,30 @@ def write_embeddings(
     *,
     data: str,
     to: str,
-    model: str,
+    source: ModelOptions,
     images: str | None = None,
     mirror: bool = True,
     dtype: Literal["float32", "float16"] = "float32",
-    device: str = "auto",
 ) -> dict[str, Any]:
     """Write the embeddings of a set to a .npy file.
 
     data: record file, folder, .bin or any other set of faces; with `images`, a list of image names.
     to: .npy file to write. The image names are written beside it, into a .txt file.
-    model: run folder or model.pt.
+    source: the model.
     images: folder or uncompressed zip with the images of the list.
     mirror: add the embedding of the mirror image to that of the image.
     dtype: type of the numbers in the file.
-    device: where the model runs: auto, cpu, cuda or mps.
     """
-    source, names = open_source(data, images)
-    embed, size = load_embedder(model, device)
+    faces, names = open_source(data, images)
+    model = source.load()
+    assert model.weights is not None
     record = extract(
-        embed,
-        source,
+        model,
+        faces,
         names,
         to,
-        size=size,
-        model=model_digest(model),
+        size=model.size,
+        model=f"{file_digest(model.weights)} {model.color}",
         mirror=mirror,
         dtype=dtype,
         progress=SHOWN,
@@ -117,17 +114,17 @@ def write_embeddings(
 
 
 def load_embed(
-    model: str | None, embeddings: str | None, names: str | None, device: str
+    source: ModelOptions, embeddings: str | None, names: str | None
 ) -> tuple[Embed, int]:
     """(model, side of its input in pixels), or (stored embeddings, 0)."""
     if embeddings:
         if not names:
             raise ValueError("--embeddings needs --names X.txt, one image name per line")
         return load_stored(embeddings, names), 0
-    if not model:
-        raise ValueError("give --model RUN, or --embeddings X.npy with --names X.txt")
-    embedder, size = load_embedder(model, device)
-    return ModelRun(embedder, progress=SHOWN), size
+    if not source.model:
+        raise ValueError("give --model MODEL, or --embeddings X.npy with --names X.txt")
+    model = source.load()
+    return ModelRun(model, progress=SHOWN), model.size
 
 
 if __name__ == "__main__":

@@ -119,8 +119,10 @@ def extract(
     }
 
 
-def model_digest(path: str | Path) -> str:
-    """sha256 of a model file, or of `model.pt` in a run folder."""
-    path = Path(path)
-    file = path / "model.pt" if path.is_dir() else path
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -124,7 +124,7 @@ def load_tensors(path: Path) -> State:
     """
     with open(path, "rb") as file:
         try:
-            _check_records(file, os.fstat(file.fileno()).st_size)
+            check_records(file, os.fstat(file.fileno()).st_size)
             file.seek(0)
             return _read_tensors(file)
         except Exception as error:  # zipfile and torch raise many kinds for damaged files
@@ -132,8 +132,8 @@ def load_tensors(path: Path) -> State:
             raise ValueError(f"{path}: not a readable weights file ({first})") from None
 
 
-def _check_records(file: IO[bytes], size: int) -> None:
-    """Compare the records of a file of torch.save, which is a zip archive, with their checksums."""
+def check_records(file: IO[bytes], size: int) -> None:
+    """Compare the records of a file of torch.save, a zip archive, with their checksums."""
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         # A record that unpacks to more than the file holds would cost more than it is worth.

@@ -18,24 +18,31 @@ def choose_device(config: Config, source: str, launch: Launch | None = None) -> 
     k-th GPU. Raises ConfigError where this machine does not have the device, or a GPU for each
     process.
     """
+    try:
+        kind = kind_of_device(config.run.device)
+    except ValueError as error:
+        raise ConfigError(f"{source}: run.device: {error}") from None
+    return (
+        torch.device(kind, _gpu(source, launch or Launch()))
+        if kind == "cuda"
+        else torch.device(kind)
+    )
+
+
+def kind_of_device(asked: str) -> str:
+    """`asked` (cpu, cuda or mps), or for auto the best kind that this machine has.
+
+    Raises ValueError for a kind that it does not have.
+    """
     here = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     found = [kind for kind, is_here in here.items() if is_here]
-    asked = config.run.device
     if asked != "auto" and asked not in found:
-        raise ConfigError(
-            f"{source}: run.device: found {asked!r}, but this machine has only "
-            f"{', '.join(found)}; use auto"
-        )
-    kind = found[0] if asked == "auto" else asked
-    return (
-        torch.device(kind, _gpu(source, launch or Launch()))
-        if kind == "cuda"
-        else torch.device(kind)
-    )
+        raise ValueError(f"found {asked!r}, but this machine has only {', '.join(found)}; use auto")
+    return found[0] if asked == "auto" else asked
 
 
 def _gpu(source: str, launch: Launch) -> int:

@@ -35,9 +35,9 @@ from recognition.distributed import (
     read_launch,
     told_once,
 )
-from recognition.embedder import build_backbone, embedder_of
 from recognition.logs import evaluation_progress, plot_training
 from recognition.loss_scale import LossScale
+from recognition.models.model import Model, build_backbone, facts_of
 from recognition.parse import build_part, to_yaml
 from recognition.parts import CLASSIFIER_GROUP, Parts
 from recognition.run_folder import (
@@ -94,14 +94,15 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
         sizes = sizes_of(parts)
         with told_once(ranks, device):
             if ranks.rank == 0:
-                opened.enter_context(open_run_folder(config, resume, sizes))
+                counts = {"images": len(faces), "identities": faces.num_classes}
+                opened.enter_context(open_run_folder(config, resume, sizes, counts))
         with told_once(ranks, device):
             if not folder.is_dir():
                 raise ConfigError(
                     f"{source}: run.output: rank {ranks.rank} can't see {folder}, which rank 0 has "
                     "made; give a folder on a drive that all machines share"
                 )
-        embed = embedder_of(config, parts.backbone, device)
+        model = Model(parts.backbone, facts_of(config), device)
 
         def evaluate() -> dict[str, float]:
             """All ranks embed and compute the same figures, and rank 0 writes them."""
@@ -111,7 +112,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                 shown = partial(evaluation_progress, name=item["name"])
                 told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
                 try:
-                    results.append(benchmark(ModelRun(embed, ranks, told), embed.size))
+                    results.append(benchmark(ModelRun(model, ranks, told), model.size))
                 except (OSError, ValueError) as error:
                     log.warning("evaluate.sets: %s: no figures: %s", item["name"], error)
                     results.append(without_figures(item, str(error)))

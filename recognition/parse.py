@@ -136,7 +136,7 @@ def _parse_value(kind: Any, value: Any, key: str) -> Any:
     """The value of a key as its type, which may be a section, a part or a list of benchmarks."""
     inside = typing.get_args(kind)
     if is_dataclass(kind):
-        return _parse_section(kind, _plain(value), key)
+        return parse_section(kind, _plain(value), key)
     if Part in inside:
         return _parse_part(inside[1].package, _plain(value), key)
     if key == "evaluate.sets":
@@ -150,7 +150,8 @@ def _parse_value(kind: Any, value: Any, key: str) -> Any:
     raise ValueError(f"{key}: {errors[0]}")
 
 
-def _parse_section(kind: Any, tree: Any, key: str) -> Any:
+def parse_section(kind: Any, tree: Any, key: str) -> Any:
+    """The dataclass `kind` from a mapping that was written below `key`; ValueError names keys."""
     values = _parse_options(options_of(kind), tree, key)
     try:
         return kind(**values)

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -83,10 +83,12 @@ def check_run_folder(config: Config, resume: bool) -> None:
 
 
 @contextmanager
-def open_run_folder(config: Config, resume: bool, sizes: Sizes) -> Iterator[Path]:
+def open_run_folder(
+    config: Config, resume: bool, sizes: Sizes, training_set: Mapping[str, int]
+) -> Iterator[Path]:
     """The folder of a new run, or one that holds the run to be resumed, locked for this process.
 
-    sizes: of what the run will save.
+    sizes: of what the run will save. training_set: its counts, for environment.json.
 
     Raises ConfigError where the folder can't be written, holds a run although `resume` is false,
     holds the run of another config, is in use, or has no room for the checkpoints.
@@ -103,7 +105,7 @@ def open_run_folder(config: Config, resume: bool, sizes: Sizes) -> Iterator[Path
             with atomic_write(folder / "config.yaml", "w") as file:
                 file.write(to_yaml(config))
             with atomic_write(folder / "environment.json", "w") as file:
-                json.dump(_environment(), file, indent=1)
+                json.dump({**_environment(), "training_set": dict(training_set)}, file, indent=1)
         yield folder
 
 

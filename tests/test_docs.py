@@ -16,7 +16,7 @@ import torch
 
 from data.parts import find_part, part_names
 from recognition.checkpoint import save_tensors
-from recognition.embedder import build_backbone
+from recognition.models.model import build_backbone
 from recognition.parse import load_config, to_tree, to_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -15,10 +15,11 @@ import json
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from data.options import describe, fit
+from data.options import REQUIRED, Option, describe, fit, options_of
 from data.parts import hint, option_texts
 from data.text import one_line
 
@@ -89,25 +90,50 @@ def add_options(
     """Add an option for each parameter behind the `*` of a function.
 
     positionals: add an argument for each parameter before the `*` too. Returns a function from the
-    parsed options to the values of all these parameters.
+    parsed options to the values of all these parameters. A parameter whose type is a dataclass
+    stands for its fields, each of which is an option.
     """
     hints = get_type_hints(function, include_extras=True)
     texts, names = option_texts(function), []
+    groups: dict[str, tuple[Any, Mapping[str, Option]]] = {}
     for name, one in inspect.signature(function).parameters.items():
-        text = texts.get(name, "").rstrip(".").replace("%", "%%")
-        settings = {**_settings(hints[name], one.default), "help": text}
+        if is_dataclass(kind := hints[name]):
+            groups[name] = kind, options_of(kind)
+            for field, option in groups[name][1].items():
+                _add_option(parser, field, option)
+            continue
+        text = texts.get(name, "")
         if one.kind is one.KEYWORD_ONLY:
-            required = one.default is one.empty
-            settings |= {"required": required, "default": None if required else one.default}
-            parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+            _add_option(parser, name, Option(kind, one.default, text))
         elif positionals:
+            text = text.rstrip(".").replace("%", "%%")
+            settings = {**_settings(kind, one.default), "help": text}
             if one.default is not one.empty:
                 settings |= {"nargs": "*", "default": one.default}
             parser.add_argument(name, metavar=name.upper(), **settings)
         else:
             continue
         names.append(name)
-    return lambda options: {name: getattr(options, name) for name in names}
+
+    def values(options: argparse.Namespace) -> dict[str, Any]:
+        made = {
+            name: kind(**{field: getattr(options, field) for field in fields})
+            for name, (kind, fields) in groups.items()
+        }
+        return {**{name: getattr(options, name) for name in names}, **made}
+
+    return values
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, option: Option) -> None:
+    required = option.default is REQUIRED
+    parser.add_argument(
+        f"--{name.replace('_', '-')}",
+        **_settings(option.hint, option.default),
+        help=option.text.rstrip(".").replace("%", "%%"),
+        required=required,
+        default=None if required else option.default,
+    )
 
 
 def _settings(hint: Any, default: Any) -> dict[str, Any]:

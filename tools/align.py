@@ -2,84 +2,112 @@
 
     python -m tools.align PHOTOS OUT
 
-OUT gets the folders of PHOTOS, with one JPEG per photo. OUT/align_report.tsv lists the photos that
-were left out: those without a face, and those with several (unless --largest is given). A photo
-whose crop exists already is not aligned again.
+OUT gets the folders of PHOTOS, with one JPEG per photo. A photo is turned as its EXIF entry says.
+OUT/align_report.tsv lists the photos that were left out: those without a face, those with several
+(unless --largest is given), those that cannot be read, and files that are no photos. A photo whose
+crop exists already is not aligned again.
 
-The detector is MTCNN from facenet-pytorch 2.6.0, whose wheel contains the weights (2 MB). The
-package pins older releases than this project runs on, so install it without its dependencies:
-
-    pip install --no-deps facenet-pytorch==2.6.0 requests tqdm
+HEIC photos, as telephones take them, need one more package: pip install -e '.[heic]'
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
+from queue import SimpleQueue
 
 from data.align import align
-from data.decode import decode_any, encode_jpeg
-from data.files import atomic_write, is_special, read_file
-from data.images import SUFFIXES
-from data.limits import MOST_IMAGE_BYTES
+from data.decode import encode_jpeg
+from data.detect import Detector, load_detector
+from data.files import atomic_write, is_special
 from data.options import Count
+from data.photos import PHOTO_SUFFIXES, HeicUnavailable, read_photo
 from data.text import csv_cell
-from tools._cli import command
+from tools._cli import Failed, command
 from tools._progress import progress_bar
 
 REPORT = "align_report.tsv"
-# uint8 (H,W,3) RGB -> boxes (F,4) as x1 y1 x2 y2, landmarks (F,5,2)
-Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-def mtcnn() -> Detector:
-    """The detector, on the CPU."""
-    try:
-        from facenet_pytorch import MTCNN
-    except ImportError:
-        raise ValueError(
-            "the detector is missing: pip install --no-deps facenet-pytorch==2.6.0 requests tqdm"
-        ) from None
-    network = MTCNN(keep_all=True, select_largest=True, device="cpu")
-
-    def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        boxes, _, landmarks = network.detect(image, landmarks=True)
-        if boxes is None:
-            return np.zeros((0, 4)), np.zeros((0, 5, 2))
-        return np.asarray(boxes, np.float64), np.asarray(landmarks, np.float64)
-
-    return detect
+MOST_THREADS = 4  # each holds one whole photo, which may have 0.8 GB
 
 
 def align_folder(
-    photos: Path, out: Path, detect: Detector, *, size: int = 112, largest: bool = False
+    photos: Path,
+    out: Path,
+    load: Callable[[], Detector] = load_detector,
+    *,
+    size: int = 112,
+    largest: bool = False,
 ) -> Counter[str]:
     """Write the crops and the report into `out`.
 
-    Returns how many photos were aligned, kept (aligned before), no_face, several and unreadable.
+    load: makes the detector of one thread. Returns how many photos were aligned, kept (aligned
+    before), no_face, several, unreadable and heic (pillow-heif is missing), and how many files are
+    other, which is no photo.
     """
-    named = sorted(path for path in photos.rglob("*") if path.suffix.lower() in SUFFIXES)
-    found = [path for path in named if not is_special(path)]
+    found, other = list_photos(photos)
     if not found:
-        raise ValueError(f"{photos}: holds no photo ({', '.join(SUFFIXES)})")
-    counts: Counter[str] = Counter()
-    report = []
-    with progress_bar(len(found), "aligning") as advance:
-        for photo in found:
-            name = photo.relative_to(photos)
-            target = out / name if name.suffix.lower() == ".jpg" else out / f"{name}.jpg"
-            outcome, detail = "kept", ""
-            if not target.exists():
-                outcome, detail = _align_one(photo, target, detect, size, largest)
+        raise ValueError(f"{photos}: holds no photo ({', '.join(PHOTO_SUFFIXES)})")
+    crops = crop_names(found)
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    idle: SimpleQueue[Detector] = SimpleQueue()
+    for _ in range(threads):
+        idle.put(load())
+
+    def one(photo: Path) -> tuple[str, str]:
+        target = out / crops[photo]
+        if target.exists():
+            return "kept", ""
+        detect = idle.get()
+        try:
+            return _align_one(photos / photo, target, detect, size, largest)
+        finally:
+            idle.put(detect)
+
+    counts = Counter({"other": len(other)} if other else {})
+    rows = [(str(name), "other", "no photo by its name") for name in other]
+    with ThreadPoolExecutor(threads) as executor, progress_bar(len(found), "aligning") as advance:
+        for photo, (outcome, detail) in zip(found, executor.map(one, found), strict=True):
             counts[outcome] += 1
             if outcome not in ("aligned", "kept"):
-                report.append(f"{csv_cell(str(name))}\t{outcome}\t{csv_cell(detail)}\n")
+                rows.append((str(photo), outcome, detail))
             advance(1)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / REPORT, "w") as file:
-        file.writelines(["photo\toutcome\tdetail\n", *report])
+        file.write("photo\toutcome\tdetail\n")
+        file.writelines("\t".join(str(csv_cell(cell)) for cell in row) + "\n" for row in rows)
     return counts
+
+
+def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The photos below a folder, and its other files, as paths in the folder.
+
+    Hidden files, such as those of the system, are neither.
+    """
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    names = [path.relative_to(folder) for path in paths if not is_special(path)]
+    seen = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    photos = [name for name in seen if name.suffix.lower() in PHOTO_SUFFIXES]
+    return photos, [name for name in seen if name.suffix.lower() not in PHOTO_SUFFIXES]
+
+
+def crop_names(photos: list[Path]) -> dict[Path, Path]:
+    """The name of each photo's crop: `ANNA/1.heic` becomes `ANNA/1.jpg`.
+
+    If a folder has several photos `1`, those that are not `1.jpg` become `1_heic.jpg`, `1_png.jpg`.
+    """
+    # Some file systems do not distinguish capital letters, so names are compared without.
+    alike = Counter(str(photo.with_suffix("")).lower() for photo in photos)
+    names, taken = {}, set()
+    for photo in sorted(photos, key=lambda photo: photo.suffix != ".jpg"):
+        name = photo.with_suffix(".jpg")
+        if alike[str(photo.with_suffix("")).lower()] > 1 and photo.suffix != ".jpg":
+            name = photo.with_name(f"{photo.stem}_{photo.suffix[1:]}.jpg")
+        while str(name).lower() in taken:
+            name = name.with_name(f"{name.stem}_.jpg")
+        taken.add(str(name).lower())
+        names[photo] = name
+    return names
 
 
 def _align_one(
@@ -87,16 +115,17 @@ def _align_one(
 ) -> tuple[str, str]:
     """Write one crop. Returns the outcome in one word, and details for the report."""
     try:
-        image = decode_any(read_file(photo, MOST_IMAGE_BYTES))
-    except ValueError as error:
+        image = read_photo(photo)
+    except HeicUnavailable as error:
+        return "heic", str(error)
+    except (ValueError, OSError) as error:
         return "unreadable", str(error)
-    boxes, landmarks = detect(image)
-    if len(boxes) == 0:
+    faces = detect(image)
+    if not faces:
         return "no_face", ""
-    if len(boxes) > 1 and not largest:
-        return "several", f"{len(boxes)} faces; --largest uses the largest"
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    crop = align(image, landmarks[int(areas.argmax())], size)
+    if len(faces) > 1 and not largest:
+        return "several", f"{len(faces)} faces; --largest uses the largest"
+    crop = align(image, faces[0].landmarks, size)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target, durable=False) as file:
         file.write(encode_jpeg(crop))
@@ -113,9 +142,15 @@ def run(photos: Path, out: Path, *, size: Count = 112, largest: bool = False) ->
     """
     if not photos.is_dir():
         raise FileNotFoundError(f"{photos}: no such folder")
-    counts = align_folder(photos, out, mtcnn(), size=size, largest=largest)
+    if out.resolve().is_relative_to(photos.resolve()):
+        raise ValueError(f"{out}: is inside {photos}; give a folder outside it for the crops")
+    counts = align_folder(photos, out, size=size, largest=largest)
     shown = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     print(f"{shown}; details in {out / REPORT}")
+    if counts["heic"]:
+        print("HEIC photos need pillow-heif: pip install -e '.[heic]', then repeat this command")
+    if not counts["aligned"] + counts["kept"]:
+        raise Failed(f"{photos}: none of the photos gave a crop", counts)
     return counts
 
 

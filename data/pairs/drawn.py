@@ -1,5 +1,7 @@
 """Balanced pairs drawn from any set of faces."""
 
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int
     """`count` balanced pairs drawn from any set of faces, the same for the same seed.
 
     No identity is in two folds, if there are two identities or more per fold. Otherwise all folds
-    draw from all identities, and a note says so.
+    draw from all identities, and a note says so. ValueError names the largest count possible.
     """
     faces: FaceSet = open_faces(path)
     rng = np.random.default_rng(seed)
@@ -33,22 +35,39 @@ def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int
     else:
         shuffled = [members[i] for i in rng.permutation(len(members))]
         groups = [shuffled[k::folds] for k in range(folds)]
+    largest = _largest_count(members, groups)
+    if count > largest:
+        raise ValueError(
+            f"{path}: {len(members)} people with {len(faces)} images give at most {largest} pairs "
+            f"in {folds} folds, but count is {count}"
+            + ("; give a smaller count" if largest else "; add images or people")
+        )
     each = count // (2 * folds)
     pairs: list[tuple[int, int]] = []
     known: set[tuple[int, int]] = set()
-    for k, group in enumerate(groups):
+    for group in groups:
         for genuine in (True, False):
-            drawn = _draw(group, each, genuine, rng, known)
-            if len(drawn) < each:
-                kind = "genuine" if genuine else "impostor"
-                raise ValueError(
-                    f"{path}: fold {k} has only {len(drawn)} {kind} pairs, but count={count} "
-                    f"needs {each} in each fold; lower count"
-                )
-            pairs += drawn
+            pairs += _draw(group, each, genuine, rng, known)
     first, second = np.array(pairs).T
     same = np.tile(np.repeat([True, False], each), folds)
     return Pairs(faces, first, second, same, notes)
+
+
+def _largest_count(members: list[np.ndarray], groups: list[list[np.ndarray]]) -> int:
+    """The most pairs that these groups of people, one per fold, can give in balanced folds.
+
+    members: the images of each person. Each fold gets as many pairs as the poorest one has.
+    """
+    if len(groups[0]) == len(members):  # the folds share all people, and no pair is used twice
+        return 2 * len(groups) * (min(_count_pairs(members)) // len(groups))
+    return 2 * len(groups) * min(min(_count_pairs(group)) for group in groups)
+
+
+def _count_pairs(group: list[np.ndarray]) -> tuple[int, int]:
+    """How many pairs of images show one person, and how many show two."""
+    sizes = [len(images) for images in group]
+    total, genuine = sum(sizes), sum(size * (size - 1) // 2 for size in sizes)
+    return genuine, total * (total - 1) // 2 - genuine
 
 
 def _draw(
@@ -58,17 +77,16 @@ def _draw(
     rng: np.random.Generator,
     known: set[tuple[int, int]],
 ) -> list[tuple[int, int]]:
-    """Up to `count` new pairs of a group's images, which are added to `known`.
+    """`count` new pairs of a group's images, which are added to `known`. The group has so many.
 
-    First identities are drawn uniformly, then images of them. A small group may have fewer pairs.
+    First identities are drawn uniformly, then images of them. If that finds no new pairs for long,
+    the rest is drawn from a list of all pairs.
     """
     able = [ids for ids in group if len(ids) > 1] if genuine else group
     drawn: list[tuple[int, int]] = []
-    if len(able) < (1 if genuine else 2):
-        return drawn
     for _ in range(50 * count):
         if len(drawn) == count:
-            break
+            return drawn
         if genuine:
             a, b = rng.choice(able[rng.integers(len(able))], 2, replace=False)
         else:
@@ -78,4 +96,16 @@ def _draw(
         if pair not in known:
             known.add(pair)
             drawn.append(pair)
-    return drawn
+    left = [pair for pair in _all_pairs(able, genuine) if pair not in known]
+    rest = [left[i] for i in rng.choice(len(left), count - len(drawn), replace=False)]
+    known.update(rest)
+    return drawn + rest
+
+
+def _all_pairs(group: list[np.ndarray], genuine: bool) -> Iterator[tuple[int, int]]:
+    """All pairs of images of one person, or of two, the smaller number first."""
+    people = [sorted(images.tolist()) for images in group]
+    for images in people if genuine else ():
+        yield from combinations(images, 2)
+    for one, other in () if genuine else combinations(people, 2):
+        yield from ((min(a, b), max(a, b)) for a in one for b in other)

@@ -26,11 +26,14 @@ from data.pairs.lists import (
 from eval.benchmarks import Benchmark
 from eval.embed import Embed, embed_views, mirror_setting
 from eval.metrics import verification as metrics
+from eval.metrics.threshold import threshold_at_far
 from eval.report.result import Curve, Protocol, Result, WorstPair, histogram
 from eval.stored import Stored
+from eval.verdict import FAR
 
 WORST = 12  # false accepts for the picture sheet, and as many false rejects
 FARS = (1e-2, 1e-3, 1e-4)
+DECISION = ("cosine", "cosine_low", "cosine_high", "false_same", "false_different")
 PROTOCOL = Protocol(
     name="pairs",
     title="pairs, ten folds",
@@ -44,7 +47,12 @@ PROTOCOL = Protocol(
         "auc": "AUC %",
         "eer": "EER %",
     },
-    unlisted=("threshold", "fold_tar@0.001", "fold_far@0.001"),
+    unlisted=(
+        "threshold",
+        "fold_tar@0.001",
+        "fold_far@0.001",
+        *(f"{key}@{FAR:g}" for key in DECISION),
+    ),
     less_is_better=("eer",),
 )
 
@@ -166,6 +174,7 @@ def score_pairs(
         "exact_accuracy_std": 100 * exact.std,
         "threshold": float(threshold),
     }
+    cosines = 1 - distances / 2  # |a - b|² = 2 - 2 cos for unit vectors
     curves = {}
     if same.all() or not same.any():
         kind = "genuine" if same.all() else "impostors"
@@ -175,8 +184,7 @@ def score_pairs(
         curve = metrics.roc(-distances, same)
         curves[name] = Curve.thinned(curve)
         figures |= rates(curve, *metrics.fold_tar(distances, same, 1e-3))
-    # |a - b|² = 2 - 2 cos for unit vectors
-    cosines = 1 - distances / 2
+        figures |= decision(cosines, same)
     return Result(
         name,
         PROTOCOL,
@@ -205,6 +213,20 @@ def rates(curve: metrics.Roc, fold_tar: np.ndarray, fold_far: np.ndarray) -> dic
         "auc": 100 * metrics.auc(curve),
         "eer": 100 * metrics.eer(curve),
     }
+
+
+def decision(cosines: np.ndarray, same: np.ndarray) -> dict[str, float]:
+    """The cosine at FAR 1e-3 with its interval, and how often a decision by them is wrong, in %.
+
+    `eval.verdict` reads these figures. They are missing where there are too few impostors.
+    """
+    found = threshold_at_far(cosines[~same], FAR)
+    if found is None:
+        return {}
+    threshold, low, high = found
+    wrong = 100 * np.mean(cosines[~same] > high), 100 * np.mean(cosines[same] < low)
+    values = (threshold, low, high, *map(float, wrong))
+    return {f"{key}@{FAR:g}": value for key, value in zip(DECISION, values, strict=True)}
 
 
 def worst_pairs(pairs: Pairs, cosines: np.ndarray, accepted: np.ndarray) -> tuple[WorstPair, ...]:

@@ -75,7 +75,10 @@ def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Res
         name,
         PROTOCOL,
         figures,
-        settings={"groups": ", ".join(results)},
+        settings={
+            "groups": ", ".join(results),
+            "group_pairs": [result.settings["pairs"] for result in results.values()],
+        },
         curves=curves,
         worst=tuple(pair for result in results.values() for pair in result.worst[:WORST]),
         notes=tuple(

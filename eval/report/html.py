@@ -39,18 +39,30 @@ figure { margin: 0; }
 .faces { display: flex; gap: 2px; }
 .faces img { width: 50%; aspect-ratio: 1; object-fit: cover; }
 figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; color: #555; }
+.faces-notice { border: 2px solid #a40; padding: .5rem .8rem; }
 .warning { border-left: 4px solid #c60; padding-left: .7rem; }
 """
+
+FACES_NOTICE = (
+    "<p class=faces-notice><strong>This page shows faces, in the pictures of the worst mistakes."
+    "</strong> Faces of real people are biometric data. Keep this file only where you may keep the "
+    "pictures, and give it only to those who may see them.</p>"
+)
 
 
 def html_report(
     results: Sequence[Result], plots: Mapping[str, bytes], row: dict[str, Any] | None = None
 ) -> str:
-    """The whole HTML document.
+    """The whole HTML document. If it shows faces, it says so at the top.
 
     plots: name -> PNG. row: the published figures that the tables show beside ours.
     """
-    body = ["<h1>Evaluation</h1>", *(_table(heads, rows) for heads, *rows in tables(results, row))]
+    notice = [FACES_NOTICE] if any(result.worst for result in results) else []
+    body = [
+        "<h1>Evaluation</h1>",
+        *notice,
+        *(_table(heads, rows) for heads, *rows in tables(results, row)),
+    ]
     if row:
         body.append(f"<p>Published: {escape(row['source'])}.</p>")
     for result in results:

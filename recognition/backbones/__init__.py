@@ -1,6 +1,22 @@
-"""Backbones: one file per family; each exports `build(…) -> nn.Module` from (B,3,H,W) to (B,D)."""
+"""Backbones: one file per family; each exports `build(…) -> nn.Module` from (B,3,H,W) to (B,D).
+
+A file whose published weights can be loaded also exports two things. `MARK` is the name of a
+parameter that no other backbone has. `recognize` gives the options of `build`, and the size of the
+input, for the shapes of all parameters; it may raise KeyError or ValueError for other shapes.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of each tensor in a state dict, by name."""
+Recognized = tuple[dict[str, Any], int]
+"""Options of `build`, and the side of the input in pixels."""
+USUAL_SIZE = 112
+"""Side of the input of nearly all published networks, in pixels."""
 
 
 def embedding_of(backbone: nn.Module) -> int:
@@ -11,3 +27,11 @@ def embedding_of(backbone: nn.Module) -> int:
             f"{type(backbone).__name__}.embedding is {embedding!r}: expected the number of outputs"
         )
     return embedding
+
+
+def size_of_map(cells: int) -> int:
+    """Side of the input of a network that halves it four times, from the cells of its last map."""
+    side = math.isqrt(cells)
+    if side == 0 or side * side != cells:
+        raise ValueError(f"the last map has {cells} cells, which form no square")
+    return USUAL_SIZE if side == -(-USUAL_SIZE // 16) else 16 * side

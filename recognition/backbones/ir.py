@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from data.options import Count, ShareBelowOne
+from recognition.backbones import Recognized, Shapes, size_of_map
 from recognition.backbones._recompute import recompute
 
 UNITS = {
@@ -110,6 +111,24 @@ class IR(nn.Module):
             return self.output_layer(x.to(self.output_layer[3].weight.dtype))
 
 
+MARK = "input_layer.0.weight"
+
+
+def recognize(shapes: Shapes) -> Recognized:
+    """The IR or IR-SE network with these parameters."""
+    width = shapes[MARK][0]
+    outputs = [shape[0] for name, shape in shapes.items() if name.endswith(".res_layer.1.weight")]
+    units = tuple(outputs.count(width << stage) for stage in range(4))
+    depths = {layers: depth for depth, layers in UNITS.items()}
+    if units not in depths or sum(units) != len(outputs):
+        known = ", ".join(f"{layers} for {depth}" for layers, depth in depths.items())
+        raise ValueError(f"its stages have {units} blocks, and an ir has {known}")
+    embedding, inputs = shapes["output_layer.3.weight"]
+    se = any(".se_block." in name for name in shapes)
+    options = {"depth": depths[units], "se": se, "width": width, "embedding": embedding}
+    return options, size_of_map(inputs // (8 * width))
+
+
 def build(
     size: int = 112,
     *,
@@ -128,8 +147,8 @@ def build(
     width: channels of the first stage. The published networks have 64.
     embedding: numbers per embedding.
     dropout: probability of dropping a number before the embedding layer.
-    bgr: reverse the color channels inside the network. Set it for AdaFace's published checkpoints,
-        which were trained on BGR; the images that you give stay RGB.
+    bgr: reverse the color channels inside the network. Set it for published weights that were
+        trained on BGR, as AdaFace's were; the images that you give stay RGB.
     checkpoint: compute each block again in the backward pass. This needs less memory and a third
         more time.
     """

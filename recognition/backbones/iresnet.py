@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from data.options import Count, ShareBelowOne
+from recognition.backbones import Recognized, Shapes, size_of_map
 from recognition.backbones._recompute import recompute
 
 LAYERS = {
@@ -45,7 +46,7 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalized."""
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized."""
 
     def __init__(
         self,
@@ -55,10 +56,11 @@ class IResNet(nn.Module):
         size: int,
         embedding: int,
         dropout: float,
+        bgr: bool,
         checkpoint: bool,
     ) -> None:
         super().__init__()
-        self.embedding, self.size, self.checkpoint = embedding, size, checkpoint
+        self.embedding, self.size, self.bgr, self.checkpoint = embedding, size, bgr, checkpoint
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.prelu = nn.PReLU(width)
@@ -78,7 +80,7 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, 0, 0.1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.prelu(self.bn1(self.conv1(images)))
+        x = self.prelu(self.bn1(self.conv1(images.flip(1) if self.bgr else images)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
                 x = recompute(block, x) if self.checkpoint and self.training else block(x)
@@ -94,6 +96,24 @@ def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
     )
 
 
+MARK = "layer1.0.prelu.weight"
+
+
+def recognize(shapes: Shapes) -> Recognized:
+    """The iResNet with these parameters."""
+    blocks = tuple(
+        len({name.split(".")[1] for name in shapes if name.startswith(f"layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    depths = {layers: depth for depth, layers in LAYERS.items()}
+    if blocks not in depths:
+        known = ", ".join(f"{layers} for {depth}" for layers, depth in depths.items())
+        raise ValueError(f"its stages have {blocks} blocks, and an iresnet has {known}")
+    width, (embedding, inputs) = shapes["conv1.weight"][0], shapes["fc.weight"]
+    options = {"depth": depths[blocks], "width": width, "embedding": embedding}
+    return options, size_of_map(inputs // (8 * width))
+
+
 def build(
     size: int = 112,
     *,
@@ -101,6 +121,7 @@ def build(
     width: Count = 64,
     embedding: Count = 512,
     dropout: ShareBelowOne = 0.0,
+    bgr: bool = False,
     checkpoint: bool = False,
 ) -> IResNet:
     """An iResNet, for square images of `size` pixels per side.
@@ -109,6 +130,8 @@ def build(
     width: channels of the first stage. The published networks have 64.
     embedding: numbers per embedding.
     dropout: probability of dropping a number before the embedding layer.
+    bgr: reverse the color channels inside the network. Set it for published weights that were
+        trained on BGR; the images that you give stay RGB.
     checkpoint: compute each block again in the backward pass. This needs less memory and a third
         more time.
     """
@@ -118,5 +141,6 @@ def build(
         size=size,
         embedding=embedding,
         dropout=dropout,
+        bgr=bgr,
         checkpoint=checkpoint,
     )

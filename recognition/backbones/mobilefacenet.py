@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from data.options import Count
+from recognition.backbones import Recognized, Shapes, size_of_map
 from recognition.backbones._recompute import recompute
 
 BLOCKS = (4, 6, 2)
@@ -52,11 +53,13 @@ def _bottlenecks(channels: int, hidden: int, count: int) -> Layers:
 
 
 class MobileFaceNet(nn.Module):
-    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalized."""
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized."""
 
-    def __init__(self, *, width: int, size: int, embedding: int, checkpoint: bool) -> None:
+    def __init__(
+        self, *, width: int, size: int, embedding: int, bgr: bool, checkpoint: bool
+    ) -> None:
         super().__init__()
-        self.embedding, self.size, self.checkpoint = embedding, size, checkpoint
+        self.embedding, self.size, self.bgr, self.checkpoint = embedding, size, bgr, checkpoint
         thin, wide, top = 2 * width, 4 * width, 8 * width
         self.layers = nn.ModuleList(
             [
@@ -82,7 +85,7 @@ class MobileFaceNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images
+        x = images.flip(1) if self.bgr else images
         for layer in self.layers:
             x = recompute(layer, x) if self.checkpoint and self.training else layer(x)
         # The last layers keep full precision, as published.
@@ -90,18 +93,33 @@ class MobileFaceNet(nn.Module):
             return self.features(self.conv_sep(x.to(next(self.features.parameters()).dtype)))
 
 
+MARK = "conv_sep.layers.0.weight"
+
+
+def recognize(shapes: Shapes) -> Recognized:
+    """The MobileFaceNet with these parameters."""
+    rows, columns = shapes["features.layers.0.layers.0.weight"][2:]
+    width, embedding = shapes[MARK][0] // 8, shapes["features.layers.2.weight"][0]
+    return {"width": width, "embedding": embedding}, size_of_map(rows * columns)
+
+
 def build(
     size: int = 112,
     *,
     width: Count = 64,
     embedding: Count = 512,
+    bgr: bool = False,
     checkpoint: bool = False,
 ) -> MobileFaceNet:
     """MobileFaceNet, for square images of `size` pixels per side.
 
     width: half the channels of the first stage. The published network has 64.
     embedding: numbers per embedding.
+    bgr: reverse the color channels inside the network. Set it for published weights that were
+        trained on BGR; the images that you give stay RGB.
     checkpoint: compute each block again in the backward pass. This needs less memory and a third
         more time.
     """
-    return MobileFaceNet(width=width, size=size, embedding=embedding, checkpoint=checkpoint)
+    return MobileFaceNet(
+        width=width, size=size, embedding=embedding, bgr=bgr, checkpoint=checkpoint
+    )

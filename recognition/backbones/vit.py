@@ -5,14 +5,16 @@ skips the blocks, and a learned token replaces them before the embedding layer (
 Parameter names and shapes are insightface's.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from data.options import Count, ShareBelowOne
+from recognition.backbones import USUAL_SIZE, Recognized, Shapes
 from recognition.backbones._recompute import recompute
 
 
@@ -55,10 +57,10 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.relu6(self.fc1(x)))
@@ -70,13 +72,13 @@ class Block(nn.Module):
     In training a sample skips each of the two with probability `drop` (arXiv 1603.09382).
     """
 
-    def __init__(self, width: int, heads: int, drop: float) -> None:
+    def __init__(self, width: int, heads: int, mlp: int, drop: float) -> None:
         super().__init__()
         self.drop = drop
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, mlp * width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self._drop_path(self.attn(self.norm1(x)))
@@ -106,7 +108,7 @@ class Patches(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(B,3,size,size) float images in [-1, 1], RGB -> (B,D) embeddings, not normalized."""
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized."""
 
     def __init__(
         self,
@@ -115,14 +117,17 @@ class VisionTransformer(nn.Module):
         depth: int,
         heads: int,
         patch: int,
+        mlp: int,
         size: int,
         embedding: int,
         drop_path: float,
         mask: float,
+        bgr: bool,
         checkpoint: bool,
     ) -> None:
         super().__init__()
-        self.embedding, self.size, self.mask, self.checkpoint = embedding, size, mask, checkpoint
+        self.embedding, self.size, self.bgr = embedding, size, bgr
+        self.mask, self.checkpoint = mask, checkpoint
         tokens = (size // patch) ** 2
         self.patch_embed = Patches(width, patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
@@ -130,7 +135,7 @@ class VisionTransformer(nn.Module):
 
         # The probability of a skip rises linearly from the first block to the last.
         drops = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList([Block(width, heads, drop) for drop in drops])
+        self.blocks = nn.ModuleList([Block(width, heads, mlp, drop) for drop in drops])
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
             nn.Linear(tokens * width, width, bias=False),
@@ -148,7 +153,7 @@ class VisionTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.patch_embed(images) + self.pos_embed
+        x = self.patch_embed(images.flip(1) if self.bgr else images) + self.pos_embed
         shape, kept = x.shape, torch.empty(0)
 
         # The blocks see a random subset of the patches, a different one for each image.
@@ -168,6 +173,28 @@ class VisionTransformer(nn.Module):
             return self.feature(x.flatten(1))
 
 
+MARK = "patch_embed.proj.weight"
+
+
+def recognize(shapes: Shapes) -> Recognized:
+    """The transformer with these parameters.
+
+    The number of heads leaves no trace in them. It is 8 in all published networks of this form but
+    CVLface's base, which is the one with patches of 8 and an MLP three times as wide as a token.
+    """
+    width, _, patch, _ = shapes[MARK]
+    depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+    mlp = shapes["blocks.0.mlp.fc1.weight"][0] // width
+    named = [name for name, one in VARIANTS.items() if (one.width, one.depth) == (width, depth)]
+    options: dict[str, Any] = {"variant": named[0]} if named else {"width": width, "depth": depth}
+    options |= {"heads": 16 if (patch, mlp) == (8, 3) else 8, "patch": patch, "mlp": mlp}
+    options["embedding"] = shapes["feature.2.weight"][0]
+    if "mask_token" not in shapes:
+        options["mask"] = 0.0
+    side = math.isqrt(shapes["pos_embed"][1]) * patch
+    return options, USUAL_SIZE if side <= USUAL_SIZE < side + patch else side
+
+
 def build(
     size: int = 112,
     *,
@@ -176,9 +203,11 @@ def build(
     depth: Count | None = None,
     heads: Count = 8,
     patch: Count = 9,
+    mlp: Count = 4,
     embedding: Count = 512,
     drop_path: ShareBelowOne | None = None,
     mask: ShareBelowOne | None = None,
+    bgr: bool = False,
     checkpoint: bool = False,
 ) -> VisionTransformer:
     """A face transformer, for square images of `size` pixels per side.
@@ -188,10 +217,13 @@ def build(
     depth: number of blocks. null: the variant's value.
     heads: attention heads per block.
     patch: side of a patch in pixels.
+    mlp: width of the hidden layer in each block, as a multiple of the width of a token.
     embedding: numbers per embedding.
     drop_path: probability that a sample skips the last block. The blocks before it are skipped less
         often. null: the variant's value.
     mask: share of the patches that are hidden in training. null: the variant's value.
+    bgr: reverse the color channels inside the network. Set it for published weights that were
+        trained on BGR; the images that you give stay RGB.
     checkpoint: compute each block again in the backward pass. This needs less memory and a third
         more time.
     """
@@ -208,9 +240,11 @@ def build(
         depth=chosen.depth if depth is None else depth,
         heads=heads,
         patch=patch,
+        mlp=mlp,
         size=size,
         embedding=embedding,
         drop_path=chosen.drop_path if drop_path is None else drop_path,
         mask=chosen.mask if mask is None else mask,
+        bgr=bgr,
         checkpoint=checkpoint,
     )

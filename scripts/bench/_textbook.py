@@ -16,7 +16,7 @@ from data.types import Batch
 from recognition.backbones import embedding_of
 from recognition.config import Config
 from recognition.device import autocast
-from recognition.embedder import build_backbone
+from recognition.models.model import build_backbone
 
 
 class Textbook:

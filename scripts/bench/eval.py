@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 import torch
 
+import recognition
 from data.options import Count
 from data.pairs.verification_bin import write_bin
 from eval.benchmarks import pairs
@@ -38,7 +39,6 @@ from eval.metrics.verification import (
     roc,
     tar_at_far,
 )
-from recognition.embedder import load_embedder
 from recognition.memory import peak_bytes, resident_bytes
 from scripts._tables import show_figures
 from scripts.bench._measure import in_own_process, in_turn, median_ratio, seconds
@@ -245,7 +245,8 @@ def bench_bin(bin: str | None, model: str | None) -> Figures:
         path, size = bin, 112
         embed: Embed = shrink
         if path and model:
-            embed, size = load_embedder(model, "cpu")
+            embed = loaded = recognition.load(model, device="cpu")
+            size = loaded.size
         else:
             path = draw_bin(f"{folder}/set.bin")
             shrink(torch.zeros(64, 3, size, size))  # torch's own buffers belong to the model

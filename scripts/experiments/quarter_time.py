@@ -34,13 +34,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+import recognition
 from data.files import atomic_write
 from data.pairs.lists import from_list
 from data.parts import hint
 from eval.benchmarks.pairs import score_pairs
 from eval.embed import embed_faces
 from eval.metrics import verification as metrics
-from recognition.embedder import load_embedder
 from scripts._curves import run_curve, thinned, training_lines
 from scripts.experiments.view1_faces import alternating, write_view1
 from tools._cli import Failed, command
@@ -216,8 +216,8 @@ def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarra
         with atomic_write(pairs_file, "w") as file:
             file.write(alternating(faces / "protocol/pairsDevTrain.txt"))
     pairs = from_list(pairs_file, faces / "lfw_112.zip")
-    embed, size = load_embedder(runs / run.name, "cpu")
-    embeddings = embed_faces(embed, pairs.images, size)
+    model = recognition.load(runs / run.name, device="cpu")
+    embeddings = embed_faces(model, pairs.images, model.size)
     found = score_pairs(run.name, embeddings, pairs.first, pairs.second, pairs.same).metrics
     kept = ("accuracy", "accuracy_std", "exact_accuracy", "tar@0.01", "auc")
     distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)

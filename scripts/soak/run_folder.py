@@ -32,11 +32,11 @@ from typing import Any
 
 import torch
 
+import recognition
 import train
 from data.options import Count, CountOrZero
 from recognition import checkpoint, experiment
 from recognition.best_checkpoint import MARK
-from recognition.embedder import load_embedder
 from recognition.logs import plot_training
 from tools._cli import Failed, command
 
@@ -201,10 +201,10 @@ def is_whole(killed: Path, work: Path) -> bool:
 def wrong_model(work: Path, expected: Expected) -> str | None:
     """A sentence if the model loads, but with weights that no checkpoint of the run had."""
     try:
-        embed, _ = load_embedder(work, "cpu")
+        model = recognition.load(work, device="cpu")
     except (ValueError, OSError):
         return None
-    right = digest(dict(embed.backbone.state_dict())) in expected.models.values()
+    right = digest(dict(model.network.state_dict())) in expected.models.values()
     return None if right else "model.pt loads with other weights"
 
 

@@ -1,5 +1,6 @@
 """The pair benchmark end to end on drawn images, from each of its sources."""
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -197,10 +198,32 @@ def test_drawn_pairs_are_balanced_disjoint_and_repeatable(people: Path) -> None:
     seen = [set(labels[pairs.first[fold]]) | set(labels[pairs.second[fold]]) for fold in folds]
     assert all(not (a & b) for i, a in enumerate(seen) for b in seen[:i])
     assert pairs.notes == ()
-    with pytest.raises(ValueError, match="count=2000"):
-        from_faces(people / "images", count=2000)
     with pytest.raises(ValueError, match="multiple of 20"):
         from_faces(people / "images", count=50)
+
+
+@pytest.mark.parametrize("identities", [3, 12, 25])
+def test_the_largest_count_is_named_and_can_be_drawn(identities: int) -> None:
+    """The refused count names the largest one; that one gives distinct pairs of the right kind."""
+    line = f"synthetic:identities={identities},images=4,size=8"
+    with pytest.raises(ValueError, match="give a smaller count") as refused:
+        from_faces(line, count=100_000)
+    found = re.search(r"at most (\d+) pairs in 10 folds, but count is 100000", str(refused.value))
+    assert found is not None
+    largest = int(found[1])
+    pairs = from_faces(line, count=largest)
+    distinct = {(min(a, b), max(a, b)) for a, b in zip(pairs.first, pairs.second, strict=True)}
+    assert len(distinct) == largest
+    assert ((pairs.first // 4 == pairs.second // 4) == pairs.same).all()
+    # 6 genuine pairs per person; folds of 2 people, or all people for folds that share them
+    assert largest == {3: 20 * (3 * 6 // 10), 12: 20 * (12 * 6 // 10), 25: 20 * 2 * 6}[identities]
+    with pytest.raises(ValueError, match=f"at most {largest} pairs"):
+        from_faces(line, count=largest + 20)
+
+
+def test_a_set_without_a_genuine_pair_says_what_it_needs() -> None:
+    with pytest.raises(ValueError, match="at most 0 pairs.*add images or people"):
+        from_faces("synthetic:identities=30,images=1,size=8", count=20)
 
 
 def test_unfair_order_is_noted(people: Path) -> None:

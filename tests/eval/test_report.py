@@ -82,6 +82,16 @@ def test_page_is_self_contained_and_escapes_names(results: list[Result], tmp_pat
     assert "no such file" in text
 
 
+def test_a_page_with_faces_says_so_before_the_first_of_them(
+    results: list[Result], tmp_path: Path
+) -> None:
+    write_report(results, tmp_path / "faces")
+    text = (tmp_path / "faces/report.html").read_text()
+    assert text.index("This page shows faces") < text.index("<table") < text.index("image/jpeg")
+    write_report(results[1:], tmp_path / "none")
+    assert "This page shows faces" not in (tmp_path / "none/report.html").read_text()
+
+
 def test_no_plot_stays_in_memory(results: list[Result], tmp_path: Path) -> None:
     gc.collect()
     gc.disable()

@@ -88,13 +88,16 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "annotated_types": "pydantic",  # pydantic depends on it, and uses its types as its own
     "cv2": "opencv-python-headless",
+    "pillow_heif": "pillow-heif",
     "pydantic_core": "pydantic",  # pydantic pins its version
+    "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-# Modules that no extra installs: tools/align.py says how to install its detector, which asks for an
-# old numpy, and mxnet wrote the golden files in a separate environment.
-ELSEWHERE = {"facenet_pytorch", "mxnet"}
+# mxnet wrote the golden files in a separate environment, so no extra installs it.
+ELSEWHERE = {"mxnet"}
+# Modules that are imported only where a user's files need them, and the extra that installs each.
+OPTIONAL = {"pillow_heif": "heic"}
 
 
 def _imported(*folders: str) -> dict[str, str]:
@@ -107,7 +110,7 @@ def _imported(*folders: str) -> dict[str, str]:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if "torch.utils.tensorboard" in names:
                 names.append("tensorboard")
-            for module in {name.split(".")[0] for name in names} - own:
+            for module in {name.split(".")[0] for name in names} - own - OPTIONAL.keys():
                 found[DISTRIBUTIONS.get(module, module)] = str(path.relative_to(ROOT))
     return found
 
@@ -129,6 +132,16 @@ def test_an_extra_declares_what_its_folders_import(
     declared = _declared(requirements, extra)
     missing = {name: file for name, file in _imported(*folders).items() if name not in declared}
     assert not missing, f"imported but not in the extra {extra} of pyproject.toml: {missing}"
+
+
+@pytest.mark.parametrize(("module", "extra"), OPTIONAL.items())
+def test_an_optional_module_has_an_extra_that_the_tests_install(
+    requirements: list[Requirement], module: str, extra: str
+) -> None:
+    name = DISTRIBUTIONS.get(module, module)
+    assert name in _declared(requirements, extra)
+    assert name in _declared(requirements, "dev")
+    assert name not in _declared(requirements, "train")
 
 
 def test_train_declares_nothing_that_training_does_not_import(

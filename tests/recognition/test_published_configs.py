@@ -13,7 +13,7 @@ import train
 from eval.report.published import published_rows
 from recognition.config import Config
 from recognition.distributed import Ranks
-from recognition.embedder import build_backbone
+from recognition.models.model import build_backbone
 from recognition.parse import build_part, load_config
 from tools import plan
 

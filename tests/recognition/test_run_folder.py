@@ -19,12 +19,12 @@ import pytest
 import torch
 import yaml
 
+import recognition
 from data.faces import open_faces
 from recognition import best_checkpoint, checkpoint, experiment, run_lock, run_space
 from recognition.best_checkpoint import MARK
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
-from recognition.embedder import load_embedder
 from recognition.logs import Metrics, plot_training, read_metrics
 from recognition.parse import load_config, to_yaml
 
@@ -164,7 +164,7 @@ def test_a_broken_config_yaml_is_mended(finished: Path, run: Path, written: byte
     if written is not None:
         (run / "config.yaml").write_bytes(written)
         with pytest.raises(ValueError, match=r"config\.yaml: empty or damaged"):
-            load_embedder(run, "cpu")
+            recognition.load(run, device="cpu")
     with pytest.raises(ConfigError, match="holds a run already"):
         experiment.run(_config(run.parent), "tiny.yaml")
     with pytest.raises(ConfigError, match=r"step_00000003/config\.yaml was made with optim\.lr"):
@@ -176,9 +176,9 @@ def test_a_broken_config_yaml_is_mended(finished: Path, run: Path, written: byte
 
 def test_a_checkpoint_is_a_model_too(run: Path) -> None:
     path = run / "checkpoints/step_00000002"
-    embed, _ = load_embedder(path, "cpu")
+    model = recognition.load(path, device="cpu")
     weights = checkpoint.load_tensors(path / "model.pt")
-    assert all(torch.equal(weights[k], v) for k, v in embed.backbone.state_dict().items())
+    assert all(torch.equal(weights[k], v) for k, v in model.network.state_dict().items())
 
 
 def test_metrics_with_damage_are_read_without_it(

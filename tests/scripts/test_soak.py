@@ -15,6 +15,7 @@ import torch
 from data.formats.synthetic import open_set
 from fastface.haar import FastFaceDetector
 from recognition import checkpoint, experiment, logs
+from recognition.models import tensor_files
 from scripts.soak import data_fuzz, growth, haar, resume, run_folder
 
 
@@ -77,8 +78,8 @@ def test_damaged_runs_resume_or_are_refused_and_wrong_ones_are_named(
 
     monkeypatch.setattr(run_folder, "damage", flip)
     assert outcome() == "resumed"
-    monkeypatch.setattr(checkpoint, "_check_records", lambda file, size: None)
-    monkeypatch.setattr("recognition.embedder.load_tensors", checkpoint.load_tensors)
+    monkeypatch.setattr(checkpoint, "check_records", lambda file, size: None)
+    monkeypatch.setattr(tensor_files, "check_records", lambda file, size: None)
     assert outcome() == "model.pt loads with other weights"
 
     def remove(folder: Path, rng: object) -> None:

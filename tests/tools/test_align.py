@@ -1,46 +1,111 @@
-"""tools.align on a folder, with a detector that reads the number of faces from the brightness."""
+"""tools.align on folders of photos: what becomes a crop, and what is said of the rest."""
 
-from __future__ import annotations
-
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 
 from data.align import TEMPLATE
-from tools.align import REPORT, align_folder
+from data.detect import load_detector
+from data.types import Pixels
+from tests.photographs import photograph
+from tools.align import REPORT, crop_names, main
 
 
-def test_folder_reports_what_it_left_out(tmp_path: Path) -> None:
-    """The brightness of a photo is the number of its faces."""
+@pytest.fixture(scope="module")
+def astronaut() -> Pixels:
+    return photograph("astronaut")
+
+
+def _save(path: Path, photo: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".heic":
+        heic = pillow_heif.from_bytes("RGB", photo.shape[1::-1], photo.tobytes())
+        heic.save(path, quality=80)
+    else:
+        assert cv2.imwrite(str(path), photo[:, :, ::-1])
+
+
+def _report(out: Path) -> dict[str, str]:
+    rows = [line.split("\t") for line in (out / REPORT).read_text().splitlines()[1:]]
+    return {photo: outcome for photo, outcome, _ in rows}
+
+
+def test_folder_of_photos(
+    tmp_path: Path, astronaut: Pixels, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
-    for name, faces in (("ann/a.jpg", 1), ("ann/b.png", 0), ("bob/c.jpg", 2)):
-        (photos / name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(photos / name), np.full((150, 150, 3), faces * 100, np.uint8))
+    half = np.ascontiguousarray(astronaut[::2, ::2])
+    _save(photos / "ann" / "a.jpg", astronaut)
+    _save(photos / "ann" / "b.png", half)
+    _save(photos / "ann" / "c.heic", half)
+    _save(photos / "ann" / "none.jpg", photograph("coffee"))
+    _save(photos / "bob" / "two.jpg", np.hstack([half, half]))
     (photos / "bob" / "broken.jpg").write_bytes(b"\xff\xd8 no")
-    calls = []
+    (photos / "bob" / "film.mov").write_bytes(b"no photo")
+    (photos / ".DS_Store").write_bytes(b"of the system")
 
-    def detect(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        calls.append(1)
-        faces = round(float(image.mean()) / 100)
-        return np.array([[0, 0, 50 + i, 50] for i in range(faces)]).reshape(-1, 4), np.array(
-            [TEMPLATE] * faces
-        )
-
-    counts = align_folder(photos, out, detect)
-    assert counts == {"aligned": 1, "no_face": 1, "several": 1, "unreadable": 1}
-    rows = [line.split("\t")[:2] for line in (out / REPORT).read_text().splitlines()[1:]]
-    assert rows == [
-        ["ann/b.png", "no_face"],
-        ["bob/broken.jpg", "unreadable"],
-        ["bob/c.jpg", "several"],
-    ]
+    assert main([str(photos), str(out)]) == 0
+    assert "3 aligned, 1 no_face, 1 other, 1 several, 1 unreadable" in capsys.readouterr().out
+    assert _report(out) == {
+        "bob/film.mov": "other",
+        "ann/none.jpg": "no_face",
+        "bob/broken.jpg": "unreadable",
+        "bob/two.jpg": "several",
+    }
+    assert sorted(path.name for path in (out / "ann").iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
     crop = cv2.imread(str(out / "ann" / "a.jpg"))
     assert crop is not None
     assert crop.shape == (112, 112, 3)
-    assert len(calls) == 3
-    again = align_folder(photos, out, detect, largest=True)
-    assert again == {"kept": 1, "aligned": 1, "no_face": 1, "unreadable": 1}
-    with pytest.raises(ValueError, match="holds no photo"):
-        align_folder(tmp_path / "none", out, detect)
+    (face,) = load_detector()(np.array(crop[:, :, ::-1], np.uint8))
+    assert np.linalg.norm(face.landmarks - TEMPLATE, axis=1).mean() < 5
+
+    assert main([str(photos), str(out), "--largest"]) == 0
+    assert "1 aligned, 3 kept, 1 no_face, 1 other, 1 unreadable" in capsys.readouterr().out
+
+
+def test_names_of_crops() -> None:
+    photos = [Path(name) for name in ("a/1.HEIC", "a/1.jpg", "a/2.png", "a/2.PNG", "b/1.jpeg")]
+    assert {str(key): str(value) for key, value in crop_names(photos).items()} == {
+        "a/1.HEIC": "a/1_HEIC.jpg",
+        "a/1.jpg": "a/1.jpg",
+        "a/2.png": "a/2_png.jpg",
+        "a/2.PNG": "a/2_PNG_.jpg",
+        "b/1.jpeg": "b/1.jpg",
+    }
+
+
+def test_heic_without_its_library_is_counted(
+    tmp_path: Path,
+    astronaut: Pixels,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    _save(photos / "ann" / "a.jpg", astronaut)
+    _save(photos / "ann" / "b.heic", astronaut)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert main([str(photos), str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "1 aligned, 1 heic" in told
+    assert "pip install -e '.[heic]'" in told
+    assert _report(out) == {"ann/b.heic": "heic"}
+
+
+def test_wrong_folders_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    _save(tmp_path / "plain" / "ann" / "a.jpg", np.zeros((50, 50, 3), np.uint8))
+    for arguments, code, told in (
+        ([f"{tmp_path}/none", f"{tmp_path}/out"], 2, "no such folder"),
+        ([f"{photos}", f"{tmp_path}/out"], 2, "holds no photo"),
+        ([f"{photos}", f"{photos}/out"], 2, "is inside"),
+        ([f"{tmp_path}/plain", f"{tmp_path}/out"], 1, "none of the photos gave a crop"),
+    ):
+        assert main(arguments) == code
+        error = capsys.readouterr().err
+        assert told in error
+        assert error.count("\n") == 1

@@ -40,7 +40,7 @@ def test_wrong_arguments_are_one_line(faces: Path, capsys: pytest.CaptureFixture
     for arguments, told in (
         ([f"{faces}/faces", "x.pickle"], "x.pickle"),
         ([f"{faces}/nobody", f"{faces}/x.bin"], "nobody"),
-        ([f"{faces}/faces", f"{faces}/x.bin", "--count", "9000"], "lower count"),
+        ([f"{faces}/faces", f"{faces}/x.bin", "--count", "9000"], "at most 240 pairs"),
         ([synthetic, f"{faces}/x.txt", "--count", "20"], ".bin instead"),
     ):
         assert main(arguments) == 2

@@ -14,7 +14,7 @@ import torch
 from recognition.backbones import embedding_of
 from recognition.config import ConfigError
 from recognition.distributed import Ranks
-from recognition.embedder import build_backbone
+from recognition.models.model import build_backbone
 from recognition.parse import build_part, load_config
 from tools import _cuda, _time, plan
 from tools._cards import CARDS, find_card
