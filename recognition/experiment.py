@@ -321,7 +321,7 @@ def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
 
 def _what_must_be_same(config: Config, fingerprint: Fingerprint) -> dict[str, bytes]:
     """What has to be equal on all ranks. Only where the files are may differ."""
-    here = replace(config.data, root=None, train=".", threads=None)
+    here = replace(config.data, root=None, train=".", subset=None, threads=None)
     return {
         "the config": to_yaml(replace(config, data=here)).encode(),
         "data.train": fingerprint.digest.encode(),
@@ -331,7 +331,12 @@ def _what_must_be_same(config: Config, fingerprint: Fingerprint) -> dict[str, by
 def _open_training_faces(config: Config) -> FaceSet:
     data = config.data
     try:
-        return open_faces(resolve_path(data.train, data.root), data.format)
+        return open_faces(
+            resolve_path(data.train, data.root),
+            data.format,
+            subset=resolve_path(data.subset, data.root) if data.subset else None,
+            renumber=data.renumber,
+        )
     except FileNotFoundError as error:
         hint = "data.root is not set: relative paths start from the working directory"
         raise ValueError(str(error) if data.root else f"{error} ({hint})") from None

@@ -63,6 +63,9 @@ class Parts:
         }
         if self.fingerprint is not None:
             shared["faces"] = self.fingerprint.state_dict()
+            original = getattr(self.loader.faces, "original_labels", None)
+            if original is not None:
+                shared["faces"]["original_labels"] = torch.from_numpy(original)
         local = {
             "classifier": self.classifier.state_dict(),
             "optimizer": {i: s for i, s in optimizer["state"].items() if i in own_rows},

@@ -23,10 +23,13 @@ from recognition.run_space import Sizes, check_space
 
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes. Those of `optim` divide the same steps otherwise, or change
-# the batch in the way that the user asks for; optim.step_images stays.
+# the batch in the way that the user asks for; optim.step_images stays. The fingerprint of the set
+# guards the keys of `data`.
 _FREE_ON_RESUME = [
     "data.root",
     "data.train",
+    "data.subset",
+    "data.renumber",
     "data.threads",
     "evaluate",
     "optim.batch_size",
