@@ -174,6 +174,7 @@ F2C = {"lru": {1: 2}, "fc": torch.zeros(1, 16, 9), "qp": {4: 5}}
 PUBLISHED: dict[str, tuple[str, Any, str, str]] = {
     "arcface_torch": ("model.pt", IRESNET, "iresnet", "rgb"),
     "DataParallel": ("backbone.pth", prefixed("module.", IRESNET), "iresnet", "rgb"),
+    "compiled": ("model.pt", prefixed("module._orig_mod.", IRESNET), "iresnet", "rgb"),
     "its checkpoint": ("checkpoint_gpu_1.pt", ARCFACE_CHECKPOINT, "iresnet", "rgb"),
     "in an OrderedDict": ("model.pt", OrderedDict(IRESNET), "iresnet", "rgb"),
     "with its head": ("m.pt", {**IRESNET, "head.kernel": torch.zeros(3)}, "iresnet", "rgb"),
@@ -249,6 +250,7 @@ def test_cvlface_says_its_color_order_beside_the_weights(
     settings = {"name": "ir18", "color_space": space, "output_dim": 16}
     if beside == "model.yaml":
         torch.save(prefixed("net.", IR), tmp_path / "model.pt")
+        (tmp_path / "config.yaml").write_text("models: [ir18]")  # not that of a run of ours
         (tmp_path / beside).write_text(yaml.safe_dump(settings))
     else:
         save_file(prefixed("model.net.", IR), tmp_path / "model.safetensors")
