@@ -39,9 +39,9 @@ def load_model(source: str | Path, *, color: Color | None = None, device: str = 
     """The model in a run folder, a model folder or a file; it is frozen and in evaluation mode.
 
     source: a run folder; a model folder; a .pt, .pth, .ckpt, .bin or .safetensors with the weights
-    of a backbone, as arcface_torch, AdaFace, CVLface, FastFace and F²C publish it; an
-    .onnx; or a folder with one such file. color: the order of the color channels that the weights
-    were trained on, where the source does not say it. device: auto, cpu, cuda or mps.
+    of a backbone, as arcface_torch, AdaFace, CVLface, FastFace and F²C publish it; an .onnx; or a
+    folder with one such file. color: the order of the color channels that the weights were trained
+    on, where the source does not say it. device: auto, cpu, cuda or mps.
 
     Raises FileNotFoundError, or a ValueError of one line that says what was found and what to do.
     """

@@ -293,6 +293,30 @@ def test_a_run_folder(tmp_path: Path) -> None:
     assert len(str(told.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"width": 1 << 62}, "there is no iresnet with its options"),
+        ({"width": 1 << 20}, "it has conv1.weight float"),
+        ({"embedding": 10**30}, "there is no iresnet with its options"),
+        ({"name": "vit", "depth": 10**9}, "depth: found 1000000000, expected .*at most 1000"),
+    ],
+)
+def test_a_folder_that_lies_about_its_network_gets_no_memory(
+    options: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    save_file(IRESNET, tmp_path / "model.safetensors")
+    architecture = {"name": "iresnet", "depth": 18, **options}
+    if options.get("name"):
+        del architecture["depth"]
+        architecture |= options
+    facts = {"version": 1, "architecture": architecture, "size": 32, "color": "rgb"}
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=problem) as error:
+        loaded(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 WIDE = {**IRESNET, "fc.weight": torch.zeros(16, 200)}
 REFUSED: dict[str, tuple[Any, str]] = {
     "left over": ({**IRESNET, "extra.weight": torch.zeros(2)}, "no place for extra.weight"),
