@@ -201,7 +201,9 @@ def _training(record: Record) -> str:
             "published them can say on which images they were trained."
         )
     counts = _at(record.environment, "training_set") or {}
-    size = ", {images:,} images of {identities:,} people".format(**counts) if counts else ""
+    size = ""
+    if {"images", "identities"} <= set(counts):
+        size = f", {counts['images']:,} images of {counts['identities']:,} people"
     lines = [f"- training set: {markdown_text(str(_at(record.config, 'data', 'train')))}{size}"]
     for section in ("head", "classifier", "scheduler"):
         part = dict(_at(record.config, section) or {})

@@ -27,7 +27,7 @@ from recognition.models.model_folder import write_model_folder
 from recognition.parse import build_part, load_config, to_yaml
 from tools import _onnx, export
 from tools._model import ModelOptions
-from tools._model_record import without_folders
+from tools._model_record import read_record, without_folders
 from tools._recognizer import open_recognizer
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ RESULTS = [
         "metrics": {},
         "settings": {},
         "notes": [],
-        "skipped": "?",
+        "skipped": "/home-of-somebody/lfw.bin: no such file",
     },
 ]
 
@@ -410,6 +410,24 @@ def test_the_extra_is_named_where_it_is_missing(
     assert "needs onnxscript; install the extra: pip install -e '.[onnx]'" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.json", "{"),
+        ("results.json", '{"results": 3}'),
+        ("results.json", '{"results": [{"name": "x", "metrics": [1]}]}'),
+        ("training.json", '{"config": {"head": "arcface"}, "environment": {}}'),
+        ("training.json", '{"config": {}, "environment": {"training_set": {"images": "x"}}}'),
+        ("training.json", "[]"),
+    ],
+)
+def test_a_damaged_record_is_named(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="damaged") as error:
+        read_record(tmp_path)
+    assert str(tmp_path) in str(error.value)
 
 
 @pytest.mark.parametrize(
