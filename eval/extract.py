@@ -7,15 +7,17 @@ import hashlib
 import json
 import os
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from data.faces import open_faces
-from data.files import atomic_write, is_special, read_text
-from data.images import SUFFIXES, FileImages, Images, open_images
+from data.files import atomic_write, read_lines
+from data.formats import recordio
+from data.images import FileImages, Images, image_files, open_images
+from data.names import is_image
 from data.pairs.lists import from_bin
 from data.text import one_line
 from eval.batches import Crop
@@ -37,19 +39,27 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
             raise FileNotFoundError(
                 f"{data}: no such file; expected a list of image names inside {images}"
             )
-        lines = read_text(path).splitlines()
-        names = [line.split("\t")[0].strip() for line in lines if line.strip()]
+        names = read_names(path)
         return open_images(images, names), names
     if path.suffix == ".bin":
         packed = from_bin(path).images
         return packed, [Path(packed.describe(i)).name for i in range(len(packed))]
-    if path.is_dir() and not list(path.glob("*.rec")):
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if files := [file for file in found if not is_special(file)]:
+    if path.is_dir() and not recordio.detect(data):
+        with suppress(FileNotFoundError):  # a folder of shards holds no image
+            files = image_files(path)
             return FileImages(files), [str(file.relative_to(path)) for file in files]
     faces = open_faces(data)
     root = str(path.parent if path.is_file() else path) + "/"
     return faces, [faces.describe(i).removeprefix(root) for i in range(len(faces))]
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a list: each line up to a tab, or up to a comma if every line has one there."""
+    lines = [line for line in read_lines(path) if line.strip(" \t")]
+    heads = [line.split(",")[0] for line in lines]
+    if not any("\t" in line for line in lines) and all(map(is_image, heads)):
+        return [head.strip(" ") for head in heads]
+    return [line.split("\t")[0].strip(" ") for line in lines]
 
 
 def extract(

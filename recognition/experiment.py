@@ -24,6 +24,7 @@ from recognition.best_checkpoint import check_keep_best
 from recognition.checkpoint import newest
 from recognition.classifiers import ClassifierFacts
 from recognition.classifiers._margin_softmax import SoftmaxOptions
+from recognition.compiled import compiled
 from recognition.config import Config, ConfigError, RunConfig
 from recognition.device import choose_device, place_backbone, prepare_device
 from recognition.distributed import (
@@ -277,7 +278,7 @@ def _wrapped(
                 "run.compile_mode: found reduce-overhead with several processes, whose gradients "
                 "do not fit CUDA graphs; use default"
             )
-        forward = torch.compile(forward, mode=run_.compile_mode)
+        forward = compiled(forward, run_.compile_mode)
     return forward, no_sync
 
 

@@ -37,6 +37,7 @@ from recognition.stop import Agreement, Stop, Stopped
 T = TypeVar("T")
 # Skipped steps in a row before a run gives up. The loss scale of fp16 reaches its floor before.
 MOST_SKIPPED = 30
+LEAST_LINES = 20  # log lines of a run, if it has so many steps
 
 
 class TrainingError(RuntimeError):
@@ -110,6 +111,7 @@ def train(
     total = progress.step + parts.loader.steps.left(parts.loader.place, config.optim.epochs)
     if config.run.max_steps is not None:
         total = max(progress.step, min(total, config.run.max_steps))
+    log_steps = min(config.run.log_steps, max(1, total // LEAST_LINES))
     owed = resume and _evaluation_owed(config, parts, progress, folder)
     agreement = Agreement(parts.ranks, parts.device)
     with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
@@ -129,7 +131,7 @@ def train(
             epoch, epoch_ends = parts.loader.epoch, parts.loader.consumed == 0
             last = progress.step == total
 
-            if _due(progress.step, config.run.log_steps) or last:
+            if _due(progress.step, log_steps) or last:
                 line = _log_line(config, parts, progress, clock)
                 logs.log(progress.step, line)
                 _check_loss(config, progress, line, last=last)

@@ -56,7 +56,7 @@ def run(
     name: str, gallery: Path, probe: Path, mirror: bool, pool: bool, embed: Embed, size: int
 ) -> Result:
     """Embed both folders and search the gallery for every probe image."""
-    files = image_files(gallery, "*/*"), image_files(probe, "*/*")
+    files = image_files(gallery, people=True), image_files(probe, people=True)
     people = [[path.parent.name for path in paths] for paths in files]
     numbers = {person: number for number, person in enumerate(sorted({*people[0], *people[1]}))}
     ids, probe_ids = (np.array([numbers[person] for person in names]) for names in people)
