@@ -40,7 +40,11 @@ class Watched(socket.socket):
         print("connects to", address, flush=True)
         super().connect(address)
 
-socket.socket = Watched
+def watched(host, *rest, **options):
+    print("connects to", host, flush=True)
+    return look_up(host, *rest, **options)
+
+socket.socket, look_up, socket.getaddrinfo = Watched, socket.getaddrinfo, watched
 from tools.demo import main
 sys.exit(main(sys.argv[1:]))
 """
