@@ -54,6 +54,12 @@ class DataConfig:
     directory."""
     format: Annotated[str, PartOf("data.formats", others=("auto",))] = "auto"
     """Format of the training set. auto: the format that recognizes the files."""
+    subset: PathText | None = None
+    """Index list of the images to train on: a .npy file of row numbers (M,), or of row numbers and
+    new labels (M, 2), as whole numbers. null: all images."""
+    renumber: bool = False
+    """Number the identities that have images 0, 1, …, so that no class center is without images.
+    Checkpoints then hold the label that each class has in the set."""
     size: Annotated[int, Range(at_least=16)] = 112
     """Side of the square input, in pixels."""
     threads: Count | None = None

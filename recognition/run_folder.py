@@ -25,10 +25,13 @@ from recognition.schedulers import SCHEDULERS, any_length
 
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes. Those of `optim` divide the same steps otherwise, or change
-# the batch in the way that the user asks for; optim.step_images stays.
+# the batch in the way that the user asks for; optim.step_images stays. The fingerprint of the set
+# guards the keys of `data`.
 _FREE_ON_RESUME = [
     "data.root",
     "data.train",
+    "data.subset",
+    "data.renumber",
     "data.threads",
     "evaluate",
     "optim.batch_size",

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data.augment import augment
+from data.fingerprint import difference, stored_fingerprint
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
@@ -407,8 +408,8 @@ def restore(parts: Parts, folder: Path) -> Progress:
     A run without a checkpoint starts from the beginning, and says so. model.pt becomes that of the
     checkpoint.
 
-    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of other
-    parts.
+    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of another
+    training set or of other parts.
     """
     found = checkpoint.load_newest(folder / "checkpoints", parts.ranks, parts.device)
     if found is None:
@@ -420,6 +421,7 @@ def restore(parts: Parts, folder: Path) -> Progress:
         if parts.ranks.rank == 0:
             print(f"{folder} has no checkpoint yet: the run starts from step 0", flush=True)
         return Progress()
+    _check_faces(found, parts)
     try:
         parts.load_state_dict(found.shared, found.locals_)
         progress = Progress(**found.shared["progress"])
@@ -431,3 +433,23 @@ def restore(parts: Parts, folder: Path) -> Progress:
         ) from error
     checkpoint.publish_model(found.path, folder / "model.pt", parts.ranks, parts.device)
     return progress
+
+
+def _check_faces(found: checkpoint.Loaded, parts: Parts) -> None:
+    """Raise ConfigError if the run of a checkpoint trained on another set than this one."""
+    if parts.fingerprint is None:
+        return
+    if "faces" not in found.shared:
+        if parts.ranks.rank == 0:
+            print(
+                f"{found.path} has no fingerprint of its training set (an earlier version saved "
+                "it): data.train is taken for the same set",
+                flush=True,
+            )
+        return
+    before = stored_fingerprint(found.shared["faces"])
+    if what := difference(before, parts.fingerprint, parts.loader.faces):
+        raise ConfigError(
+            f"data.train: not the set that {found.path} was trained on: {what}; give that set, or "
+            "start again in another folder"
+        )
