@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data.augment import augment
+from data.fingerprint import difference, stored_fingerprint
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
@@ -96,6 +97,8 @@ def train(
 ) -> Progress:
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
+    `run.max_steps` may end the run earlier; that step then is its last one.
+
     evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end, when
     the checkpoint is saved; it returns the metrics to log. stop: what asks the run to stop.
     resume: start from the newest checkpoint, and make up an evaluation that it misses.
@@ -106,8 +109,9 @@ def train(
     """
     stop = stop or Stop()
     progress = restore(parts, folder) if resume else Progress()
-    steps_left = parts.loader.steps.left(parts.loader.place, config.optim.epochs)
-    total = progress.step + steps_left
+    total = progress.step + parts.loader.steps.left(parts.loader.place, config.optim.epochs)
+    if config.run.max_steps is not None:
+        total = max(progress.step, min(total, config.run.max_steps))
     log_steps = min(config.run.log_steps, max(1, total // LEAST_LINES))
     owed = resume and _evaluation_owed(config, parts, progress, folder)
     agreement = Agreement(parts.ranks, parts.device)
@@ -121,7 +125,7 @@ def train(
 
         if owed:
             evaluate_now()
-        for batches in islice(_steps(parts.loader, config), steps_left):
+        for batches in islice(_steps(parts.loader, config), total - progress.step):
             optimizer_step(config, parts, batches, progress, clock.times.mark)
             stop.nothing_to_save = False
             logs.stepped(progress.step)
@@ -134,12 +138,12 @@ def train(
                 _check_loss(config, progress, line, last=last)
 
             stops, saved = agreement.stops(stop), False
-            if stops or epoch_ends or _due(progress.step, config.run.checkpoint_steps):
+            if stops or epoch_ends or last or _due(progress.step, config.run.checkpoint_steps):
                 saved = save(config, parts, folder, progress, clock, last=last)
             if stops:
                 raise Stopped(f"stopped by {_name(stop)} at step {progress.step} of {total}")
 
-            if saved and epoch_ends and _evaluation_due(config, epoch):
+            if saved and (last or (epoch_ends and _evaluation_due(config, epoch))):
                 evaluate_now()
     return progress
 
@@ -164,7 +168,8 @@ def optimizer_step(
     mark()
     loss = torch.zeros((), device=parts.device)
     statistics = Kept(parts.statistics)
-    parts.classifier.before_step(parts.optimizer.param_groups[0]["lr"])
+    lr = parts.optimizer.param_groups[0]["lr"]
+    parts.classifier.before_step(lr * parts.center_factor)
     for micro, batch in enumerate(batches):
         images = _network_input(config, parts, batch, progress.step, micro)
         # Only the last micro-batch's backward pass averages the sum of all gradients over ranks.
@@ -251,12 +256,13 @@ def _evaluation_due(config: Config, epoch: int) -> bool:
 
 
 def _evaluation_owed(config: Config, parts: Parts, progress: Progress, folder: Path) -> bool:
-    """Whether the restored checkpoint ends an epoch whose evaluation is due and not logged.
+    """Whether the restored checkpoint ends an epoch or a trial whose evaluation is not logged.
 
     A signal or a crash has prevented it. Rank 0 reads the log and tells the others.
     """
     epoch, into_epoch = parts.loader.epoch, parts.loader.consumed
-    if into_epoch or not epoch or not _evaluation_due(config, epoch):
+    epoch_ends = epoch > 0 and not into_epoch and _evaluation_due(config, epoch)
+    if not epoch_ends and progress.step != config.run.max_steps:
         return False
     owed = parts.ranks.rank == 0 and not any(
         line["step"] == progress.step and "loss" not in line for line in read_metrics(folder)
@@ -402,8 +408,8 @@ def restore(parts: Parts, folder: Path) -> Progress:
     A run without a checkpoint starts from the beginning, and says so. model.pt becomes that of the
     checkpoint.
 
-    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of other
-    parts.
+    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of another
+    training set or of other parts.
     """
     found = checkpoint.load_newest(folder / "checkpoints", parts.ranks, parts.device)
     if found is None:
@@ -415,6 +421,7 @@ def restore(parts: Parts, folder: Path) -> Progress:
         if parts.ranks.rank == 0:
             print(f"{folder} has no checkpoint yet: the run starts from step 0", flush=True)
         return Progress()
+    _check_faces(found, parts)
     try:
         parts.load_state_dict(found.shared, found.locals_)
         progress = Progress(**found.shared["progress"])
@@ -426,3 +433,23 @@ def restore(parts: Parts, folder: Path) -> Progress:
         ) from error
     checkpoint.publish_model(found.path, folder / "model.pt", parts.ranks, parts.device)
     return progress
+
+
+def _check_faces(found: checkpoint.Loaded, parts: Parts) -> None:
+    """Raise ConfigError if the run of a checkpoint trained on another set than this one."""
+    if parts.fingerprint is None:
+        return
+    if "faces" not in found.shared:
+        if parts.ranks.rank == 0:
+            print(
+                f"{found.path} has no fingerprint of its training set (an earlier version saved "
+                "it): data.train is taken for the same set",
+                flush=True,
+            )
+        return
+    before = stored_fingerprint(found.shared["faces"])
+    if what := difference(before, parts.fingerprint, parts.loader.faces):
+        raise ConfigError(
+            f"data.train: not the set that {found.path} was trained on: {what}; give that set, or "
+            "start again in another folder"
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import PreadFile, read_file, read_text
+from data.files import PreadFile, read_file, read_lines
 from data.formats._index_cache import Arrays, is_column, load_or_scan, within
 from data.formats._packed import detect_shards, list_shards
 from data.formats._record_bytes import (
@@ -26,7 +26,7 @@ from data.formats._record_bytes import (
     unpack_image,
 )
 from data.limits import MOST_IDENTITIES
-from data.text import unescape_name
+from data.text import decode_text, unescape_name
 from data.types import Int64
 
 SPAN_LIMIT = 2**31 - 1
@@ -78,6 +78,9 @@ class RecordSet:
         if labels[0] != label:
             raise ValueError(f"{where}: carries label {labels[0]:g}, the set has {label}")
         return encoded
+
+    def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.keys, self.spans
 
     def describe(self, index: int) -> str:
         return f"{self.file.path} key {int(self.keys[index])}"
@@ -137,7 +140,7 @@ def _declared_classes(path: Path) -> int | None:
     """num_classes of a `property` file (`num_classes,height,width`); None without the file."""
     if not path.is_file():
         return None
-    text = read_file(path, LONGEST_PROPERTY).decode("latin-1").strip()
+    text = decode_text(read_file(path, LONGEST_PROPERTY), str(path)).strip()
     digits = text.split(",")[0].strip()
     try:
         classes = int(digits)
@@ -157,7 +160,7 @@ def _names(path: Path, num_classes: int) -> list[str] | None:
     """
     if not path.is_file():
         return None
-    rows = [line.split("\t") for line in read_text(path).split("\n") if line]
+    rows = [line.split("\t") for line in read_lines(path) if line]
     labels = [row[0] for row in rows if len(row) >= 2]
     if labels != [str(label) for label in range(num_classes)] or len(rows) != num_classes:
         raise ValueError(

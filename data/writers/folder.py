@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data.files import atomic_write
+from data.names import folder_name
 from data.types import FaceSet
 from data.writers._names import Progress, identity_names, image_suffix
 
@@ -12,7 +13,7 @@ def write_folder(faces: FaceSet, path: str, *, progress: Progress) -> None:
 
     Files that a killed call has written are kept.
     """
-    names = identity_names(faces)
+    names = identity_names(faces, folder_name)
     for index in range(len(faces)):
         encoded = faces.read(index)
         folder = Path(path, names[faces.labels[index]])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.files import atomic_write
+from data.names import archive_name
 from data.types import FaceSet
 from data.writers._names import Progress, identity_names, image_suffix
 
@@ -17,7 +18,8 @@ DATE = (1980, 1, 1, 0, 0, 0)
 def write_shards(faces: FaceSet, path: str, *, kind: str, shard: int, progress: Progress) -> None:
     """Writes PATH/000000.zip … with `shard` images each; shard 0 writes one file, PATH.
 
-    kind: "zip" (stored members IDENTITY/000000012.jpg) or "tar" (000000012.jpg with .cls).
+    kind: "zip" (stored members IDENTITY/000000012.jpg) or "tar" (000000012.jpg with .cls, in a
+    folder with the name of the identity if there are names).
 
     Shards that a killed call has finished are kept.
     """
@@ -36,31 +38,37 @@ def write_shards(faces: FaceSet, path: str, *, kind: str, shard: int, progress: 
 
 
 def _members(
-    faces: FaceSet, indices: range, progress: Progress
+    faces: FaceSet, indices: range, progress: Progress, *, folders: bool
 ) -> Iterator[tuple[int, str, bytes]]:
-    """(label, file name, encoded bytes) of each image."""
+    """(label, path, encoded bytes) of each image.
+
+    The path is NAME/FILE if identities have names, or if `folders` asks for folders in any case.
+    """
+    names = None
+    if folders or getattr(faces, "names", None) is not None:
+        names = identity_names(faces, archive_name)
     for index in indices:
         encoded = faces.read(index)
         suffix = image_suffix(encoded, faces.describe(index))
-        yield int(faces.labels[index]), f"{index:09d}.{suffix}", encoded
+        label, file = int(faces.labels[index]), f"{index:09d}.{suffix}"
+        yield label, f"{names[label]}/{file}" if names else file, encoded
         progress(1)
 
 
 def _write_zip(faces: FaceSet, target: Path, indices: range, progress: Progress) -> None:
-    names = identity_names(faces)
     with atomic_write(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for label, name, encoded in _members(faces, indices, progress):
-            archive.writestr(zipfile.ZipInfo(f"{names[label]}/{name}", DATE), encoded)
+        for _, name, encoded in _members(faces, indices, progress, folders=True):
+            archive.writestr(zipfile.ZipInfo(name, DATE), encoded)
 
 
 def _write_tar(faces: FaceSet, target: Path, indices: range, progress: Progress) -> None:
     with (
         atomic_write(target) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
-        for label, name, encoded in _members(faces, indices, progress):
+        for label, name, encoded in _members(faces, indices, progress, folders=False):
             _add(archive, name, encoded)
-            _add(archive, f"{Path(name).stem}.cls", str(label).encode())
+            _add(archive, f"{name.rpartition('.')[0]}.cls", str(label).encode())
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
