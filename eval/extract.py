@@ -20,7 +20,8 @@ from data.images import FileImages, Images, image_files, open_images
 from data.names import is_image
 from data.pairs.lists import from_bin
 from data.text import one_line
-from eval.embed import Model, ModelRun, Progress, embed_faces, not_shown
+from eval.batches import Crop
+from eval.embed import Model, ModelRun, Progress, embed_faces, normalized, not_shown
 
 BLOCK = 2048  # images between two writes of the position
 
@@ -71,6 +72,8 @@ def extract(
     model: str,
     mirror: bool = True,
     dtype: Literal["float32", "float16"] = "float32",
+    unit: bool = False,
+    crop: Crop | None = None,
     progress: Progress = not_shown,
 ) -> dict[str, Any]:
     """Write `out` (.npy, (N,D) of dtype) and a .txt beside it with one name per line.
@@ -79,7 +82,8 @@ def extract(
     complete, it is called `out`.part and has a position file. A call continues an earlier one with
     the same model, names and options, and raises ValueError if they differ.
 
-    model: text that differs between models, e.g. a digest of the file.
+    model: text that differs between models, e.g. a digest of the file. unit: divide each embedding
+    by its length. crop: makes the pixels of an image; without it, the whole image is resized.
     """
     out = Path(out)
     part, position = out.with_name(out.name + ".part"), out.with_name(out.name + ".position.json")
@@ -87,6 +91,8 @@ def extract(
         raise ValueError(f"{out}: expected the name of a .npy file")
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     settings = {"model": model, "names": digest, "size": size, "mirror": mirror, "dtype": dtype}
+    if unit:
+        settings["unit"] = True
     done = 0
     if part.exists() and position.exists():
         saved = json.loads(position.read_text(encoding="utf-8"))
@@ -103,7 +109,8 @@ def extract(
         while done < len(names):
             # Every block opens the file again, so that it is on disk before the position says so.
             block = np.arange(done, min(done + BLOCK, len(names)))
-            vectors = embed_faces(run, images, size, indices=block, mirror=mirror)
+            vectors = embed_faces(run, images, size, indices=block, mirror=mirror, crop=crop)
+            vectors = normalized(vectors) if unit else vectors
             if np.abs(vectors).max() > np.finfo(dtype).max:
                 raise ValueError(
                     f"{out}: an embedding holds {np.abs(vectors).max():.3g}, too much for {dtype}; "

@@ -26,6 +26,7 @@ class Parts:
 
     forward: `backbone` behind DistributedDataParallel and compilation, where a run asks for them.
     no_sync: a context in which backward passes do not average gradients over ranks.
+    center_factor: what the learning rate of the class centers is multiplied by.
     statistics: buffers of the backbone and the head, which forward passes change.
     """
 
@@ -34,6 +35,7 @@ class Parts:
     no_sync: Callable[[], AbstractContextManager[None]]
     classifier: Classifier
     optimizer: torch.optim.Optimizer
+    center_factor: float
     scheduler: Schedule
     loss_scale: LossScale
     statistics: list[torch.Tensor]
