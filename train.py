@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from data.loader import UnreadableImages
+from data.names import NOTES
 from data.text import one_line
 from recognition import experiment
 from recognition.checkpoint import SaveFailed
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(_on_one_line)
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    if not _first_rank():
+        logging.getLogger(NOTES).setLevel(logging.ERROR)
     try:
         return _act(options)
     except torch.OutOfMemoryError as error:
