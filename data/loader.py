@@ -118,10 +118,12 @@ class Loader:
                     "the number of images that its order keeps together"
                 )
         if drop_last and max(images, planned) > length:
-            of_many = f" ({batch_size} in a batch, {world} ranks, {accumulation} batches)"
+            of_many = f" × {world} ranks × {accumulation} batches" if images > batch_size else ""
+            of_plan = " and a smaller optim.step_images" if length < planned != images else ""
             raise ValueError(
-                f"a step of {max(images, planned)} images{of_many if images > batch_size else ''} "
-                f"is larger than an epoch, which has {length}; lower the batch size"
+                f"optim.batch_size: {batch_size}{of_many} make a step of {max(images, planned)} "
+                f"images, but an epoch has {length}; "
+                f"give at most {length // (world * accumulation)}{of_plan}"
             )
 
     @property

@@ -54,6 +54,12 @@ class DataConfig:
     directory."""
     format: Annotated[str, PartOf("data.formats", others=("auto",))] = "auto"
     """Format of the training set. auto: the format that recognizes the files."""
+    subset: PathText | None = None
+    """Index list of the images to train on: a .npy file of row numbers (M,), or of row numbers and
+    new labels (M, 2), as whole numbers. null: all images."""
+    renumber: bool = False
+    """Number the identities that have images 0, 1, …, so that no class center is without images.
+    Checkpoints then hold the label that each class has in the set."""
     size: Annotated[int, Range(at_least=16)] = 112
     """Side of the square input, in pixels."""
     threads: Count | None = None
@@ -190,7 +196,8 @@ class RunConfig:
     """Use only CUDA kernels that give the same bits in every run, which costs time. On a CPU they
     all do."""
     compile: bool = False
-    """Compile the backbone with torch.compile."""
+    """Compile the backbone with torch.compile. Where this machine can't compile, as without a C++
+    compiler, the run says so and goes on uncompiled."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "default"
     """Mode of torch.compile. reduce-overhead: CUDA graphs, for small batches; one process without
     optim.accumulation. max-autotune-no-cudagraphs: kernels chosen by timing them, which takes
@@ -198,7 +205,8 @@ class RunConfig:
     channels_last: bool = False
     """Store images and weights of convolutions in the channels-last memory layout."""
     log_steps: Count = 20
-    """Optimizer steps between two log lines."""
+    """Optimizer steps between two log lines, or fewer: a run logs at least 20 lines if it has 20
+    steps."""
     max_steps: Count | None = None
     """Optimizer steps after which the run ends, for a trial. It ends as a whole run does, with a
     checkpoint and an evaluation; the schedule is that of the whole run. `--resume` goes on if this

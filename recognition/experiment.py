@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.decode_threads import decode_threads
 from data.faces import open_faces, resolve_path
+from data.fingerprint import Fingerprint, fingerprint_of
 from data.parts import find_part
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
@@ -24,6 +25,7 @@ from recognition.best_checkpoint import check_keep_best
 from recognition.checkpoint import newest
 from recognition.classifiers import ClassifierFacts
 from recognition.classifiers._margin_softmax import SoftmaxOptions
+from recognition.compiled import compiled
 from recognition.config import Config, ConfigError, RunConfig
 from recognition.device import choose_device, place_backbone, prepare_device
 from recognition.distributed import (
@@ -82,12 +84,13 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             faces, benchmarks = _open_files(config, source)
             with _config_errors(source, "init.weights: "):
                 weights = read_weights(config.init) if begins else None
+            fingerprint = fingerprint_of(faces)
         if changed and ranks.rank == 0:
             log.info(changed)
         with told_once(ranks, device):
-            check_same(_what_must_be_same(config, faces, weights), ranks, device)
+            check_same(_what_must_be_same(config, fingerprint, weights), ranks, device)
         with _config_errors(source):
-            parts = build_parts(config, faces, device, ranks, weights)
+            parts = build_parts(config, faces, device, ranks, weights, fingerprint)
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -174,6 +177,7 @@ def build_parts(
     device: torch.device,
     ranks: Ranks,
     weights: Weights | None = None,
+    fingerprint: Fingerprint | None = None,
 ) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
 
@@ -246,6 +250,7 @@ def build_parts(
         loader=loader,
         device=device,
         ranks=ranks,
+        fingerprint=fingerprint,
     )
 
 
@@ -277,7 +282,7 @@ def _wrapped(
                 "run.compile_mode: found reduce-overhead with several processes, whose gradients "
                 "do not fit CUDA graphs; use default"
             )
-        forward = torch.compile(forward, mode=run_.compile_mode)
+        forward = compiled(forward, run_.compile_mode)
     return forward, no_sync
 
 
@@ -304,12 +309,14 @@ def _saved_on_rank_0(config: Config, ranks: Ranks, device: torch.device) -> bool
     return bool(texts_of_all("found" if found else "", ranks, device)[0])
 
 
-def _what_must_be_same(config: Config, faces: FaceSet, weights: Weights | None) -> dict[str, bytes]:
+def _what_must_be_same(
+    config: Config, fingerprint: Fingerprint, weights: Weights | None
+) -> dict[str, bytes]:
     """What has to be equal on all ranks. Only where the files are may differ."""
-    here = replace(config.data, root=None, train=".", threads=None)
+    here = replace(config.data, root=None, train=".", subset=None, threads=None)
     return {
         "the config": to_yaml(replace(config, data=here)).encode(),
-        "data.train": faces.labels.tobytes(),
+        "data.train": fingerprint.digest.encode(),
         "init.weights": weights.digest() if weights else b"",
     }
 
@@ -317,7 +324,12 @@ def _what_must_be_same(config: Config, faces: FaceSet, weights: Weights | None) 
 def _open_training_faces(config: Config) -> FaceSet:
     data = config.data
     try:
-        return open_faces(resolve_path(data.train, data.root), data.format)
+        return open_faces(
+            resolve_path(data.train, data.root),
+            data.format,
+            subset=resolve_path(data.subset, data.root) if data.subset else None,
+            renumber=data.renumber,
+        )
     except FileNotFoundError as error:
         hint = "data.root is not set: relative paths start from the working directory"
         raise ValueError(str(error) if data.root else f"{error} ({hint})") from None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.fingerprint import Fingerprint
 from data.loader import Loader
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
@@ -28,6 +29,7 @@ class Parts:
     no_sync: a context in which backward passes do not average gradients over ranks.
     center_factor: what the learning rate of the class centers is multiplied by.
     statistics: buffers of the backbone and the head, which forward passes change.
+    fingerprint: that of the training set, which checkpoints hold; None leaves it out.
     """
 
     backbone: nn.Module
@@ -42,6 +44,7 @@ class Parts:
     loader: Loader
     device: torch.device
     ranks: Ranks
+    fingerprint: Fingerprint | None = None
 
     def state_dict(self) -> tuple[State, State]:
         """(shared, local): what is equal on all ranks, and what only this rank holds."""
@@ -60,6 +63,11 @@ class Parts:
             "scaler": self.loss_scale.state_dict(),
             "loader": self.loader.state_dict(),
         }
+        if self.fingerprint is not None:
+            shared["faces"] = self.fingerprint.state_dict()
+            original = getattr(self.loader.faces, "original_labels", None)
+            if original is not None:
+                shared["faces"]["original_labels"] = torch.from_numpy(original)
         local = {
             "classifier": self.classifier.state_dict(),
             "optimizer": {i: s for i, s in optimizer["state"].items() if i in own_rows},

@@ -25,10 +25,13 @@ from recognition.schedulers import SCHEDULERS, any_length
 
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes. Those of `optim` divide the same steps otherwise, or change
-# the batch in the way that the user asks for; optim.step_images stays.
+# the batch in the way that the user asks for; optim.step_images stays. The fingerprint of the set
+# guards the keys of `data`.
 _FREE_ON_RESUME = [
     "data.root",
     "data.train",
+    "data.subset",
+    "data.renumber",
     "data.threads",
     "evaluate",
     "optim.batch_size",
@@ -78,11 +81,24 @@ def check_run_folder(config: Config, resume: bool) -> None:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"run.output: {folder} is a file; give a folder")
         check_unlocked(folder)
-        if not resume and ((folder / "config.yaml").exists() or newest(folder / "checkpoints")):
+        if not resume and _holds_run(folder):
             raise ConfigError(
                 f"run.output: {folder} holds a run already; add --resume to continue it, or choose "
                 "another folder"
             )
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is anything that a new run would destroy.
+
+    A command that failed before its first log line leaves config.yaml and no more, and can be
+    repeated.
+    """
+    metrics = folder / "metrics.jsonl"
+    written = any((folder / name).exists() for name in ("model.pt", "results.json"))
+    return bool(
+        written or newest(folder / "checkpoints") or (metrics.exists() and metrics.stat().st_size)
+    )
 
 
 @contextmanager
@@ -103,7 +119,8 @@ def open_run_folder(
         with _told_as_config_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(run_lock(folder))
-            _check_same(config)
+            if resume:
+                _check_same(config)
             _remove_partial(folder)
             with atomic_write(folder / "config.yaml", "w") as file:
                 file.write(to_yaml(config))
@@ -196,11 +213,14 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def revision() -> str | None:
-    """The git revision of this code, with `-dirty` where files differ from it; None outside git."""
+    """The git revision of this code, with `-dirty` where files differ from it; None without git."""
     here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
+    try:
+        git = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True
+        )
+    except OSError:  # this machine has no git
+        return None
     return git.stdout.strip() or None
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data.augment import augment
+from data.fingerprint import difference, stored_fingerprint
 from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
@@ -37,6 +38,7 @@ from recognition.stop import Agreement, Stop, Stopped
 T = TypeVar("T")
 # Skipped steps in a row before a run gives up. The loss scale of fp16 reaches its floor before.
 MOST_SKIPPED = 30
+LEAST_LINES = 20  # log lines of a run, if it has so many steps
 
 
 class TrainingError(RuntimeError):
@@ -110,6 +112,7 @@ def train(
     total = progress.step + parts.loader.steps.left(parts.loader.place, config.optim.epochs)
     if config.run.max_steps is not None:
         total = max(progress.step, min(total, config.run.max_steps))
+    log_steps = min(config.run.log_steps, max(1, total // LEAST_LINES))
     owed = resume and _evaluation_owed(config, parts, progress, folder)
     agreement = Agreement(parts.ranks, parts.device)
     with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
@@ -129,7 +132,7 @@ def train(
             epoch, epoch_ends = parts.loader.epoch, parts.loader.consumed == 0
             last = progress.step == total
 
-            if _due(progress.step, config.run.log_steps) or last:
+            if _due(progress.step, log_steps) or last:
                 line = _log_line(config, parts, progress, clock)
                 logs.log(progress.step, line)
                 _check_loss(config, progress, line, last=last)
@@ -405,8 +408,8 @@ def restore(parts: Parts, folder: Path) -> Progress:
     A run without a checkpoint starts from the beginning, and says so. model.pt becomes that of the
     checkpoint.
 
-    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of other
-    parts.
+    Raises ConfigError if there is no whole checkpoint, though one was saved, and for one of another
+    training set or of other parts.
     """
     found = checkpoint.load_newest(folder / "checkpoints", parts.ranks, parts.device)
     if found is None:
@@ -418,6 +421,7 @@ def restore(parts: Parts, folder: Path) -> Progress:
         if parts.ranks.rank == 0:
             print(f"{folder} has no checkpoint yet: the run starts from step 0", flush=True)
         return Progress()
+    _check_faces(found, parts)
     try:
         parts.load_state_dict(found.shared, found.locals_)
         progress = Progress(**found.shared["progress"])
@@ -429,3 +433,23 @@ def restore(parts: Parts, folder: Path) -> Progress:
         ) from error
     checkpoint.publish_model(found.path, folder / "model.pt", parts.ranks, parts.device)
     return progress
+
+
+def _check_faces(found: checkpoint.Loaded, parts: Parts) -> None:
+    """Raise ConfigError if the run of a checkpoint trained on another set than this one."""
+    if parts.fingerprint is None:
+        return
+    if "faces" not in found.shared:
+        if parts.ranks.rank == 0:
+            print(
+                f"{found.path} has no fingerprint of its training set (an earlier version saved "
+                "it): data.train is taken for the same set",
+                flush=True,
+            )
+        return
+    before = stored_fingerprint(found.shared["faces"])
+    if what := difference(before, parts.fingerprint, parts.loader.faces):
+        raise ConfigError(
+            f"data.train: not the set that {found.path} was trained on: {what}; give that set, or "
+            "start again in another folder"
+        )

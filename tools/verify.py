@@ -28,6 +28,7 @@ from tools._cli import Failed, command
 from tools._progress import progress_bar
 
 AT_ONCE = 4096  # images between two moves of the progress bar
+SHOWN = 8  # labels on one line
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,24 @@ def verify(
 
 
 def _labels(faces: FaceSet, path: str) -> Iterator[Finding]:
-    """Labels outside 0…num_classes - 1, and labels that no image has."""
-    counts = np.bincount(faces.labels[faces.labels >= 0], minlength=faces.num_classes)
-    for label in np.flatnonzero(counts[faces.num_classes :]).tolist():
-        what = f"label {faces.num_classes + label} in a set of {faces.num_classes} identities"
-        yield Finding("label", path, what)
-    for index in np.flatnonzero(faces.labels < 0).tolist():
-        yield Finding("label", faces.describe(index), f"negative label {faces.labels[index]}")
-    for label in np.flatnonzero(counts[: faces.num_classes] == 0).tolist():
-        yield Finding("gap", path, f"identity {label} has no image")
+    """Labels outside 0…num_classes - 1, and labels that no image has, each kind on one line."""
+    classes = faces.num_classes
+    outside = np.flatnonzero((faces.labels < 0) | (faces.labels >= classes))
+    if len(outside):
+        which = f"labels outside 0…{classes - 1}: {_some(np.unique(faces.labels[outside]))}"
+        where = faces.describe(int(outside[0]))
+        yield Finding("label", where, f"this and {len(outside) - 1:,} other images have {which}")
+    inside = np.delete(faces.labels, outside) if len(outside) else faces.labels
+    empty = np.flatnonzero(np.bincount(inside, minlength=classes) == 0)
+    if len(empty):
+        counts = f"{classes - len(empty):,} of {classes:,} identities have images"
+        yield Finding("gap", path, f"{counts}; without: {_some(empty)}")
+
+
+def _some(labels: np.ndarray) -> str:
+    """The first of many labels, in rising order: `1, 2, 3, … 99999`."""
+    shown = ", ".join(map(str, labels[:SHOWN].tolist()))
+    return shown if len(labels) <= SHOWN else f"{shown}, … {labels[-1]}"
 
 
 def _unindexed(faces: RecordSet) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ Unwrap = Callable[[bytes, "PackedSet", int], bytes]
 class PackedSet:
     """A FaceSet on shards.
 
-    columns: arrays (N,) named shard, offset, size (bytes to read) and labels, others that the
-        format needs, and either `classes`, a number, or `names`, the identities' names (I,) as
-        bytes.
+    columns: arrays (N,) named shard, offset, size (bytes to read), key (checksums of the names in
+        the archive) and labels, others that the format needs, and either `classes`, a number, or
+        `names`, the identities' names (I,) as bytes.
     unwrap: unwrap(raw, set, index) returns the image in the raw bytes. It is a module's function,
         so that the set can be pickled.
 
@@ -65,6 +66,10 @@ class PackedSet:
     def describe(self, index: int) -> str:
         shard, offset = self.columns["shard"][index], self.columns["offset"][index]
         return f"{self.shards[shard]} at byte {int(offset)}"
+
+    def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        columns = self.columns
+        return columns["key"], columns.get("length", columns["size"])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedSet, (self.shards, self.columns, self.unwrap)
@@ -118,13 +123,17 @@ def load_index(
 
 def _columns_agree(columns: Arrays, sizes: list[int], own: Sequence[str]) -> bool:
     """Whether columns are a PackedSet's: all images lie in the shards, and all labels are used."""
+    if "key" not in columns:  # earlier versions wrote none
+        return False
     shard, offset, size, labels = (columns[key] for key in ("shard", "offset", "size", "labels"))
     count = len(labels)
     if "left_out" in columns and not is_column(columns["left_out"], 1, "S"):
         return False
     if not count or not all(is_column(one, count, "i") for one in (shard, offset, size, labels)):
         return False
-    if not all(is_column(columns[key], count) for key in own) or not within(shard, 0, len(sizes)):
+    if not all(is_column(columns[key], count) for key in ("key", *own)) or not within(
+        shard, 0, len(sizes)
+    ):
         return False
     ends = np.array(sizes, np.int64)[shard]
     inside = (offset >= 0) & (size >= 0) & (offset <= ends) & (size <= ends - offset)
@@ -161,6 +170,11 @@ def bytes_column(texts: list[bytes], most: int, where: str) -> np.ndarray:
             f"names would have {longest * len(texts):,} bytes and the set has {most:,}"
         )
     return np.array(texts, np.bytes_)
+
+
+def checksums(names: Iterable[bytes]) -> np.ndarray:
+    """uint32 (N,): a key for each name."""
+    return np.fromiter(map(zlib.crc32, names), np.uint32)
 
 
 def number_folders(names: Iterable[bytes], folders: dict[bytes, int]) -> np.ndarray:

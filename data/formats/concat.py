@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from data.faces import JOINED, open_faces
+from data.faces import CHOSEN, JOINED, check_range, open_faces
+from data.fingerprint import keys_and_sizes
 from data.types import FaceSet, Int64
 
 
@@ -35,6 +36,10 @@ class ConcatSet:
         faces, own = self._place(index)
         return faces.describe(own)
 
+    def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        keys, sizes = zip(*(keys_and_sizes(faces) for faces in self.sets), strict=True)
+        return np.concatenate(keys), np.concatenate(sizes)
+
     def _place(self, index: int) -> tuple[FaceSet, int]:
         """The set that holds image `index`, and the image's index there."""
         which = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -47,7 +52,15 @@ def detect(path: str) -> bool:
 
 def open_set(path: str) -> ConcatSet:
     """Opens each set by its own detected format."""
-    paths = [one for one in path.removeprefix(JOINED).split(";") if one]
+    paths: list[str] = []
+    for one in path.removeprefix(JOINED).split(";"):
+        if paths and paths[-1].startswith(CHOSEN) and ";" not in paths[-1]:
+            paths[-1] += f";{one}"  # the set of `subset:FILE.npy;PATH`
+        elif one:
+            paths.append(one)
     if len(paths) < 2:
         raise ValueError(f"{path}: expected two paths or more, as {JOINED}PATH;PATH")
-    return ConcatSet([open_faces(one, check=False) for one in paths])
+    sets = [open_faces(one, check=False) for one in paths]
+    for faces, one in zip(sets, paths, strict=True):
+        check_range(faces.labels, faces.num_classes, one)  # or people would mix
+    return ConcatSet(sets)

@@ -18,7 +18,14 @@ import numpy as np
 
 from data.files import PreadFile, open_file
 from data.formats._index_cache import Arrays
-from data.formats._packed import PackedSet, bytes_column, find_files, label_of, load_index
+from data.formats._packed import (
+    PackedSet,
+    bytes_column,
+    checksums,
+    find_files,
+    label_of,
+    load_index,
+)
 from data.types import Int64
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
@@ -93,6 +100,7 @@ def _scan(mdb: str, keys: Path) -> Arrays:
         "offset": offsets[rows],
         "size": sizes[rows],
         "labels": labels,
+        "key": checksums(wanted.tolist()),
         "classes": np.array(labels.max() + 1, np.int64),
     }
 

@@ -79,6 +79,9 @@ class RecordSet:
             raise ValueError(f"{where}: carries label {labels[0]:g}, the set has {label}")
         return encoded
 
+    def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.keys, self.spans
+
     def describe(self, index: int) -> str:
         return f"{self.file.path} key {int(self.keys[index])}"
 

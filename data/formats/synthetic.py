@@ -78,6 +78,10 @@ class SyntheticSet:
         identity, image = divmod(index, self.images)
         return self.first + identity, self.first_image + image
 
+    def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        keys = np.arange(len(self), dtype=np.int64) + self.first * self.images
+        return keys + (self.seed << 40), np.broadcast_to(np.int64(self.size), len(self))
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_drawn": {}, "_kept": 0}
 

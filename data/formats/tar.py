@@ -15,6 +15,7 @@ from data.formats._index_cache import Arrays
 from data.formats._packed import (
     PackedSet,
     bytes_column,
+    checksums,
     detect_shards,
     identity_columns,
     label_of,
@@ -108,6 +109,7 @@ def _scan_shard(path: str, folders: dict[bytes, int], left_out: LeftOut) -> Arra
         "size": np.array([size for _, _, size in images], np.int64),
         "labels": np.array([labels.get(_key(name), NO_LABEL) for name, _, _ in images], np.int64),
         "folder": number_folders((name for name, _, _ in images), folders),
+        "key": checksums(name for name, _, _ in images),
     }
 
 

@@ -16,6 +16,7 @@ from data.files import open_file
 from data.formats._index_cache import Arrays
 from data.formats._packed import (
     PackedSet,
+    checksums,
     detect_shards,
     identity_columns,
     list_shards,
@@ -137,4 +138,5 @@ def _scan_shard(path: str, folders: dict[bytes, int], left_out: LeftOut) -> Arra
         "length": length.astype(np.int32),
         "crc": crc.astype(np.uint32),
         "folder": number_folders((name for _, name in images), folders),
+        "key": checksums(name + struct.pack("<I", entry.CRC) for entry, name in images),
     }

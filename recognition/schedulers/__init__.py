@@ -62,8 +62,8 @@ def check_warmup(warmup_steps: int, total_steps: int) -> None:
     """ValueError for a warm-up that is longer than the run."""
     if warmup_steps > total_steps:
         raise ValueError(
-            f"scheduler.warmup_steps: found {warmup_steps}, expected at most {total_steps}, "
-            "the optimizer steps of the run"
+            f"scheduler.warmup_steps: found {warmup_steps}, but the run has {total_steps} steps, "
+            "so it would end within its warm-up; lower warmup_steps, or raise optim.epochs"
         )
 
 

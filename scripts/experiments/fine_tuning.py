@@ -15,6 +15,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def people(seed: int) -> str:
     return f"synthetic:identities=30,first={200_000 + 1000 * seed}"
 
 
-SETS = {
+SETS: dict[str, Callable[[int], str]] = {
     "same_people": lambda seed: f"{people(seed)},images=20,first_image=12",
     "other_people": lambda seed: "synthetic:identities=100,images=10,first=100000",
 }

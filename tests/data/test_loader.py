@@ -170,9 +170,13 @@ def test_state_of_another_set_is_refused() -> None:
 
 
 def test_batch_larger_than_the_set_is_refused() -> None:
-    with pytest.raises(ValueError, match="a step of 8 images is larger than an epoch, which has 5"):
+    alone = "^optim.batch_size: 8 make a step of 8 images, but an epoch has 5; give at most 5$"
+    with pytest.raises(ValueError, match=alone):
         make(5)
-    of_many = r"a step of 48 images \(8 in a batch, 2 ranks, 3 batches\) is larger than an epoch"
+    of_many = (
+        "^optim.batch_size: 8 × 2 ranks × 3 batches make a step of 48 images, but an epoch has 40; "
+        "give at most 6$"
+    )
     with pytest.raises(ValueError, match=of_many):
         make(40, rank=0, world=2, accumulation=3)
 

@@ -15,17 +15,21 @@ import threading
 from collections import namedtuple
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
 
 import recognition
+from data.faces import open_faces
 from recognition import best_checkpoint, checkpoint, experiment, run_lock, run_space
 from recognition.best_checkpoint import MARK
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
 from recognition.logs import Metrics, plot_training, read_metrics
 from recognition.parse import load_config, to_yaml
+from recognition.run_folder import check_run_folder, open_run_folder, revision
+from recognition.run_space import Sizes
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -111,8 +115,50 @@ def test_a_run_without_a_checkpoint_says_that_it_starts_again(
 
 
 def test_another_training_set_does_not_fit_the_checkpoint(run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"step_00000003: does not fit .*data\.train"):
+    with pytest.raises(
+        ConfigError, match=r"data\.train: .*_00000003 .*16 images and has 20; .*4 id.* 5"
+    ):
         _resume(run, "data.train=synthetic:identities=5,images=4")
+
+
+def _faces(folder: Path) -> Path:
+    """Four people with four images each, in folders."""
+    faces = open_faces("synthetic:identities=4,images=4,size=32")
+    for index in range(len(faces)):
+        path = folder / f"person_{faces.labels[index]}" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(faces.read(index))
+    return folder
+
+
+def test_a_moved_set_goes_on_and_a_renamed_person_is_refused(tmp_path: Path) -> None:
+    here, there = _faces(tmp_path / "here"), tmp_path / "there"
+    experiment.run(_config(tmp_path, f"data.train={here}"), "tiny.yaml")
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000004")
+    here.rename(there)
+    (there / "person_1").rename(there / "person_9")
+    told = r"not the set that .*_00000003 .*: identity 1 \(person_2\) is not the same, and so are 2"
+    with pytest.raises(ConfigError, match=told):
+        _resume(tmp_path / "run", f"data.train={there}")
+    (there / "person_9").rename(there / "person_1")
+    _resume(tmp_path / "run", f"data.train={there}")
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 4
+
+
+def test_a_checkpoint_without_a_fingerprint_goes_on_and_says_so(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = checkpoint.load_newest
+
+    def older(folder: Path, ranks: Ranks, device: torch.device) -> checkpoint.Loaded | None:
+        found = original(folder, ranks, device)
+        assert found is not None
+        del found.shared["faces"]
+        return found
+
+    monkeypatch.setattr(checkpoint, "load_newest", older)
+    _resume(run)
+    assert "step_00000003 has no fingerprint of its training set" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("written", [b"", b"run: [", b"\xff", None])
@@ -129,6 +175,38 @@ def test_a_broken_config_yaml_is_mended(finished: Path, run: Path, written: byte
     _resume(run)
     mended = (run / "config.yaml").read_text()
     assert mended == (finished / "config.yaml").read_text().replace(str(finished), str(run))
+
+
+def test_a_start_that_failed_before_training_can_be_repeated(tmp_path: Path) -> None:
+    """It left config.yaml behind, and may have been given other options."""
+    started = _config(tmp_path, "optim.lr=0.2")
+    with open_run_folder(started, False, Sizes(0, 0), {}):
+        pass
+    folder = Path(started.run.output)
+    assert (folder / "config.yaml").exists()
+    assert json.loads((folder / "environment.json").read_text())["python"]
+    with open_run_folder(_config(tmp_path), False, Sizes(0, 0), {}):
+        pass
+    (folder / "model.pt").touch()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        check_run_folder(_config(tmp_path), False)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_plot_of_a_short_run_shows_its_points(tmp_path: Path, steps: int) -> None:
+    lines = [{"step": step, "loss": 4.0 - step, "learning_rate": 0.1} for step in range(steps)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    image = cv2.imread(str(plot_training(tmp_path)))
+    assert image is not None
+    blue = (image[..., 0].astype(int) - image[..., 2] > 100).sum((0, 1))
+    assert blue > 40 * steps
+
+
+def test_a_machine_without_git_has_no_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert revision() is None
 
 
 def test_a_checkpoint_is_a_model_too(run: Path) -> None:

@@ -86,7 +86,7 @@ def test_learning_rates_follow_the_formula(
 def test_a_warm_up_longer_than_the_run_is_refused(name: str) -> None:
     """A warm-up as long as the run is allowed: its last step has the base learning rate."""
     assert _rates(name, warmup_steps=TOTAL)[-1] == pytest.approx(BASE)
-    message = rf"^scheduler\.warmup_steps: found {TOTAL + 1}, expected at most {TOTAL}, "
+    message = rf"^scheduler\.warmup_steps: found {TOTAL + 1}, but the run has {TOTAL} steps, "
     with pytest.raises(ValueError, match=message):
         _rates(name, warmup_steps=TOTAL + 1)
 

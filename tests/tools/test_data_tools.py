@@ -152,12 +152,12 @@ def test_verify_names_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[s
     where = str(path)
     assert [(kind, place.removeprefix(where).strip()) for kind, place, _ in rows] == [
         *(("duplicate", f"key {key}") for key in (2, 4)),
-        *(("gap", ""), ("gap", ""), ("index", ""), ("size", "key 8")),
+        *(("gap", ""), ("index", ""), ("size", "key 8")),
         *(("undecodable", f"key {key}") for key in (5, 6, 7)),
     ]
     assert "one identity" in rows[0][2]
     assert "identities" in rows[1][2]
-    assert "20×20 pixels, expected 24×24" in rows[5][2]
+    assert "20×20 pixels, expected 24×24" in rows[4][2]
 
 
 def test_verify_finds_truncation_and_bad_magic(
