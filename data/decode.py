@@ -1,9 +1,10 @@
 """Encoded bytes to pixels, and pixels to a JPEG.
 
-Nearly all face crops are JPEGs. libjpeg-turbo decodes a JPEG directly into its row of the batch.
-OpenCV would decode it as fast and to equal pixels, but into separate memory, and the copy from
-there costs 7 % of the decoding time. OpenCV decodes all other images, including JPEGs that an EXIF
-entry rotates and JPEGs that are broken. So OpenCV decides whether a file is readable.
+Nearly all face crops are JPEGs. libjpeg-turbo decodes a JPEG directly into its row of the batch,
+and its warnings say whether the file is whole (data/jpeg.py). OpenCV would decode it as fast and to
+equal pixels, but it accepts half a JPEG, and the copy from separate memory costs 7 % of the
+decoding time. OpenCV decodes all other images, JPEGs that an EXIF entry rotates, and those with
+samplings that simplejpeg does not know.
 
 The size in an image's header is read before anything is decoded. It is compared with the limits in
 data/limits.py, and simplejpeg gets only images that fit: release 1.9.0 loses 4.4 kB at each JPEG
@@ -14,11 +15,12 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from data.image_size import JPEG_BEGIN, SIZES, Size, jpeg_size, kind_and_size
+from data.image_size import JPEG_BEGIN, JPEG_SIZE, SIZES, Size, jpeg_frame, kind_and_size
+from data.jpeg import WARNINGS, mended, unwarned_loss
 from data.limits import FREE_PIXELS, MOST_PIXELS, MOST_PIXELS_PER_BYTE
 from data.types import Pixels
 
-JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
+DEPTHS = (1 << 8, 1 << 12, 1 << 16)  # values of a sample that 16 bits hold
 
 
 class DecodeError(ValueError):
@@ -28,21 +30,38 @@ class DecodeError(ValueError):
 def decode_any(encoded: bytes) -> Pixels:
     """uint8 (H,W,3) RGB at the image's own size.
 
-    A JPEG that is cut off is refused; OpenCV would fill the missing part with gray. So is an image
+    A JPEG of which a part is missing is refused; OpenCV would fill it with gray. So is an image
     whose header claims more pixels than the limits in data/limits.py allow.
+
+    Samples of 16 bits are scaled by the values that they hold: an image without a value above 4095
+    has 12 bits, and one without a value above 255 has 8.
     """
     _check_header(encoded)
-    if encoded.startswith(JPEG_BEGIN) and JPEG_END not in encoded:
-        raise DecodeError(f"JPEG of {len(encoded)} bytes is cut off (no end marker)")
+    if encoded.startswith(JPEG_BEGIN):
+        frame, exif = jpeg_frame(encoded) or (0, False)
+        encoded, pixels = _decode_jpeg(encoded, frame, factor=8 if exif else 1)
+        if pixels is not None and not exif:
+            return pixels
+    return _opencv(encoded)
+
+
+def _opencv(encoded: bytes) -> Pixels:
     try:
+        # IMREAD_COLOR_RGB with 16 bits returns a wrong image of a TIFF (OpenCV 5.0.0, tried).
         image: np.ndarray | None = cv2.imdecode(
-            np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB
+            np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
         )
     except cv2.error as error:
         raise DecodeError(f"{len(encoded)} bytes: {error.err}") from None
     if image is None:
         raise DecodeError(f"{_beginning(encoded)}: OpenCV finds no image in them")
-    return image
+    if image.dtype == np.uint16:
+        values = next(values for values in DEPTHS if image.max() < values)
+        image = cv2.convertScaleAbs(image, alpha=255 / (values - 1))
+    if image.dtype != np.uint8:
+        raise DecodeError(f"{_beginning(encoded)}: samples of {image.dtype}, expected 8 or 16 bits")
+    rgb: Pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[assignment]
+    return rgb
 
 
 def _check_header(encoded: bytes) -> None:
@@ -84,17 +103,19 @@ def decode(encoded: bytes, size: int) -> Pixels:
     return out
 
 
-def decode_into(encoded: bytes, out: Pixels) -> None:
+def decode_into(encoded: bytes, out: Pixels) -> Size:
     """Decodes as `decode` does, into out uint8 (size,size,3), contiguous.
 
-    After a DecodeError the contents of `out` are undefined.
+    Returns the height and width that the image had. After a DecodeError the contents of `out` are
+    undefined.
     """
     image = _decode_plain_jpeg(encoded, out) if encoded.startswith(JPEG_BEGIN) else None
     if image is None:
         image = decode_any(encoded)
     elif image.shape == out.shape:
-        return
+        return image.shape[:2]
     resize_into(image, out)
+    return image.shape[:2]
 
 
 def resize_into(image: np.ndarray, out: np.ndarray) -> None:
@@ -110,23 +131,46 @@ def resize_into(image: np.ndarray, out: np.ndarray) -> None:
 
 
 def _decode_plain_jpeg(encoded: bytes, out: Pixels) -> Pixels | None:
-    """Decodes a complete JPEG without an EXIF entry, which could rotate it.
+    """Decodes a JPEG without an EXIF entry, which could rotate it.
 
     Fills `out` and returns it; returns a copy of an image that is smaller than `out`, and None for
     an image that is larger or not of this kind.
     """
-    found = jpeg_size(encoded)
-    if found is None or 3 * found[0] * found[1] > out.size:
+    found = jpeg_frame(encoded)
+    if found is None or found[1]:
         return None
-    has_exif = encoded.find(b"Exif", 0, encoded.find(JPEG_SCAN)) >= 0
-    # The end marker is searched from the end, where it nearly always stands.
-    if has_exif or encoded.rfind(JPEG_END) < 0:
+    height, width = JPEG_SIZE.unpack_from(encoded, found[0] + 5)
+    if 3 * height * width > out.size:
         return None
+    image = _decode_jpeg(encoded, found[0], out)[1]
+    return image if image is None or image.shape == out.shape else image.copy()
+
+
+def _decode_jpeg(
+    encoded: bytes, frame: int, out: Pixels | None = None, factor: int = 1
+) -> tuple[bytes, Pixels | None]:
+    """(the JPEG without what libjpeg only warns of, its pixels); DecodeError if it is not whole.
+
+    The pixels are None if simplejpeg does not know this kind. They lie in `out` or in new memory.
+
+    frame: the position of its frame header.
+    factor: divides the size of the pixels. All data of the file are read in any case.
+    """
+    options = {"min_height": 1, "min_width": 1, "min_factor": factor} if factor > 1 else {}
     try:
-        image: Pixels = simplejpeg.decode_jpeg(encoded, buffer=out)
-    except ValueError:
-        return None
-    return image if image.shape == out.shape else image.copy()
+        pixels: Pixels = simplejpeg.decode_jpeg(encoded, buffer=out, **options)
+        wrong = unwarned_loss(encoded, frame)
+        if wrong is None:
+            return encoded, pixels
+    except ValueError as error:
+        wrong = str(error)
+        if not wrong.startswith(WARNINGS):
+            return encoded, None
+        better = mended(encoded, wrong)
+        if better is not None:
+            frame, _ = jpeg_frame(better) or (0, False)
+            return _decode_jpeg(better, frame, out, factor)
+    raise DecodeError(f"JPEG of {len(encoded)} bytes is broken: {wrong}")
 
 
 def encode_jpeg(image: Pixels) -> bytes:

@@ -4,12 +4,19 @@ import errno
 import os
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from data.limits import MOST_TEXT_BYTES
+from data.text import decode_text, split_lines
+
+Read = TypeVar("Read")
+# Errors of disks and network drives that a second try may not meet.
+PASSING = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.ENOTCONN}
+)
 
 
 def open_regular(path: str | Path) -> int:
@@ -39,6 +46,20 @@ def open_file(path: str | Path) -> IO[bytes]:
 
 def read_file(path: str | Path, most: int) -> bytes:
     """All bytes of a file; ValueError if it has more than `most` or is no regular file."""
+    return retried(lambda: _read_file(path, most))
+
+
+def retried(read: Callable[[], Read]) -> Read:
+    """What `read` returns, which is called once more after an error that may pass."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno not in PASSING:
+            raise
+    return read()
+
+
+def _read_file(path: str | Path, most: int) -> bytes:
     fd = open_regular(path)
     try:
         size = os.fstat(fd).st_size
@@ -50,8 +71,13 @@ def read_file(path: str | Path, most: int) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file of at most MOST_TEXT_BYTES."""
-    return read_file(path, MOST_TEXT_BYTES).decode("utf-8")
+    """The text of a file of at most MOST_TEXT_BYTES; see `decode_text`."""
+    return decode_text(read_file(path, MOST_TEXT_BYTES), str(path))
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file of at most MOST_TEXT_BYTES; see `split_lines`."""
+    return split_lines(read_text(path))
 
 
 def is_special(path: str | Path) -> bool:
@@ -70,16 +96,23 @@ def _kind(mode: int) -> str:
 
 def _read_at(fd: int, offset: int, length: int, path: str | Path) -> bytes:
     """Exactly `length` bytes at `offset`; ValueError if the file ends before."""
-    data = os.pread(fd, length, offset)
+    data = _pread(fd, length, offset, path)
     # One call returns at most 2 GiB. No bytes at all mean that the file has shrunk.
     while len(data) < length:
-        more = os.pread(fd, length - len(data), offset + len(data))
+        more = _pread(fd, length - len(data), offset + len(data), path)
         if not more:
             raise ValueError(
                 f"{path}: has become shorter than {offset + length} bytes since it was opened"
             )
         data += more
     return data
+
+
+def _pread(fd: int, length: int, offset: int, path: str | Path) -> bytes:
+    try:
+        return os.pread(fd, length, offset)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 class PreadFile:
@@ -106,7 +139,22 @@ class PreadFile:
                 f"{self.path}: asked for bytes {offset}…{end} of {self.size}; "
                 "the file is truncated or its index is wrong"
             )
-        return _read_at(self._fd, offset, length, self.path)
+        try:
+            return _read_at(self._fd, offset, length, self.path)
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+        return self._read_again(offset, length)
+
+    def _read_again(self, offset: int, length: int) -> bytes:
+        """Opens the file for this one read: its descriptor may be stale."""
+        fd = open_regular(self.path)
+        try:
+            if os.fstat(fd).st_size != self.size:
+                raise ValueError(f"{self.path}: another file took its place since it was opened")
+            return _read_at(fd, offset, length, self.path)
+        finally:
+            os.close(fd)
 
     def read_padded(self, offsets: list[int], length: int) -> bytes:
         """`length` bytes at each offset, joined. Zeros stand for bytes beyond the end."""

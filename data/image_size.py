@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -11,37 +11,57 @@ JPEG_BEGIN = b"\xff\xd8"
 # The frame headers of all JPEG processes (ITU T.81, table B.1), and markers without a length.
 JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 JPEG_ALONE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})
-JPEG_LAST = frozenset({0xD8, 0xD9, 0xDA})  # no frame header may follow these
-MOST_SEGMENTS = 4096  # before the frame header; a camera writes some dozens at most
+JPEG_NEXT = frozenset({0xD8, 0xD9})  # the beginning and the end of an image
+JPEG_SCAN, JPEG_EXIF = 0xDA, 0xE1
+JPEG_FRAME_BYTES = 10  # up to the number of components
+MOST_SEGMENTS = 4096  # of a header; a camera writes some dozens at most
 MARKER = struct.Struct(">BBH")
 JPEG_SIZE = struct.Struct(">HH")
 PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
-def jpeg_size(encoded: bytes) -> Size | None:
-    """The size in the first frame header of a JPEG; None if there is no such header.
+def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, begin, end) of each segment of a JPEG's header, up to that of its first scan.
 
     As libjpeg does, it skips bytes between two segments that are no marker.
     """
-    at = 2
+    at = len(JPEG_BEGIN)
     try:
         for _ in range(MOST_SEGMENTS):
             begin, marker, length = MARKER.unpack_from(encoded, at)
             if begin != 0xFF:
                 at = encoded.index(b"\xff", at)
-            elif marker in JPEG_FRAMES:
-                return JPEG_SIZE.unpack_from(encoded, at + 5)
-            elif marker in JPEG_LAST:
-                return None
             elif marker in JPEG_ALONE:  # 0xFF fills up, so the next byte may be the marker
                 at += 1 if marker == 0xFF else 2
-            elif length < 2:
-                return None
+            elif marker in JPEG_NEXT or length < 2:
+                return
             else:
+                yield marker, at, at + 2 + length
+                if marker == JPEG_SCAN:
+                    return
                 at += 2 + length
     except (struct.error, ValueError):
-        pass
+        return
+
+
+def jpeg_frame(encoded: bytes) -> tuple[int, bool] | None:
+    """(position of the first frame header of a JPEG, whether an EXIF entry comes before it).
+
+    None if there is no whole frame header.
+    """
+    exif = False
+    for marker, begin, _ in jpeg_segments(encoded):
+        if marker in JPEG_FRAMES:
+            return (begin, exif) if begin + JPEG_FRAME_BYTES <= len(encoded) else None
+        if marker == JPEG_EXIF:
+            exif |= encoded.startswith(b"Exif", begin + 4)
     return None
+
+
+def jpeg_size(encoded: bytes) -> Size | None:
+    """The size in the first frame header of a JPEG; None if there is no such header."""
+    found = jpeg_frame(encoded)
+    return None if found is None else JPEG_SIZE.unpack_from(encoded, found[0] + 5)
 
 
 def _png_size(encoded: bytes) -> Size | None:

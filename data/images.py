@@ -7,11 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from unicodedata import normalize
 
-from data.files import is_special, open_file, read_file
+from data.files import open_file, read_file, retried
 from data.limits import MOST_IMAGE_BYTES
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from data.names import (
+    DEEPER,
+    OUTSIDE,
+    SUFFIXES,
+    LeftOut,
+    composed,
+    is_image,
+    list_folder,
+    member_bytes,
+    member_path,
+    say_left_out,
+    spellings,
+    stem,
+)
+from data.text import show_invisible
 
 
 class Images(Protocol):
@@ -25,12 +39,6 @@ class Images(Protocol):
 
     def describe(self, index: int) -> str:
         """File and key of an image, for messages."""
-
-
-def stem(name: str) -> str:
-    """A path without an image suffix."""
-    head, dot, suffix = name.rpartition(".")
-    return head if dot and f".{suffix.lower()}" in SUFFIXES else name
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,9 @@ class ZipImages:
         return len(self.entries)
 
     def read(self, index: int) -> bytes:
+        return retried(lambda: self._read(index))
+
+    def _read(self, index: int) -> bytes:
         # The local header has 30 bytes, then a name and extra fields, whose lengths it holds.
         entry = self.entries[index]
         with open_file(self.path) as file:
@@ -92,16 +103,32 @@ class ZipImages:
         return f"{self.path}/{self.entries[index].filename}"
 
 
-def image_files(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """The image files of a folder, sorted; FileNotFoundError if there is none.
+def image_files(folder: Path, *, people: bool = False) -> list[Path]:
+    """The image files of a folder at any depth, sorted; FileNotFoundError if there is none.
 
-    FIFOs, sockets and devices are no images.
+    people: take FOLDER/PERSON/IMAGE only. What is left out is logged.
     """
-    found = sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES)
-    paths = [path for path in found if not is_special(path)]
+    left_out, paths = LeftOut(), list[Path]()
+    open_folders = [(folder, 0)]
+    while open_folders:
+        inside, depth = open_folders.pop()
+        images, folders = list_folder(str(inside), left_out)
+        if people and depth == 0:
+            for name in images:
+                left_out.add(OUTSIDE, str(inside / name))
+        else:
+            paths += [inside / name for name in images]
+        if people and depth == 1:
+            for name in folders:
+                left_out.add(DEEPER, str(inside / name))
+        else:
+            open_folders += [(inside / name, depth + 1) for name in folders]
     if not paths:
-        raise FileNotFoundError(f"{folder / pattern}: no image there")
-    return paths
+        raise FileNotFoundError(
+            f"{folder}: no image there ({left_out.sentence() or 'it is empty'})"
+        )
+    say_left_out(str(folder), left_out.sentence())
+    return sorted(paths)
 
 
 def open_images(root: str | Path, names: list[str]) -> Images:
@@ -117,12 +144,20 @@ def open_images(root: str | Path, names: list[str]) -> Images:
 
 
 def find_image(root: Path, name: str) -> Path:
-    """The file `root/name`, whose suffix may be missing in `name`."""
-    for suffix in ("", *SUFFIXES):
-        if (root / (name + suffix)).is_file():
-            return root / (name + suffix)
+    """The file `root/name`, whose suffix may be missing in `name`.
+
+    Backslashes may separate folders, and letters may be decomposed, as a Mac writes them.
+    """
+    for spelling in spellings(name):
+        for form in dict.fromkeys(
+            (spelling, *(normalize(kind, spelling) for kind in ("NFC", "NFD")))
+        ):
+            for suffix in ("", *SUFFIXES, *map(str.upper, SUFFIXES)):
+                if (root / (form + suffix)).is_file():
+                    return root / (form + suffix)
     raise FileNotFoundError(
-        f"{root / name}: no such image (tried {', '.join(SUFFIXES)}); the list names it"
+        f"{root / show_invisible(name)}: no such image (tried {', '.join(SUFFIXES)}); "
+        "the list names it"
     )
 
 
@@ -134,18 +169,26 @@ def _open_zip(path: Path, names: list[str]) -> ZipImages:
                 members = archive.infolist()
         except zipfile.BadZipFile as error:
             raise ValueError(f"{path}: no zip directory can be read ({error})") from None
-    entries = [entry for entry in members if entry.filename.lower().endswith(SUFFIXES)]
     # Lists name images by their whole path, by the last folder and the file, or by the file alone.
     by_name: dict[str, list[zipfile.ZipInfo]] = {}
-    for entry in entries:
-        parts = stem(entry.filename).split("/")
-        for name in {stem(entry.filename), "/".join(parts[-2:]), parts[-1]}:
-            by_name.setdefault(name, []).append(entry)
-    found = [by_name.get(stem(name), []) for name in names]
+    for entry in members:
+        inside = os.fsdecode(member_path(member_bytes(entry)) or b"")
+        if is_image(inside):
+            whole = stem(composed(inside))
+            parts = whole.split("/")
+            for name in {whole, "/".join(parts[-2:]), parts[-1]}:
+                by_name.setdefault(name, []).append(entry)
+
+    def choices(name: str) -> list[zipfile.ZipInfo]:
+        found = (by_name.get(stem(composed(spelling))) for spelling in spellings(name))
+        return next(filter(None, found), [])
+
+    found = [choices(name) for name in names]
     missing = [name for name, choice in zip(names, found, strict=True) if not choice]
     if missing:
         raise FileNotFoundError(
-            f"{path}: lacks {len(missing)} of the listed images, the first is {missing[0]}"
+            f"{path}: lacks {len(missing)} of the listed images, the first is "
+            f"{show_invisible(missing[0])}"
         )
     for name, choice in zip(names, found, strict=True):
         if len(choice) > 1:

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 import torch
 
-from data.decode import decode_into
 from data.order import EpochOrder, Indices, shuffled, slice_for_rank
+from data.read_image import BadImage, ResizeNotice, read_into
 from data.steps import Steps
 from data.types import Batch, FaceSet, Int64, Pixels
 
@@ -62,7 +62,7 @@ class Loader:
     Attributes for logs:
         wait_seconds: how long the consumer has waited for batches.
         skipped: number of images that could not be read or decoded. Each is logged, and another
-            image of its batch takes its place.
+            image of its batch takes its place, of the same person if there is one.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Loader:
         self.wait_seconds = 0.0
         self.skipped = 0
         self.seen = 0
+        self.notice = ResizeNotice(size)
         self._stream: torch.cuda.Stream | None = None
         for name, count in (("batch_size", batch_size), ("step_images", planned)):
             if count % self.order.group:
@@ -117,10 +118,12 @@ class Loader:
                     "the number of images that its order keeps together"
                 )
         if drop_last and max(images, planned) > length:
-            of_many = f" ({batch_size} in a batch, {world} ranks, {accumulation} batches)"
+            of_many = f" × {world} ranks × {accumulation} batches" if images > batch_size else ""
+            of_plan = " and a smaller optim.step_images" if length < planned != images else ""
             raise ValueError(
-                f"a step of {max(images, planned)} images{of_many if images > batch_size else ''} "
-                f"is larger than an epoch, which has {length}; lower the batch size"
+                f"optim.batch_size: {batch_size}{of_many} make a step of {max(images, planned)} "
+                f"images, but an epoch has {length}; "
+                f"give at most {length // (world * accumulation)}{of_plan}"
             )
 
     @property
@@ -174,7 +177,9 @@ class Loader:
         step_images = self.steps.images
         coming = iter(starts)
         ahead: deque[_Pending] = deque()
-        decoder = _Decoder(self.faces, self.size, self.threads, pinned=self.device.type == "cuda")
+        decoder = _Decoder(
+            self.faces, self.size, self.threads, self.notice, pinned=self.device.type == "cuda"
+        )
         try:
             for start in starts:
                 for later in islice(coming, self.prefetch - len(ahead)):
@@ -233,18 +238,28 @@ class Loader:
         return copies
 
     def _replace(self, pending: "_Pending", labels: Int64, bad: Failures) -> None:
-        """Puts the next good image of the batch, with its label, into the place of each bad one."""
-        rows = {row for row, _ in bad}
+        """Puts another image of the batch, with its label, into the place of each bad one.
+
+        It is the next good image of the same person, else the next good image. All bad images of
+        one person get the same one, so two images that were of one person still are.
+        """
+        planned, good = labels.copy(), np.ones(len(labels), bool)
+        good[[row for row, _ in bad]] = False
+        stand_ins: dict[int, int] = {}
         for row, error in bad:
-            log.warning("skipped %s: %s", self.faces.describe(int(pending.indices[row])), error)
-            others = ((row + step) % len(labels) for step in range(1, len(labels)))
-            stand_in = next((other for other in others if other not in rows), None)
-            if stand_in is None:
-                raise UnreadableImages(
-                    f"no image of a whole batch could be read; the last: {error}"
-                ) from error
-            pending.buffer[row] = pending.buffer[stand_in]
-            labels[row] = labels[stand_in]
+            log.warning("skipped %s", error)
+            label = int(planned[row])
+            if label not in stand_ins:
+                following = np.roll(np.arange(len(labels)), -row)
+                usable = following[good[following]]
+                if not len(usable):
+                    raise UnreadableImages(
+                        f"no image of a whole batch could be read; the last: {error}"
+                    ) from error
+                same = usable[planned[usable] == label]
+                stand_ins[label] = int((same if len(same) else usable)[0])
+            pending.buffer[row] = pending.buffer[stand_ins[label]]
+            labels[row] = labels[stand_ins[label]]
         self.skipped += len(bad)
         if self.skipped > SKIPS_ALLOWED + self.seen // 100:
             raise UnreadableImages(
@@ -271,8 +286,11 @@ class _Pending:
 class _Decoder:
     """Threads that fill buffers; an error other than a bad image reaches the consumer's thread."""
 
-    def __init__(self, faces: FaceSet, size: int, threads: int, *, pinned: bool) -> None:
+    def __init__(
+        self, faces: FaceSet, size: int, threads: int, notice: ResizeNotice, *, pinned: bool
+    ) -> None:
         self.faces, self.size, self.threads, self.pinned = faces, size, threads, pinned
+        self.notice = notice
         self.executor = ThreadPoolExecutor(threads, "decode") if threads else None
         self.spare: list[Pixels] = []
         # These threads are the parallelism; OpenCV's own threads would only queue behind them.
@@ -317,8 +335,8 @@ class _Decoder:
         bad: Failures = []
         for row, index in enumerate(indices.tolist()):
             try:
-                decode_into(self.faces.read(index), images[row])
-            except ValueError as error:
+                self.notice.look(read_into(self.faces, index, images[row]), self.faces, index)
+            except BadImage as error:
                 bad.append((first_row + row, error))
         return bad
 

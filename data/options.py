@@ -124,6 +124,8 @@ def _exact(value: Any, fitted: Any) -> bool:
     """
     if isinstance(fitted, (list, tuple)):
         return all(map(_exact, value, fitted))
+    if isinstance(fitted, dict):
+        return all(_exact(value[key], fitted[key]) for key in fitted)
     return type(value) is type(fitted) or (type(fitted) is float and type(value) is not bool)
 
 
@@ -140,6 +142,8 @@ def describe(hint: Any) -> str:
         return _either([describe(choice) for choice in inside])
     if kind in (Sequence, tuple):
         return f"a list (each {describe(inside[0])})"
+    if kind is Mapping and Any not in inside:
+        return f"keys and values (each {describe(inside[1])})"
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
     return {**words, type(None): "null"}.get(kind, "anything" if kind is Any else "keys and values")
 

@@ -135,7 +135,8 @@ def named_order(
     if name == "balanced":
         if images < 1 or batch_size % images:
             raise ValueError(
-                f"images={images}: the batch size {batch_size} must be a multiple of it"
+                f"optim.batch_size: found {batch_size}, expected a multiple of the {images} images "
+                "that this order keeps together"
             )
         return EpochOrder(
             lambda epoch: balanced(labels, seed=seed, epoch=epoch, images=images),

@@ -7,11 +7,11 @@ import numpy as np
 
 from data.decode import DecodeError, check_pixels, decode_any
 from data.files import read_file
-from data.images import SUFFIXES
 from data.limits import MOST_IMAGE_BYTES
+from data.names import SUFFIXES
 from data.types import Pixels
 
-PHOTO_SUFFIXES = (*SUFFIXES, ".tif", ".tiff", ".heic", ".heif")
+PHOTO_SUFFIXES = (*SUFFIXES, ".heic", ".heif")
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 

@@ -1,10 +1,12 @@
-"""Names of unknown origin, made harmless for the place where they are written.
+"""Texts of unknown origin: decoded, and names made harmless for the place where they are written.
 
 A file, a person or a benchmark may have any name. In the wrong place a line feed makes a new row, a
 `=` a formula, `<b>` or `|` markup, and an escape character takes over the terminal.
 """
 
+import codecs
 import re
+import unicodedata
 
 # Control characters, line separators, marks that reverse the direction of the text, and the halves
 # that stand for bytes outside UTF-8.
@@ -15,13 +17,58 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?%?")
 FORMULA = ("=", "+", "-", "@")
 
 
+def decode_text(data: bytes, where: str) -> str:
+    """The text of a file in UTF-8 or UTF-16; bytes outside UTF-8 stay as os.fsdecode has them.
+
+    UTF-16 is known by its mark, or by zeros in every other byte. ValueError for other zeros.
+    """
+    if data.startswith(codecs.BOM_UTF8):
+        data = data[len(codecs.BOM_UTF8) :]
+    begin = data[:4096]
+    order = "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+    if order is None and b"\0" in begin:
+        order = {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get(
+            (0 in begin[::2], 0 in begin[1::2]), "none"
+        )
+    if order is None:
+        return data.decode("utf-8", "surrogateescape")
+    try:
+        return data.decode(order)
+    except (UnicodeDecodeError, LookupError):
+        raise ValueError(
+            f"{where}: is no text in UTF-8 or UTF-16 (it begins {begin[:16].hex(' ')}); "
+            "save it as UTF-8"
+        ) from None
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, which end with LF, CRLF or CR.
+
+    `str.splitlines` would also split where a name holds a rare character such as U+2028.
+    """
+    lines = re.split("\r\n|\n|\r", text)
+    return lines if lines[-1] else lines[:-1]
+
+
+def show_invisible(text: str) -> str:
+    """The text with a code for each character that a reader cannot see or tell from another.
+
+    These are all but plain ASCII, letters, digits, punctuation and symbols: marks, blanks, accents
+    that are characters of their own.
+    """
+    plain = (
+        c if " " <= c <= "~" or unicodedata.category(c)[0] in "LNPS" else _code(c) for c in text
+    )
+    return "".join(plain)
+
+
 def one_line(text: str) -> str:
     """The text with `\\xNN` or `\\uNNNN` in place of each character that is not shown as itself."""
-    return _HIDDEN.sub(_code, text)
+    return _HIDDEN.sub(lambda found: _code(found[0]), text)
 
 
-def _code(found: re.Match[str]) -> str:
-    number = ord(found[0])
+def _code(character: str) -> str:
+    number = ord(character)
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 

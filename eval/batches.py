@@ -9,9 +9,9 @@ from itertools import islice
 import numpy as np
 import torch
 
-from data.decode import DecodeError, decode_into
 from data.decode_threads import decode_threads
 from data.images import Images
+from data.read_image import ResizeNotice, read_into
 
 AHEAD = 2  # batches that wait or are being decoded while the model embeds one
 Crop = Callable[[int, int], np.ndarray]
@@ -45,7 +45,7 @@ def decoded_batches(
     crop: makes the pixels of an image; without it, the whole image is resized. pinned: decode into
     pinned memory, from which a copy to a CUDA device does not make the CPU wait.
     """
-    threads = decode_threads()
+    threads, notice = decode_threads(), ResizeNotice(size)
 
     def fill(numbers: Indices, rows: np.ndarray, first: int) -> Failure | None:
         for row, number in enumerate(map(int, numbers)):
@@ -53,9 +53,7 @@ def decoded_batches(
                 if crop:
                     rows[row] = crop(number, size)
                 else:
-                    decode_into(images.read(number), rows[row])
-            except DecodeError as error:
-                return first + row, ValueError(f"{images.describe(number)}: {error}")
+                    notice.look(read_into(images, number, rows[row]), images, number)
             except Exception as error:
                 return first + row, error
         return None

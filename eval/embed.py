@@ -130,6 +130,12 @@ def embed_views(
     return views[0], views[1] if mirror else None
 
 
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Rows (N,D) divided by their norms; a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms == 0, 1, norms)
+
+
 def _joined(count: int, blocks: Iterable[np.ndarray]) -> np.ndarray:
     """Blocks (…,n,D) put together along n, float32 (…,count,D)."""
     joined, done = np.empty(0, np.float32), 0

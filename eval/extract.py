@@ -7,18 +7,21 @@ import hashlib
 import json
 import os
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from data.faces import open_faces
-from data.files import atomic_write, is_special, read_text
-from data.images import SUFFIXES, FileImages, Images, open_images
+from data.files import atomic_write, read_lines
+from data.formats import recordio
+from data.images import FileImages, Images, image_files, open_images
+from data.names import is_image
 from data.pairs.lists import from_bin
 from data.text import one_line
-from eval.embed import Model, ModelRun, Progress, embed_faces, not_shown
+from eval.batches import Crop
+from eval.embed import Model, ModelRun, Progress, embed_faces, normalized, not_shown
 
 BLOCK = 2048  # images between two writes of the position
 
@@ -36,19 +39,27 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
             raise FileNotFoundError(
                 f"{data}: no such file; expected a list of image names inside {images}"
             )
-        lines = read_text(path).splitlines()
-        names = [line.split("\t")[0].strip() for line in lines if line.strip()]
+        names = read_names(path)
         return open_images(images, names), names
     if path.suffix == ".bin":
         packed = from_bin(path).images
         return packed, [Path(packed.describe(i)).name for i in range(len(packed))]
-    if path.is_dir() and not list(path.glob("*.rec")):
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if files := [file for file in found if not is_special(file)]:
+    if path.is_dir() and not recordio.detect(data):
+        with suppress(FileNotFoundError):  # a folder of shards holds no image
+            files = image_files(path)
             return FileImages(files), [str(file.relative_to(path)) for file in files]
     faces = open_faces(data)
     root = str(path.parent if path.is_file() else path) + "/"
     return faces, [faces.describe(i).removeprefix(root) for i in range(len(faces))]
+
+
+def read_names(path: Path) -> list[str]:
+    """The names in a list: each line up to a tab, or up to a comma if every line has one there."""
+    lines = [line for line in read_lines(path) if line.strip(" \t")]
+    heads = [line.split(",")[0] for line in lines]
+    if not any("\t" in line for line in lines) and all(map(is_image, heads)):
+        return [head.strip(" ") for head in heads]
+    return [line.split("\t")[0].strip(" ") for line in lines]
 
 
 def extract(
@@ -61,6 +72,8 @@ def extract(
     model: str,
     mirror: bool = True,
     dtype: Literal["float32", "float16"] = "float32",
+    unit: bool = False,
+    crop: Crop | None = None,
     progress: Progress = not_shown,
 ) -> dict[str, Any]:
     """Write `out` (.npy, (N,D) of dtype) and a .txt beside it with one name per line.
@@ -69,7 +82,8 @@ def extract(
     complete, it is called `out`.part and has a position file. A call continues an earlier one with
     the same model, names and options, and raises ValueError if they differ.
 
-    model: text that differs between models, e.g. a digest of the file.
+    model: text that differs between models, e.g. a digest of the file. unit: divide each embedding
+    by its length. crop: makes the pixels of an image; without it, the whole image is resized.
     """
     out = Path(out)
     part, position = out.with_name(out.name + ".part"), out.with_name(out.name + ".position.json")
@@ -77,6 +91,8 @@ def extract(
         raise ValueError(f"{out}: expected the name of a .npy file")
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     settings = {"model": model, "names": digest, "size": size, "mirror": mirror, "dtype": dtype}
+    if unit:
+        settings["unit"] = True
     done = 0
     if part.exists() and position.exists():
         saved = json.loads(position.read_text(encoding="utf-8"))
@@ -93,7 +109,8 @@ def extract(
         while done < len(names):
             # Every block opens the file again, so that it is on disk before the position says so.
             block = np.arange(done, min(done + BLOCK, len(names)))
-            vectors = embed_faces(run, images, size, indices=block, mirror=mirror)
+            vectors = embed_faces(run, images, size, indices=block, mirror=mirror, crop=crop)
+            vectors = normalized(vectors) if unit else vectors
             if np.abs(vectors).max() > np.finfo(dtype).max:
                 raise ValueError(
                     f"{out}: an embedding holds {np.abs(vectors).max():.3g}, too much for {dtype}; "

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import read_text
-from data.images import Images, stem
+from data.files import read_lines
+from data.images import Images
+from data.names import composed, stem
 from data.text import one_line
 
 
@@ -36,7 +37,7 @@ class Stored:
 
     def row(self, path: str) -> int:
         """Row of the image whose name is the longest end of `path` (without its suffix)."""
-        folders = stem(one_line(path)).split("/")
+        folders = _key(path).split("/")
         for start in range(len(folders)):
             row = self.rows.get("/".join(folders[start:]))
             if row is not None:
@@ -56,11 +57,18 @@ def load_stored(path: str | Path, names: str | Path) -> Stored:
         embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: {error}; expected a .npy file of floats (N,D)") from None
-    lines = read_text(names).splitlines()
+    lines = read_lines(names)
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(lines):
         raise ValueError(
             f"{path} holds {embeddings.dtype} {embeddings.shape} and {names} {len(lines)} names; "
             "expected floats (N,D) and a name for each row"
         )
-    rows = {stem(one_line(line.split("\t")[0].strip())): row for row, line in enumerate(lines)}
+    rows = {_key(line.split("\t")[0].strip(" ")): row for row, line in enumerate(lines)}
+    if not any("/" in name for name in rows):  # backslashes may separate folders
+        rows = {**{name.replace("\\", "/"): row for name, row in rows.items()}, **rows}
     return Stored(embeddings, rows, str(names))
+
+
+def _key(name: str) -> str:
+    """What two spellings of an image's name have in common."""
+    return stem(one_line(composed(name)))

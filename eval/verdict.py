@@ -57,6 +57,21 @@ class Evaluation:
             f"{self.name}"
         )
 
+    def facts(self) -> dict[str, Any]:
+        """What `--json` says of it."""
+        return {
+            "name": self.name,
+            "far": FAR,
+            "threshold": self.threshold,
+            "interval": [self.low, self.high],
+            "impostor_pairs": self.impostors,
+            "genuine_pairs": self.genuine,
+            "false_same": self.false_same,
+            "false_same_at_most": self.false_same_at_most,
+            "false_different": self.false_different,
+            "false_different_at_most": self.false_different_at_most,
+        }
+
     def error_lines(self, word: Word) -> list[str]:
         """How often this word is wrong, in words."""
         same = (

@@ -5,7 +5,7 @@ checks a file against them; `python train.py --help`, docs/configuration.md and 
 repeat them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -109,10 +109,42 @@ class OptimConfig:
     clip_norm: Positive | None = 5.0
     """Largest norm of the backbone's gradient. A gradient with a larger norm is scaled down to it.
     null: no limit."""
+    lr_factors: Mapping[str, Positive] | None = None
+    """Factors on the learning rate of some parameters, as in `{centers: 10, "*.bias": 2}`.
+    `centers` are the class centers. The other keys are names of the backbone's parameters, in which
+    `*` stands for any text. Where several match, their factors are multiplied. null: one learning
+    rate for all."""
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: found True, expected false where optim.momentum is 0")
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """What the run starts from, and which of it stays as it is."""
+
+    weights: PathText | None = None
+    """Trained model from which the backbone starts: a run folder, a model folder, or a published
+    file of weights, as `--model` takes them. `backbone` must be its architecture. A resume does not
+    read it. null: random weights."""
+    color: Literal["rgb", "bgr"] | None = None
+    """Order of the color channels that `weights` were trained on, where the file does not tell."""
+    skip: Sequence[str] = ()
+    """Names of what is not loaded from `weights`, such as `fc.*`, because it is new here or of
+    another shape; `*` stands for any text. All other names and shapes must be equal."""
+    freeze: Sequence[str] = ()
+    """Names of the backbone's parameters that stay as they are, such as `layer1.*`; `*` stands for
+    any text. A batch norm whose parameters are all frozen also keeps its running statistics."""
+    centers: Literal["random", "means"] = "random"
+    """How the class centers start. means: at the mean embedding of each person's images, which the
+    loaded model computes before the first step."""
+
+    def __post_init__(self) -> None:
+        needing = {"color": self.color, "skip": self.skip, "centers": self.centers == "means"}
+        for key in [key for key, given in needing.items() if given and self.weights is None]:
+            found = getattr(self, key)
+            raise ValueError(f"{key}: found {found!r} without init.weights, which it needs")
 
 
 @dataclass(frozen=True)
@@ -164,7 +196,8 @@ class RunConfig:
     """Use only CUDA kernels that give the same bits in every run, which costs time. On a CPU they
     all do."""
     compile: bool = False
-    """Compile the backbone with torch.compile."""
+    """Compile the backbone with torch.compile. Where this machine can't compile, as without a C++
+    compiler, the run says so and goes on uncompiled."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "default"
     """Mode of torch.compile. reduce-overhead: CUDA graphs, for small batches; one process without
     optim.accumulation. max-autotune-no-cudagraphs: kernels chosen by timing them, which takes
@@ -172,7 +205,12 @@ class RunConfig:
     channels_last: bool = False
     """Store images and weights of convolutions in the channels-last memory layout."""
     log_steps: Count = 20
-    """Optimizer steps between two log lines."""
+    """Optimizer steps between two log lines, or fewer: a run logs at least 20 lines if it has 20
+    steps."""
+    max_steps: Count | None = None
+    """Optimizer steps after which the run ends, for a trial. It ends as a whole run does, with a
+    checkpoint and an evaluation; the schedule is that of the whole run. `--resume` goes on if this
+    is raised or null. null: the whole run."""
     checkpoint_steps: CountOrZero = 0
     """Optimizer steps between two checkpoints, in addition to one at the end of every epoch. 0: no
     additional ones."""
@@ -195,6 +233,8 @@ class Config:
     """Margin loss: how the cosine between an embedding and a class center is changed."""
     classifier: Annotated[Part, PartOf("recognition.classifiers")] = Part("full")
     """What embeddings are compared with: all class centers, a sample of them, or a class pool."""
+    init: InitConfig = InitConfig()
+    """What the run starts from, and which of it stays as it is."""
     optim: OptimConfig
     """Optimizer of the backbone and of the class centers."""
     scheduler: Annotated[Part, PartOf("recognition.schedulers")]

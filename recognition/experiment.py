@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,27 +18,32 @@ from data.fingerprint import Fingerprint, fingerprint_of
 from data.parts import find_part
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
-from eval.embed import ModelRun, Progress, not_shown
+from eval.embed import ModelRun, Progress, embed_faces, not_shown
 from eval.report.published import published_row
 from eval.report.write import write_report
 from recognition.best_checkpoint import check_keep_best
+from recognition.checkpoint import newest
 from recognition.classifiers import ClassifierFacts
 from recognition.classifiers._margin_softmax import SoftmaxOptions
-from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
-from recognition.config import Config, ConfigError, OptimConfig, RunConfig
+from recognition.compiled import compiled
+from recognition.config import Config, ConfigError, RunConfig
 from recognition.device import choose_device, place_backbone, prepare_device
 from recognition.distributed import (
     Ranks,
     check_same,
     ranks_of_this_run,
     read_launch,
+    texts_of_all,
     told_once,
 )
+from recognition.freeze import freeze
+from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
 from recognition.logs import evaluation_progress, plot_training
 from recognition.loss_scale import LossScale
 from recognition.models.model import Model, build_backbone, facts_of
+from recognition.optimizer import build_optimizer, center_factor
 from recognition.parse import build_part, to_yaml
-from recognition.parts import CLASSIFIER_GROUP, Parts
+from recognition.parts import Parts
 from recognition.run_folder import (
     check_run_folder,
     open_run_folder,
@@ -71,19 +75,22 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
     prepare_device(config.run, device)
     config = with_saved_choices(config) if resume else config
     with ranks_of_this_run(device, launch) as ranks, ExitStack() as opened:
+        begins = not resume or not _saved_on_rank_0(config, ranks, device)
         with told_once(ranks, device):
             with _config_errors(source):
                 config, changed = with_step_size(config, ranks.world)
             if ranks.rank == 0:
                 check_run_folder(config, resume)
             faces, benchmarks = _open_files(config, source)
+            with _config_errors(source, "init.weights: "):
+                weights = read_weights(config.init) if begins else None
             fingerprint = fingerprint_of(faces)
         if changed and ranks.rank == 0:
             log.info(changed)
         with told_once(ranks, device):
-            check_same(_what_must_be_same(config, fingerprint), ranks, device)
+            check_same(_what_must_be_same(config, fingerprint, weights), ranks, device)
         with _config_errors(source):
-            parts = build_parts(config, faces, device, ranks, fingerprint)
+            parts = build_parts(config, faces, device, ranks, weights, fingerprint)
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -124,6 +131,15 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                 for metric, value in result.metrics.items()
             }
 
+        if begins and config.init.centers == "means":
+            shown = partial(evaluation_progress, name="class means")
+            run = ModelRun(model, ranks, shown if ranks.rank == 0 else not_shown)
+            of_images = partial(embed_faces, run, faces, model.size, mirror=False)
+            with _config_errors(source, "init.centers: "):
+                told = set_centers(
+                    parts.classifier, faces, lambda indices: of_images(indices=indices), ranks
+                )
+            log.info(told)
         train(config, parts, folder, evaluate, stop, resume=resume)
         if ranks.rank == 0:
             plot_training(folder)
@@ -160,9 +176,12 @@ def build_parts(
     faces: FaceSet,
     device: torch.device,
     ranks: Ranks,
+    weights: Weights | None = None,
     fingerprint: Fingerprint | None = None,
 ) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
+
+    weights: what the backbone starts from; None for random weights and for a run that goes on.
 
     Raises ValueError for options that can't go together.
     """
@@ -184,6 +203,11 @@ def build_parts(
     )
 
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    if weights is not None:
+        log.info(load_weights(backbone, weights, config))
+    frozen = freeze(backbone, config.init.freeze)
+    if config.init.freeze:
+        log.info(f"init.freeze: {frozen.report(backbone)}")
     head = build_part("recognition.heads", config.head, seed=run_.seed)
     classifier = build_part(
         "recognition.classifiers",
@@ -200,9 +224,10 @@ def build_parts(
         batch_size=optim.batch_size,
         precision=run_.precision,
     ).to(device)
+    check_centers(config, classifier)
 
     scaled = replace(optim, lr=optim.lr * rate_share(config, ranks.world))
-    optimizer = _build_optimizer(scaled, backbone, classifier, fused=device.type == "cuda")
+    optimizer = build_optimizer(scaled, backbone, frozen, classifier, fused=device.type == "cuda")
     steps_per_epoch = loader.steps.planned_per_epoch
     scheduler = build_part(
         "recognition.schedulers",
@@ -218,6 +243,7 @@ def build_parts(
         no_sync=no_sync,
         classifier=classifier,
         optimizer=optimizer,
+        center_factor=center_factor(optim),
         scheduler=Schedule(scheduler, loader.steps),
         loss_scale=LossScale(device, enabled=run_.precision == "fp16"),
         statistics=[*backbone.buffers(), *head.buffers()],
@@ -256,50 +282,8 @@ def _wrapped(
                 "run.compile_mode: found reduce-overhead with several processes, whose gradients "
                 "do not fit CUDA graphs; use default"
             )
-        forward = torch.compile(forward, mode=run_.compile_mode)
+        forward = compiled(forward, run_.compile_mode)
     return forward, no_sync
-
-
-def _build_optimizer(
-    optim: OptimConfig, backbone: nn.Module, classifier: nn.Module, *, fused: bool
-) -> torch.optim.Optimizer:
-    """The run's optimizer. A checkpoint finds a rank's centers by the name of their group.
-
-    fused: one kernel makes the whole step of many weights, instead of one per operation.
-    """
-    weights = list(backbone.parameters())
-    if optim.no_decay_1d:
-        flat = [p for p in weights if p.ndim <= 1]
-        weights = [p for p in weights if p.ndim > 1]
-    groups: list[dict[str, Any]] = [{"name": "backbone", "params": weights}]
-    if optim.no_decay_1d:
-        groups.append({"name": "backbone, no decay", "params": flat, "weight_decay": 0.0})
-    if centers := [p for p in classifier.parameters() if p.requires_grad]:
-        groups.append({"name": CLASSIFIER_GROUP, "params": centers})
-
-    if optim.name == "adamw":
-        return torch.optim.AdamW(
-            groups,
-            lr=optim.lr,
-            betas=ADAM_BETAS,
-            eps=ADAM_EPS,
-            weight_decay=optim.weight_decay,
-            fused=fused,
-        )
-    sgd = torch.optim.SGD(
-        groups,
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        nesterov=optim.nesterov,
-        fused=fused,
-    )
-    if fused and optim.momentum:
-        # Torch would make it with its first step, and not fill it if that step is skipped.
-        for group in sgd.param_groups:
-            for weight in group["params"]:
-                sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-    return sgd
 
 
 def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
@@ -319,12 +303,21 @@ def _open_files(config: Config, source: str) -> tuple[FaceSet, list[Benchmark]]:
     return faces, benchmarks
 
 
-def _what_must_be_same(config: Config, fingerprint: Fingerprint) -> dict[str, bytes]:
+def _saved_on_rank_0(config: Config, ranks: Ranks, device: torch.device) -> bool:
+    """Whether the run folder has a checkpoint. Rank 0 looks, and all ranks get its answer."""
+    found = ranks.rank == 0 and newest(Path(config.run.output) / "checkpoints") is not None
+    return bool(texts_of_all("found" if found else "", ranks, device)[0])
+
+
+def _what_must_be_same(
+    config: Config, fingerprint: Fingerprint, weights: Weights | None
+) -> dict[str, bytes]:
     """What has to be equal on all ranks. Only where the files are may differ."""
     here = replace(config.data, root=None, train=".", subset=None, threads=None)
     return {
         "the config": to_yaml(replace(config, data=here)).encode(),
         "data.train": fingerprint.digest.encode(),
+        "init.weights": weights.digest() if weights else b"",
     }
 
 

@@ -22,6 +22,7 @@ from recognition.heartbeat import Heartbeat, heartbeat
 from recognition.parts import Parts
 from recognition.stop import Stopped
 
+MARKED_POINTS = 60  # runs with at most so many log lines show each of them as a point
 EVALUATION_SECONDS = 30  # between two lines about how far an evaluation is
 
 
@@ -289,20 +290,23 @@ def plot_training(folder: Path) -> Path:
         for line in lines
         if line.get("schedule/signal") is not None
     ]
+    # A line without a second point has no length, so the points of short runs are marked.
+    style = {"marker": "o", "markersize": 3} if len(lines) <= MARKED_POINTS else {}
     figure = Figure(figsize=(8, 8 if signals else 6), layout="constrained")
     axes = figure.subplots(3 if signals else 2, 1, sharex=True)
-    axes[0].plot(steps, [line["loss"] for line in lines], linewidth=0.8)
+    axes[0].plot(steps, [line["loss"] for line in lines], linewidth=0.8, **style)
     axes[0].set_ylabel("loss")
-    axes[1].plot(steps, [line["learning_rate"] for line in lines], drawstyle="steps-post")
+    axes[1].plot(steps, [line["learning_rate"] for line in lines], drawstyle="steps-post", **style)
     axes[1].set_ylabel("learning rate")
     if signals:
         threshold = [line.get("schedule/threshold") for line in lines]
-        axes[2].plot(*zip(*signals, strict=True), linewidth=0.8, label="signal")
+        axes[2].plot(*zip(*signals, strict=True), linewidth=0.8, label="signal", **style)
         axes[2].plot(steps, threshold, linestyle="--", linewidth=0.8, label="threshold λ")
         axes[2].set_yscale("symlog", linthresh=1e-5)
         axes[2].legend()
         axes[2].set_ylabel("how fast the loss falls")
     axes[-1].set_xlabel("optimizer step")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     for axis in axes:
         axis.grid(alpha=0.3)
     path = folder / "training.png"

@@ -132,6 +132,13 @@ def _plain(value: Any) -> Any:
     return value.readings[0] if isinstance(value, _Typed) else value
 
 
+def _all_plain(value: Any) -> Any:
+    """A value without overrides in it: those of a mapping, such as optim.lr_factors.centers."""
+    if isinstance(value, Mapping):
+        return {key: _all_plain(below) for key, below in value.items()}
+    return _plain(value)
+
+
 def _parse_value(kind: Any, value: Any, key: str) -> Any:
     """The value of a key as its type, which may be a section, a part or a list of benchmarks."""
     inside = typing.get_args(kind)
@@ -142,7 +149,7 @@ def _parse_value(kind: Any, value: Any, key: str) -> Any:
     if key == "evaluate.sets":
         return _parse_sets(_plain(value), key)
     errors = []
-    for reading in value.readings if isinstance(value, _Typed) else (value,):
+    for reading in value.readings if isinstance(value, _Typed) else (_all_plain(value),):
         try:
             return fit(kind, reading)
         except ValueError as error:

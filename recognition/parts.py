@@ -27,6 +27,7 @@ class Parts:
 
     forward: `backbone` behind DistributedDataParallel and compilation, where a run asks for them.
     no_sync: a context in which backward passes do not average gradients over ranks.
+    center_factor: what the learning rate of the class centers is multiplied by.
     statistics: buffers of the backbone and the head, which forward passes change.
     fingerprint: that of the training set, which checkpoints hold; None leaves it out.
     """
@@ -36,6 +37,7 @@ class Parts:
     no_sync: Callable[[], AbstractContextManager[None]]
     classifier: Classifier
     optimizer: torch.optim.Optimizer
+    center_factor: float
     scheduler: Schedule
     loss_scale: LossScale
     statistics: list[torch.Tensor]

@@ -15,11 +15,13 @@ import torch
 import yaml
 
 from data.files import atomic_write
+from data.parts import part_names
 from recognition.checkpoint import newest, remove_partial, saved_config
 from recognition.config import Config, ConfigError, Part
 from recognition.parse import to_tree, to_yaml
 from recognition.run_lock import check_unlocked, run_lock
 from recognition.run_space import Sizes, check_space
+from recognition.schedulers import SCHEDULERS, any_length
 
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes. Those of `optim` divide the same steps otherwise, or change
@@ -38,6 +40,7 @@ _FREE_ON_RESUME = [
     "run.output",
     "run.device",
     "run.log_steps",
+    "run.max_steps",
     "run.checkpoint_steps",
     "run.keep",
     "run.keep_best",
@@ -78,11 +81,24 @@ def check_run_folder(config: Config, resume: bool) -> None:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"run.output: {folder} is a file; give a folder")
         check_unlocked(folder)
-        if not resume and ((folder / "config.yaml").exists() or newest(folder / "checkpoints")):
+        if not resume and _holds_run(folder):
             raise ConfigError(
                 f"run.output: {folder} holds a run already; add --resume to continue it, or choose "
                 "another folder"
             )
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is anything that a new run would destroy.
+
+    A command that failed before its first log line leaves config.yaml and no more, and can be
+    repeated.
+    """
+    metrics = folder / "metrics.jsonl"
+    written = any((folder / name).exists() for name in ("model.pt", "results.json"))
+    return bool(
+        written or newest(folder / "checkpoints") or (metrics.exists() and metrics.stat().st_size)
+    )
 
 
 @contextmanager
@@ -103,7 +119,8 @@ def open_run_folder(
         with _told_as_config_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(run_lock(folder))
-            _check_same(config)
+            if resume:
+                _check_same(config)
             _remove_partial(folder)
             with atomic_write(folder / "config.yaml", "w") as file:
                 file.write(to_yaml(config))
@@ -132,11 +149,31 @@ def _check_same(config: Config) -> None:
     now = flat(to_tree(config))
     for key in sorted(before.keys() | now.keys()):
         free = any(key == name or key.startswith(name + ".") for name in _FREE_ON_RESUME)
-        if not free and before.get(key) != now.get(key):
-            raise ConfigError(
-                f"run.output: {written} was made with {key}={before.get(key)!r}, now it is "
-                f"{now.get(key)!r}; resume with the same value, or choose another folder"
-            )
+        if free or before.get(key) == now.get(key) or _lengthens(config, key, before.get(key)):
+            continue
+        raise ConfigError(
+            f"run.output: {written} was made with {key}={before.get(key)!r}, now it is "
+            f"{now.get(key)!r}; {_advice(config, key, before.get(key))}"
+        )
+
+
+def _lengthens(config: Config, key: str, before: object) -> bool:
+    """Whether a run is given more epochs, and its schedule allows that."""
+    longer = isinstance(before, int) and config.optim.epochs > before
+    return key == "optim.epochs" and longer and any_length(config.scheduler.name)
+
+
+def _advice(config: Config, key: str, before: object) -> str:
+    if key != "optim.epochs" or not isinstance(before, int):
+        return "resume with the same value, or choose another folder"
+    if config.optim.epochs < before:
+        return "resume with the same value; run.max_steps ends a run earlier"
+    able = " or ".join(name for name in part_names(SCHEDULERS) if any_length(name))
+    return (
+        f"the {config.scheduler.name} schedule is planned for the epochs of the run, and only one "
+        f"of {able} can be lengthened; start a new run in another folder with "
+        f"init.weights={config.run.output}"
+    )
 
 
 def _saved_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -176,11 +213,14 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def revision() -> str | None:
-    """The git revision of this code, with `-dirty` where files differ from it; None outside git."""
+    """The git revision of this code, with `-dirty` where files differ from it; None without git."""
     here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
+    try:
+        git = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True
+        )
+    except OSError:  # this machine has no git
+        return None
     return git.stdout.strip() or None
 
 

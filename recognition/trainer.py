@@ -38,6 +38,7 @@ from recognition.stop import Agreement, Stop, Stopped
 T = TypeVar("T")
 # Skipped steps in a row before a run gives up. The loss scale of fp16 reaches its floor before.
 MOST_SKIPPED = 30
+LEAST_LINES = 20  # log lines of a run, if it has so many steps
 
 
 class TrainingError(RuntimeError):
@@ -96,6 +97,8 @@ def train(
 ) -> Progress:
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
+    `run.max_steps` may end the run earlier; that step then is its last one.
+
     evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end, when
     the checkpoint is saved; it returns the metrics to log. stop: what asks the run to stop.
     resume: start from the newest checkpoint, and make up an evaluation that it misses.
@@ -106,8 +109,10 @@ def train(
     """
     stop = stop or Stop()
     progress = restore(parts, folder) if resume else Progress()
-    steps_left = parts.loader.steps.left(parts.loader.place, config.optim.epochs)
-    total = progress.step + steps_left
+    total = progress.step + parts.loader.steps.left(parts.loader.place, config.optim.epochs)
+    if config.run.max_steps is not None:
+        total = max(progress.step, min(total, config.run.max_steps))
+    log_steps = min(config.run.log_steps, max(1, total // LEAST_LINES))
     owed = resume and _evaluation_owed(config, parts, progress, folder)
     agreement = Agreement(parts.ranks, parts.device)
     with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
@@ -120,25 +125,25 @@ def train(
 
         if owed:
             evaluate_now()
-        for batches in islice(_steps(parts.loader, config), steps_left):
+        for batches in islice(_steps(parts.loader, config), total - progress.step):
             optimizer_step(config, parts, batches, progress, clock.times.mark)
             stop.nothing_to_save = False
             logs.stepped(progress.step)
             epoch, epoch_ends = parts.loader.epoch, parts.loader.consumed == 0
             last = progress.step == total
 
-            if _due(progress.step, config.run.log_steps) or last:
+            if _due(progress.step, log_steps) or last:
                 line = _log_line(config, parts, progress, clock)
                 logs.log(progress.step, line)
                 _check_loss(config, progress, line, last=last)
 
             stops, saved = agreement.stops(stop), False
-            if stops or epoch_ends or _due(progress.step, config.run.checkpoint_steps):
+            if stops or epoch_ends or last or _due(progress.step, config.run.checkpoint_steps):
                 saved = save(config, parts, folder, progress, clock, last=last)
             if stops:
                 raise Stopped(f"stopped by {_name(stop)} at step {progress.step} of {total}")
 
-            if saved and epoch_ends and _evaluation_due(config, epoch):
+            if saved and (last or (epoch_ends and _evaluation_due(config, epoch))):
                 evaluate_now()
     return progress
 
@@ -163,7 +168,8 @@ def optimizer_step(
     mark()
     loss = torch.zeros((), device=parts.device)
     statistics = Kept(parts.statistics)
-    parts.classifier.before_step(parts.optimizer.param_groups[0]["lr"])
+    lr = parts.optimizer.param_groups[0]["lr"]
+    parts.classifier.before_step(lr * parts.center_factor)
     for micro, batch in enumerate(batches):
         images = _network_input(config, parts, batch, progress.step, micro)
         # Only the last micro-batch's backward pass averages the sum of all gradients over ranks.
@@ -250,12 +256,13 @@ def _evaluation_due(config: Config, epoch: int) -> bool:
 
 
 def _evaluation_owed(config: Config, parts: Parts, progress: Progress, folder: Path) -> bool:
-    """Whether the restored checkpoint ends an epoch whose evaluation is due and not logged.
+    """Whether the restored checkpoint ends an epoch or a trial whose evaluation is not logged.
 
     A signal or a crash has prevented it. Rank 0 reads the log and tells the others.
     """
     epoch, into_epoch = parts.loader.epoch, parts.loader.consumed
-    if into_epoch or not epoch or not _evaluation_due(config, epoch):
+    epoch_ends = epoch > 0 and not into_epoch and _evaluation_due(config, epoch)
+    if not epoch_ends and progress.step != config.run.max_steps:
         return False
     owed = parts.ranks.rank == 0 and not any(
         line["step"] == progress.step and "loss" not in line for line in read_metrics(folder)

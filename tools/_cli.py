@@ -11,6 +11,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import io
 import json
 import pkgutil
 import sys
@@ -169,6 +170,8 @@ def run_command(
     An action raises ValueError or OSError for a wrong argument or file, and Failed if its answer is
     no.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is not UTF-8 may be printed
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         record, code = action(options), 0
     except Failed as failure:

@@ -1,6 +1,7 @@
 """A backbone as an ONNX file, in the form that insightface's models have."""
 
 import copy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from recognition.models.facts import ModelFacts, facts_json
+from recognition.models.facts import ModelFacts, Normalization, facts_json
 
 INPUT, OUTPUT = "input", "embedding"
+METADATA = "model.json"
+USUAL = Normalization()
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MOST_BYTES = 1_900_000_000  # one file of protobuf holds less than 2 GiB
 
@@ -26,15 +29,27 @@ def check_packages() -> None:
 
 
 class _Exported(nn.Module):
-    """float32 (B,3,S,S) normalized RGB -> float32 (B,D), as the options say."""
+    """float32 (B,3,S,S) RGB in [-1, 1] -> float32 (B,D), as the options say."""
 
-    def __init__(self, backbone: nn.Module, *, half: bool, mirror: bool, l2_norm: bool) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        normalization: Normalization,
+        *,
+        half: bool,
+        mirror: bool,
+        l2_norm: bool,
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.normalization = backbone, normalization
         self.half_precision, self.mirror, self.l2_norm = half, mirror, l2_norm
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.half() if self.half_precision else images
+        x, own = images, self.normalization
+        if own != USUAL:
+            x = (x * USUAL.std + (USUAL.mean - own.mean)) / own.std
+        if self.half_precision:
+            x = x.half()
         if self.mirror:
             x = torch.cat([x, x.flip(3)])
         embeddings: torch.Tensor = self.backbone(x).float()
@@ -54,8 +69,9 @@ def write_onnx(
 ) -> None:
     """Write a backbone as one ONNX file with the opset that this version of torch writes best.
 
-    Input `input`: float32 (B,3,S,S), RGB, normalized; any B. Output `embedding`: float32 (B,D). The
-    metadata of the file hold the text of model.json, and what `mirror` and `l2_norm` are.
+    Input `input`: float32 (B,3,S,S), RGB, (x − 127.5) / 127.5 for pixels x from 0 to 255; any B.
+    Networks that want BGR or other numbers get them inside the graph. Output `embedding`: float32
+    (B,D). The metadata of the file hold the text of its model.json, `mirror` and `l2_norm`.
 
     half: weights and arithmetic in float16. mirror: the sum of the embeddings of an image and of
     its mirror image. l2_norm: embeddings of length 1. ValueError for a model that one file can't
@@ -71,7 +87,9 @@ def write_onnx(
     if half:
         fold_statistics(backbone)
         backbone.half()
-    module = _Exported(backbone, half=half, mirror=mirror, l2_norm=l2_norm).eval()
+    module = _Exported(
+        backbone, facts.normalization, half=half, mirror=mirror, l2_norm=l2_norm
+    ).eval()
     program = torch.onnx.export(
         module,
         (torch.zeros(2, 3, facts.size, facts.size),),
@@ -85,9 +103,14 @@ def write_onnx(
     # The exporter writes stack traces with the folders of this machine.
     for node in program.model.graph:
         node.metadata_props.clear()
-    flags = {"mirror": mirror, "l2_norm": l2_norm}
+    told = replace(
+        facts,
+        normalization=USUAL,
+        precision="fp16" if half else "fp32",
+        channels_last=False,
+    )
     program.model.metadata_props.update(
-        {"model.json": facts_json(facts), **{key: str(on).lower() for key, on in flags.items()}}
+        {METADATA: facts_json(told), "mirror": str(mirror), "l2_norm": str(l2_norm)}
     )
     program.save(path, external_data=False)
 

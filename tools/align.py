@@ -21,6 +21,7 @@ from data.align import align
 from data.decode import encode_jpeg
 from data.detect import Detector, load_detector
 from data.files import atomic_write, is_special
+from data.names import is_hidden
 from data.options import Count
 from data.photos import PHOTO_SUFFIXES, HeicUnavailable, read_photo
 from data.text import csv_cell
@@ -86,7 +87,7 @@ def list_photos(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
     names = [path.relative_to(folder) for path in paths if not is_special(path)]
-    seen = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    seen = [name for name in names if not any(map(is_hidden, name.parts))]
     photos = [name for name in seen if name.suffix.lower() in PHOTO_SUFFIXES]
     return photos, [name for name in seen if name.suffix.lower() not in PHOTO_SUFFIXES]
 

@@ -4,7 +4,7 @@
 
 FILE is whatever `--model` takes, but for an ONNX file, whose graph holds no weights of a backbone.
 The folder holds model.safetensors, model.json (architecture, size, color order, normalization) and
-a README.md, the model card, which says where the weights came from.
+a README.md, the model card, which says where the weights came from, and what is not known of them.
 """
 
 from pathlib import Path
@@ -13,41 +13,15 @@ from typing import Any
 import recognition
 from data.text import markdown_text
 from eval.extract import file_digest
+from recognition.backbones import embedding_of
 from recognition.models.facts import Color
 from recognition.models.model import Model
 from recognition.models.model_folder import write_model_folder
 from recognition.models.onnx_file import OnnxNetwork
 from recognition.parse import to_tree
 from tools._cli import command
-
-_CARD = """---
-library_name: pytorch
-tags: [face-recognition, face-embeddings]
----
-
-# {name}
-
-Imported weights of a network that embeds aligned faces.
-
-| | |
-|---|---|
-| file | {file} |
-| sha256 of the file | `{digest}` |
-| architecture | {architecture} |
-| input | {size}×{size} pixels, RGB, faces aligned to ArcFace's template |
-| color order of the training | {color} |
-| normalization | (x − {mean:g}) / {std:g} for pixels x from 0 to 255 |
-
-```python
-import recognition
-
-model = recognition.load("{name}")
-embeddings = model.embed(["a.jpg", "b.jpg"])
-```
-
-The training set, the license, the intended use and the limits are those of the source. Fill them in
-here before you pass the weights on.
-"""
+from tools._model_card import Export, model_card
+from tools._model_record import read_record
 
 
 def run(file: str, out: Path, *, color: Color | None = None) -> dict[str, Any]:
@@ -60,7 +34,7 @@ def run(file: str, out: Path, *, color: Color | None = None) -> dict[str, Any]:
     model = recognition.load(file, color=color, device="cpu")
     if isinstance(model.network, OnnxNetwork):
         raise ValueError(f"{model.weights}: is a graph without a backbone; use the file as it is")
-    write_model_folder(out, model.facts, model.network.state_dict(), _card(model, out))
+    write_model_folder(out, model.facts, model.network.state_dict(), _card(model, file, out))
     print(f"{out}: {_architecture(model)}, {model.size}×{model.size} pixels, {model.color.upper()}")
     return {
         "architecture": to_tree(model.architecture),
@@ -75,18 +49,22 @@ def _architecture(model: Model) -> str:
     return f"{model.architecture.name} ({options})"
 
 
-def _card(model: Model, out: Path) -> str:
+def _card(model: Model, file: str, out: Path) -> str:
     assert model.weights is not None
-    return _CARD.format(
-        name=markdown_text(out.name),
-        file=markdown_text(model.weights.name),
-        digest=file_digest(model.weights),
-        architecture=_architecture(model),
-        size=model.size,
-        color=model.color.upper(),
-        mean=model.normalization.mean,
-        std=model.normalization.std,
+    described = Export(
+        name=out.name,
+        form="safetensors",
+        facts=model.facts,
+        parameters=sum(weight.numel() for weight in model.network.parameters()),
+        outputs=embedding_of(model.network),
+        precision="fp32",
+        mirror=False,
+        l2_norm=False,
+        origin=f"The weights are those of {markdown_text(model.weights.name)}, sha256 "
+        f"`{file_digest(model.weights)}`.",
+        license=None,
     )
+    return model_card(described, read_record(file))
 
 
 main = command(run)

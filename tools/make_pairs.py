@@ -16,7 +16,7 @@ from data.options import Count, CountOrZero
 from data.pairs.drawn import from_faces
 from data.pairs.lists import Pairs
 from data.pairs.verification_bin import write_bin
-from data.text import one_line
+from data.text import escape_name
 from tools._cli import command
 
 
@@ -36,13 +36,7 @@ def write_list(out: Path, pairs: Pairs, root: Path) -> None:
                 f"{paths[0]} is no image file of its own; write a .bin instead of {out.name}"
             )
         names = [str(path.relative_to(root)) for path in paths]
-        odd = next((name for name in names if one_line(name) != name), None)
-        if odd is not None:
-            raise ValueError(
-                f"{root}: the name {one_line(odd)} cannot stand in a list of lines; write a .bin "
-                f"instead of {out.name}"
-            )
-        lines.append("\t".join([*names, str(int(same))]) + "\n")
+        lines.append("\t".join([*map(escape_name, names), str(int(same))]) + "\n")
     with atomic_write(out) as file:
         file.write("".join(lines).encode())
 

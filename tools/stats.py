@@ -10,8 +10,8 @@ import sys
 
 import numpy as np
 
-from data.decode import DecodeError, decode_any
 from data.faces import detect_format, open_faces
+from data.read_image import BadImage, read_encoded, read_pixels
 from data.text import one_line
 from data.types import FaceSet
 from tools._cli import command
@@ -26,12 +26,11 @@ def describe_set(faces: FaceSet) -> dict[str, float]:
     sample = np.unique(np.linspace(0, len(faces) - 1, min(SAMPLE, len(faces))).astype(np.int64))
     lengths, shapes = [], []
     for index in sample.tolist():
-        encoded = faces.read(index)
-        lengths.append(len(encoded))
         try:
-            shapes.append(decode_any(encoded).shape[:2])
-        except DecodeError as error:
-            print(one_line(f"not decoded: {faces.describe(index)}: {error}"), file=sys.stderr)
+            lengths.append(len(read_encoded(faces, index)))
+            shapes.append(read_pixels(faces, index).shape[:2])
+        except BadImage as error:
+            print(one_line(f"not decoded: {error}"), file=sys.stderr)
     height, width = np.mean(shapes, 0) if shapes else (0.0, 0.0)
     return {
         "images": len(faces),
@@ -41,7 +40,7 @@ def describe_set(faces: FaceSet) -> dict[str, float]:
         "images_per_identity_median": float(np.median(per_identity)),
         "images_per_identity_mean": float(per_identity.mean()),
         "images_per_identity_max": int(per_identity.max()),
-        "mean_bytes": float(np.mean(lengths)),
+        "mean_bytes": float(np.mean(lengths)) if lengths else 0.0,
         "mean_height": float(height),
         "mean_width": float(width),
         "sampled": len(sample),

@@ -13,7 +13,7 @@ from data.text import one_line
 from data.types import Int64
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2  # counts up when a scan finds other images or columns
 Arrays = dict[str, np.ndarray]
 
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from data.files import PreadFile, is_special
 from data.formats._index_cache import Arrays, is_column, load_or_scan, within
-from data.images import SUFFIXES
 from data.limits import MOST_IDENTITIES, MOST_IMAGE_BYTES
+from data.names import SUFFIXES, LeftOut, is_hidden, say_left_out
+from data.text import unescape_name
 from data.types import Int64
 
 OPEN_FILES = 256
 LONGEST_LABEL = 9  # digits
-IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 Unwrap = Callable[[bytes, "PackedSet", int], bytes]
 
 
@@ -45,7 +45,9 @@ class PackedSet:
     @property
     def names(self) -> list[str] | None:
         names = self.columns.get("names")
-        return None if names is None else [os.fsdecode(bytes(name)) for name in names]
+        if names is None:
+            return None
+        return [unescape_name(os.fsdecode(bytes(name))) for name in names]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,7 +77,13 @@ class PackedSet:
 
 def detect_shards(path: str, suffix: str) -> bool:
     """Whether the path is a file with that suffix or a folder that holds one."""
-    return path.endswith(suffix) or (os.path.isdir(path) and any(Path(path).glob(f"*{suffix}")))
+    return path.endswith(suffix) or (os.path.isdir(path) and bool(find_files(path, suffix)))
+
+
+def find_files(folder: str | Path, suffix: str) -> list[str]:
+    """The files `*suffix` of a folder in the order of their names, without hidden ones."""
+    found = (file for file in Path(folder).glob(f"*{suffix}") if not is_hidden(file.name))
+    return sorted(map(str, found))
 
 
 def list_shards(path: str, suffix: str) -> list[str]:
@@ -84,7 +92,7 @@ def list_shards(path: str, suffix: str) -> list[str]:
         raise FileNotFoundError(f"{path}: no such file or folder")
     if os.path.isfile(path):
         return [path]
-    found = sorted(str(file) for file in Path(path).glob(f"*{suffix}") if not is_special(file))
+    found = [file for file in find_files(path, suffix) if not is_special(file)]
     if not found:
         raise ValueError(f"{path}: holds no {suffix} file")
     return found
@@ -105,9 +113,12 @@ def load_index(
     """
     beside = os.path.join(path, ".index.npz") if os.path.isdir(path) else f"{path}.index.npz"
     sizes = [os.path.getsize(shard) for shard in shards]
-    return load_or_scan(
+    columns = load_or_scan(
         beside, [*shards, *lists], scan, lambda columns: _columns_agree(columns, sizes, own)
     )
+    if "left_out" in columns:
+        say_left_out(path, os.fsdecode(columns["left_out"].item()))
+    return columns
 
 
 def _columns_agree(columns: Arrays, sizes: list[int], own: Sequence[str]) -> bool:
@@ -116,6 +127,8 @@ def _columns_agree(columns: Arrays, sizes: list[int], own: Sequence[str]) -> boo
         return False
     shard, offset, size, labels = (columns[key] for key in ("shard", "offset", "size", "labels"))
     count = len(labels)
+    if "left_out" in columns and not is_column(columns["left_out"], 1, "S"):
+        return False
     if not count or not all(is_column(one, count, "i") for one in (shard, offset, size, labels)):
         return False
     if not all(is_column(columns[key], count) for key in ("key", *own)) or not within(
@@ -186,11 +199,21 @@ def identity_columns(numbers: np.ndarray, folders: dict[bytes, int], shards: lis
     return {"labels": label_of_folder[numbers], "names": names[order]}
 
 
-def scan_shards(shards: list[str], scan: Callable[[str], Arrays]) -> Arrays:
-    """scan(path) of all shards, joined, with the number of each image's shard as a column."""
-    columns = [scan(path) for path in shards]
+def scan_shards(shards: list[str], scan: Callable[[str, LeftOut], Arrays]) -> Arrays:
+    """scan(path) of all shards, joined, with the number of each image's shard as a column.
+
+    `left_out`, bytes (1,), is the sentence about what the scans left out.
+    """
+    left_out = LeftOut()
+    columns = [scan(path, left_out) for path in shards]
     joined = {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
     counts = [len(one["offset"]) for one in columns]
     if not sum(counts):
-        raise ValueError(f"{shards[0]}: holds no image ({', '.join(SUFFIXES)})")
-    return {**joined, "shard": np.repeat(np.arange(len(shards), dtype=np.int32), counts)}
+        raise ValueError(
+            f"{shards[0]}: holds no image ({left_out.sentence() or ', '.join(SUFFIXES)})"
+        )
+    return {
+        **joined,
+        "shard": np.repeat(np.arange(len(shards), dtype=np.int32), counts),
+        "left_out": np.array([left_out.sentence().encode()]),
+    }

@@ -1,19 +1,16 @@
 """One folder per identity: ROOT/NAME/IMAGE.jpg. Labels follow the order of the names."""
 
-import logging
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from data.files import is_special, read_file
-from data.images import SUFFIXES
+from data.files import read_file
 from data.limits import MOST_IMAGE_BYTES
-from data.text import one_line
+from data.names import DEEPER, OUTSIDE, SUFFIXES, LeftOut, is_hidden, list_folder, say_left_out
 from data.types import Int64
 
-log = logging.getLogger(__name__)
 AT_ONCE, THREADS = 4096, 16  # files that are looked at by one thread in a row, and threads
 
 
@@ -77,42 +74,36 @@ def detect(path: str) -> bool:
     if not os.path.isdir(path):
         return False
     with os.scandir(path) as entries:
-        return any(entry.is_dir() and _list_images(entry.path)[0] for entry in entries)
+        return any(
+            entry.is_dir()
+            and not is_hidden(entry.name)
+            and bool(list_folder(entry.path, LeftOut())[0])
+            for entry in entries
+        )
 
 
 def open_set(path: str) -> FolderSet:
-    """Lists ROOT/NAME/IMAGE without opening an image; an identity without images is an error."""
+    """Lists ROOT/NAME/IMAGE without opening an image; an identity without images is an error.
+
+    What is left out, such as folders inside NAME, is logged.
+    """
     if not os.path.isdir(path):
         raise FileNotFoundError(f"{path}: no such folder")
-    with os.scandir(path) as entries:
-        folders = [entry.name for entry in entries if entry.is_dir()]
-    names = sorted(name for name in folders if not name.startswith("."))
+    left_out = LeftOut()
+    outside, names = list_folder(path, left_out)
     if not names:
         raise ValueError(f"{path}: no folders in it; expected one per identity")
+    for name in outside:
+        left_out.add(OUTSIDE, os.path.join(path, name))
     images: dict[str, list[bytes]] = {}
-    for name in names:
-        folder = os.path.join(path, name)
-        images[name], special = _list_images(folder)
-        if special:
-            log.warning(
-                "%s: %d FIFOs, sockets or devices are no images, the first is %r",
-                one_line(folder),
-                len(special),
-                special[0],
-            )
-    empty = next((name for name in names if not images[name]), None)
+    for name in sorted(names):
+        files, deeper = list_folder(os.path.join(path, name), left_out)
+        images[name] = sorted(map(os.fsencode, files))
+        for one in deeper:
+            left_out.add(DEEPER, os.path.join(path, name, one))
+    say_left_out(path, left_out.sentence())
+    empty = next((name for name, files in images.items() if not files), None)
     if empty is not None:
         folder = os.path.join(path, empty)
         raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)}); remove the folder")
     return FolderSet(path, images)
-
-
-def _list_images(folder: str) -> tuple[list[bytes], list[str]]:
-    """The names of a folder's images, and of FIFOs, sockets and devices named like images."""
-    with os.scandir(folder) as entries:
-        found = [entry for entry in entries if entry.name.lower().endswith(SUFFIXES)]
-    # The listing itself says which entries are ordinary files; only others are looked up.
-    others = [one for one in found if not one.is_file(follow_symlinks=False)]
-    special = {one.name for one in others if not one.is_symlink() and is_special(one.path)}
-    images = [os.fsencode(one.name) for one in found if one.name not in special]
-    return sorted(images), sorted(special)

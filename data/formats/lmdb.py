@@ -7,6 +7,7 @@ lies. The lmdb package is not used: it maps the file into memory, and a truncate
 process with SIGBUS (tried) where this code raises an error.
 """
 
+import codecs
 import os
 import struct
 from collections.abc import Iterator
@@ -17,7 +18,14 @@ import numpy as np
 
 from data.files import PreadFile, open_file
 from data.formats._index_cache import Arrays
-from data.formats._packed import PackedSet, bytes_column, checksums, label_of, load_index
+from data.formats._packed import (
+    PackedSet,
+    bytes_column,
+    checksums,
+    find_files,
+    label_of,
+    load_index,
+)
 from data.types import Int64
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
@@ -42,7 +50,7 @@ def open_set(path: str) -> PackedSet:
     mdb = Path(path) if path.endswith(".mdb") else Path(path) / "data.mdb"
     if not mdb.is_file():
         raise FileNotFoundError(f"{mdb}: no such file")
-    lists = sorted(mdb.parent.glob("*kv.txt"))
+    lists = [Path(path) for path in find_files(mdb.parent, "kv.txt")]
     if len(lists) != 1:
         raise ValueError(
             f"{mdb.parent}: expected one list of keys and labels, *_kv.txt, but found {len(lists)}"
@@ -101,7 +109,13 @@ def _listed(keys: Path) -> Iterator[tuple[bytes, int, int]]:
     """(key, label, line number) of each line of a list."""
     with open_file(keys) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise ValueError(f"{keys}: is UTF-16; save it as UTF-8")
             words = line.split()
+            if len(words) == 1:
+                words = [word.strip() for word in line.rsplit(b",", 1)]
             if not words:
                 continue
             if len(words) != 2:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import PreadFile, read_file, read_text
+from data.files import PreadFile, read_file, read_lines
 from data.formats._index_cache import Arrays, is_column, load_or_scan, within
 from data.formats._packed import detect_shards, list_shards
 from data.formats._record_bytes import (
@@ -31,7 +31,7 @@ from data.formats._record_bytes import (
 )
 from data.formats._record_index import index_agrees, scan_records
 from data.limits import MOST_IDENTITIES
-from data.text import unescape_name
+from data.text import decode_text, unescape_name
 from data.types import Int64
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def _declared_classes(path: Path) -> int | None:
     """num_classes of a `property` file (`num_classes,height,width`); None without the file."""
     if not path.is_file():
         return None
-    text = read_file(path, LONGEST_PROPERTY).decode("latin-1").strip()
+    text = decode_text(read_file(path, LONGEST_PROPERTY), str(path)).strip()
     digits = text.split(",")[0].strip()
     try:
         classes = int(digits)
@@ -182,7 +182,7 @@ def _names(path: Path, num_classes: int) -> list[str] | None:
     """
     if not path.is_file():
         return None
-    rows = [line.split("\t") for line in read_text(path).split("\n") if line]
+    rows = [line.split("\t") for line in read_lines(path) if line]
     labels = [row[0] for row in rows if len(row) >= 2]
     if labels != [str(label) for label in range(num_classes)] or len(rows) != num_classes:
         raise ValueError(

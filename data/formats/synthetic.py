@@ -5,8 +5,9 @@ occlusion, blur and noise differ from image to image. A seed, an identity and th
 always give the same drawing.
 
 The path is a line of options, each of which may be missing:
-`synthetic:identities=200,images=20,first=0,seed=0,size=112`. The labels 0…identities-1 stand for
-the identities first…first+identities-1, so sets with different `first` have no person in common.
+`synthetic:identities=200,images=20,first=0,first_image=0,seed=0,size=112`. The labels
+0…identities-1 stand for the identities first…first+identities-1, so sets with different `first`
+have no person in common. Sets with different `first_image` have other pictures of the same people.
 """
 
 from typing import Any
@@ -19,7 +20,14 @@ from data.faces import GENERATED
 from data.limits import MOST_IDENTITIES
 from data.types import Int64, Pixels
 
-DEFAULTS = {"identities": 200, "images": 20, "first": 0, "seed": 0, "size": 112}
+DEFAULTS = {
+    "identities": 200,
+    "images": 20,
+    "first": 0,
+    "first_image": 0,
+    "seed": 0,
+    "size": 112,
+}
 # Drawings kept in memory, so that only the first epoch draws.
 KEPT_BYTES = 1 << 28
 MOST_IMAGES, MOST_SIDE = 1 << 31, 1 << 14
@@ -29,12 +37,15 @@ SUBPIXEL = 4  # OpenCV counts coordinates in 1/2**SUBPIXEL pixels
 class SyntheticSet:
     """A FaceSet that draws an image when it is read.
 
-    Image `index` is image index % images of identity index // images.
+    Image `index` is image first_image + index % images of identity first + index // images.
     """
 
-    def __init__(self, *, identities: int, images: int, first: int, seed: int, size: int) -> None:
+    def __init__(
+        self, *, identities: int, images: int, first: int, first_image: int, seed: int, size: int
+    ) -> None:
         self.images = images
         self.first = first
+        self.first_image = first_image
         self.seed = seed
         self.size = size
         self.num_classes = identities
@@ -48,8 +59,7 @@ class SyntheticSet:
     def read(self, index: int) -> bytes:
         encoded = self._drawn.get(index)
         if encoded is None:
-            identity, image = divmod(range(len(self))[index], self.images)
-            person = self.first + identity
+            person, image = self._drawing(range(len(self))[index])
             encoded = encode_jpeg(
                 draw(seed=self.seed, identity=person, image=image, size=self.size)
             )
@@ -60,12 +70,19 @@ class SyntheticSet:
         return encoded
 
     def describe(self, index: int) -> str:
+        person, image = self._drawing(index)
+        return f"synthetic identity {person} image {image}"
+
+    def _drawing(self, index: int) -> tuple[int, int]:
+        """Identity and number of the drawing with this index."""
         identity, image = divmod(index, self.images)
-        return f"synthetic identity {self.first + identity} image {image}"
+        return self.first + identity, self.first_image + image
 
     def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        keys = np.arange(len(self), dtype=np.int64) + self.first * self.images
-        return keys + (self.seed << 40), np.broadcast_to(np.int64(self.size), len(self))
+        images = np.arange(len(self)) % self.images + self.first_image
+        seed_and_size = np.int64((self.seed % 2**40) << 16 | self.size)
+        keys = (self.labels + self.first) << 32 | images
+        return keys, np.broadcast_to(seed_and_size, len(self))
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_drawn": {}, "_kept": 0}

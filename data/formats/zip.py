@@ -5,6 +5,7 @@ complete path; the same path in two shards is the same identity. Members may be 
 The index of all members is kept beside the shards.
 """
 
+import os
 import struct
 import zipfile
 import zlib
@@ -14,7 +15,6 @@ import numpy as np
 from data.files import open_file
 from data.formats._index_cache import Arrays
 from data.formats._packed import (
-    IMAGE_SUFFIXES,
     PackedSet,
     checksums,
     detect_shards,
@@ -25,10 +25,11 @@ from data.formats._packed import (
     scan_shards,
 )
 from data.limits import FREE_BYTES, MOST_BYTES_PER_BYTE, MOST_IMAGE_BYTES
+from data.names import SUFFIX, LeftOut, is_image, member_bytes, member_path
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 LOCAL_MAGIC = b"PK\x03\x04"
-ENCRYPTED, UTF8 = 1, 1 << 11  # bits of a member's flags
+ENCRYPTED = 1  # a bit of a member's flags
 LONGEST_NAME_AND_EXTRA = 2 * 0xFFFF
 
 
@@ -56,7 +57,7 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
     _, _, flags, method, _, _, _, _, _, name_length, extra_length = LOCAL_HEADER.unpack_from(raw)
     name = raw[LOCAL_HEADER.size :][:name_length]
     expected = bytes(faces.columns["names"][faces.labels[index]])
-    if name.rpartition(b"/")[0] != expected:
+    if (member_path(name) or b"").rpartition(b"/")[0] != expected:
         raise ValueError(f"{where}: found {name!r}, expected an image of {expected!r}")
     if flags & ENCRYPTED or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         how = "encrypted" if flags & ENCRYPTED else f"compressed by method {method}"
@@ -85,12 +86,12 @@ def unwrap(raw: bytes, faces: PackedSet, index: int) -> bytes:
 
 def _scan(shards: list[str]) -> Arrays:
     folders: dict[bytes, int] = {}
-    columns = scan_shards(shards, lambda path: _scan_shard(path, folders))
+    columns = scan_shards(shards, lambda path, left_out: _scan_shard(path, folders, left_out))
     folder = columns.pop("folder")
     return {**columns, **identity_columns(folder, folders, shards)}
 
 
-def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
+def _scan_shard(path: str, folders: dict[bytes, int], left_out: LeftOut) -> Arrays:
     """Columns offset, size, stored, length, crc and folder of the images in one archive."""
     # zipfile holds the directory of one archive as Python objects: 2.8 s and 250 MB for 424,745
     # images. A parser in this file took a third of that, but 60 more statements. Only the first
@@ -98,11 +99,13 @@ def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             directory_at = archive.start_dir
-            images = [
-                (entry, name)
-                for entry in archive.infolist()
-                if (name := _encoded_name(entry)).lower().endswith(IMAGE_SUFFIXES)
-            ]
+            images = []
+            for entry in archive.infolist():
+                name = member_path(member_bytes(entry))
+                if name and is_image(os.fsdecode(name)):
+                    images.append((entry, name))
+                elif name and not entry.is_dir():
+                    left_out.add(SUFFIX, os.fsdecode(name))
         fields = (
             (entry.header_offset, entry.compress_size, entry.file_size, entry.CRC)
             for entry, _ in images
@@ -137,8 +140,3 @@ def _scan_shard(path: str, folders: dict[bytes, int]) -> Arrays:
         "folder": number_folders((name for _, name in images), folders),
         "key": checksums(name + struct.pack("<I", entry.CRC) for entry, name in images),
     }
-
-
-def _encoded_name(entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of a member's name, as its local header has them."""
-    return entry.orig_filename.encode("utf-8" if entry.flag_bits & UTF8 else "cp437")

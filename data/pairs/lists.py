@@ -1,14 +1,17 @@
 """Listed pairs: a list file with an image folder or zip, FastFace's folder, or a .bin."""
 
+import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.arrays import read_npy
-from data.files import read_text
+from data.files import read_lines
 from data.images import BytesImages, FileImages, Images, find_image, open_images
 from data.pairs.verification_bin import read_bin
+from data.text import show_invisible
 
 Line = tuple[int, list[str]]
 """The number of a line in a file, and its fields."""
@@ -37,13 +40,45 @@ def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]
     Plain: `path path 0|1`, where 1 means one person.
     CALFW and CPLFW: two lines `NAME_0001.jpg K` per pair. K = 0 on both lines means two people.
     SLLFW: two lines `NAME/NAME_0001.jpg` per pair. The same folder means one person.
+
+    Tabs, commas or blanks separate the fields, the same in every line; a heading may come first.
     """
     path = _existing(path, "a pair list")
-    lines: list[Line] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
-        counts = number == 1 and len(parts) <= 2 and all(part.isdigit() for part in parts)
-        if any(parts) and not counts:
+    rows = [(number, line) for number, line in enumerate(read_lines(path), 1) if line.strip(" \t,")]
+    if not rows:
+        raise ValueError(f"{path}: no pair in it")
+    first_error: ValueError | None = None
+    for separator, split in SEPARATORS.items():
+        if separator in rows[-1][1]:
+            try:
+                return _parse(path, [(number, split(line)) for number, line in rows])
+            except ValueError as error:
+                first_error = first_error or error
+    if first_error:
+        raise first_error
+    return _parse(path, [(number, [line]) for number, line in rows])
+
+
+SEPARATORS: dict[str, Callable[[str], list[str]]] = {
+    "\t": lambda line: line.split("\t"),
+    ",": lambda line: next(csv.reader([line], skipinitialspace=True)),
+    " ": lambda line: [field for field in line.split(" ") if field],
+}
+"""How the fields of a line are found, in the order in which they are tried."""
+
+
+def _parse(path: Path, rows: list[Line]) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """The pairs in the fields of each line; ValueError names a line that holds none."""
+    lines = []
+    for number, fields in rows:
+        parts = [field.strip(" ") for field in fields]
+        while parts and not parts[-1]:  # a spreadsheet fills up short rows
+            parts.pop()
+        first = number == rows[0][0]
+        counts = first and len(parts) <= 2 and all(part.isdigit() for part in parts)
+        path_like = any("/" in part or "\\" in part for part in parts)
+        heading = first and not path_like and not any(part.isdigit() for part in parts)
+        if parts and not counts and not heading:
             lines.append((number, parts))
     if not lines:
         raise ValueError(f"{path}: no pair in it")
@@ -63,10 +98,15 @@ def _read_one_line(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]]
             pairs.append((parts[0], parts[1], parts[2] == "1"))
         else:
             raise ValueError(
-                f"{path}, line {number}: {' '.join(parts)[:80]!r}; "
+                f"{path}, line {number}: {_shown(parts)}; "
                 "expected `NAME i j`, `NAME i OTHER j` or `path path 0|1`"
             )
     return pairs
+
+
+def _shown(parts: list[str]) -> str:
+    """The fields of a line, with a code for each character that cannot be seen."""
+    return " ".join(f"'{show_invisible(part)}'" for part in parts)[:200]
 
 
 def _read_two_lines(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]]:
@@ -78,7 +118,8 @@ def _read_two_lines(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]
     """
     marked = len(lines[0][1]) == 2
     pairs = []
-    for (number, a), (_, b) in zip(lines[0::2], lines[1::2], strict=False):
+    for (number, first), (_, second) in zip(lines[0::2], lines[1::2], strict=False):
+        a, b = ([part.replace("\\", "/") for part in line] for line in (first, second))
         if marked:
             good = len(a) == len(b) == 2 and a[1] == b[1] and a[1].isdigit()
         else:
@@ -86,10 +127,11 @@ def _read_two_lines(path: Path, lines: list[Line]) -> list[tuple[str, str, bool]
         if not good:
             expected = "`IMAGE K` with one K" if marked else "`NAME/IMAGE`"
             raise ValueError(
-                f"{path}, line {number}: {a} and {b}; expected {expected} on both lines of a pair"
+                f"{path}, line {number}: {_shown(first)} and {_shown(second)}; "
+                f"expected {expected} on both lines of a pair"
             )
         same = a[1] != "0" if marked else a[0].split("/")[0] == b[0].split("/")[0]
-        pairs.append((a[0], b[0], same))
+        pairs.append((first[0] if marked else a[0], second[0] if marked else b[0], same))
     if len(lines) % 2:
         raise ValueError(f"{path}, line {lines[-1][0]}: a pair without its second line")
     if not marked:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from data.files import atomic_write
+from data.names import SUFFIXES, folder_name
 from data.types import FaceSet
 from data.writers._bad import BadImages
-from data.writers._names import KINDS, Progress, identity_names, image_suffix
+from data.writers._names import Progress, identity_names, image_suffix
 
 
 def write_folder(
@@ -16,11 +17,11 @@ def write_folder(
     Files that an earlier call has written are kept. Bad images are noted in `bad`.
     """
     bad = bad or BadImages(faces)
-    names = identity_names(faces)
+    names = identity_names(faces, folder_name)
     for index in range(len(faces)):
         progress(1)
         folder, stem = Path(path, names[faces.labels[index]]), f"{index:09d}"
-        if any((folder / f"{stem}.{suffix}").exists() for _, suffix in KINDS):
+        if any((folder / f"{stem}{suffix}").exists() for suffix in SUFFIXES):
             continue
         encoded = bad.read(index, image_suffix)
         if encoded is not None:

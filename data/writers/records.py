@@ -10,6 +10,7 @@ import numpy as np
 
 from data.files import atomic_write
 from data.formats._record_bytes import EXACT_LABELS, pack_image, pack_record, read_index
+from data.names import is_hidden
 from data.text import escape_name
 from data.types import FaceSet
 from data.writers._bad import BadImages, read_numbers, write_numbers
@@ -193,7 +194,11 @@ def _check_target(rec: Path, declared: Path, line: str) -> None:
     """Refuses a name without .rec, and a folder with a set whose `property` is not `line`."""
     if rec.suffix != ".rec":
         raise ValueError(f"{rec}: expected a name ending in .rec")
-    others = sorted(other.name for other in rec.parent.glob("*.rec") if other != rec)
+    others = sorted(
+        other.name
+        for other in rec.parent.glob("*.rec")
+        if other != rec and not is_hidden(other.name)
+    )
     if others and not (declared.exists() and declared.read_text().strip() == line.strip()):
         raise ValueError(
             f"{rec}: {others[0]} is in that folder, and a folder has one `property`, which says "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data.files import atomic_write
+from data.names import archive_name
 from data.types import FaceSet
 from data.writers._bad import BadImages, read_numbers, write_numbers
 from data.writers._names import Progress, identity_names, image_suffix
@@ -27,7 +28,8 @@ def write_shards(
 ) -> None:
     """Writes PATH/000000.zip … with `shard` images each; shard 0 writes one file, PATH.
 
-    kind: "zip" (stored members IDENTITY/000000012.jpg) or "tar" (000000012.jpg with .cls).
+    kind: "zip" (stored members IDENTITY/000000012.jpg) or "tar" (000000012.jpg with .cls, in a
+    folder with the name of the identity if there are names).
 
     Shards that an earlier call has finished are kept. A shard with bad images, which are noted in
     `bad`, is written too, but waits under another name unless they may be skipped.
@@ -71,24 +73,30 @@ def _finish(
 
 
 def _members(
-    faces: FaceSet, indices: range, progress: Progress, bad: BadImages
+    faces: FaceSet, indices: range, progress: Progress, bad: BadImages, *, folders: bool
 ) -> Iterator[tuple[int, str, bytes]]:
-    """(label, file name, encoded bytes) of each good image."""
+    """(label, path, encoded bytes) of each good image.
+
+    The path is NAME/FILE if identities have names, or if `folders` asks for folders in any case.
+    """
+    names = None
+    if folders or getattr(faces, "names", None) is not None:
+        names = identity_names(faces, archive_name)
     for index in indices:
         encoded = bad.read(index, image_suffix)
         if encoded is not None:
             suffix = image_suffix(encoded, faces.describe(index))
-            yield int(faces.labels[index]), f"{index:09d}.{suffix}", encoded
+            label, file = int(faces.labels[index]), f"{index:09d}.{suffix}"
+            yield label, f"{names[label]}/{file}" if names else file, encoded
         progress(1)
 
 
 def _write_zip(
     faces: FaceSet, target: Path, indices: range, progress: Progress, bad: BadImages
 ) -> None:
-    names = identity_names(faces)
     with atomic_write(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for label, name, encoded in _members(faces, indices, progress, bad):
-            archive.writestr(zipfile.ZipInfo(f"{names[label]}/{name}", DATE), encoded)
+        for _, name, encoded in _members(faces, indices, progress, bad, folders=True):
+            archive.writestr(zipfile.ZipInfo(name, DATE), encoded)
 
 
 def _write_tar(
@@ -96,11 +104,11 @@ def _write_tar(
 ) -> None:
     with (
         atomic_write(target) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
-        for label, name, encoded in _members(faces, indices, progress, bad):
+        for label, name, encoded in _members(faces, indices, progress, bad, folders=False):
             _add(archive, name, encoded)
-            _add(archive, f"{Path(name).stem}.cls", str(label).encode())
+            _add(archive, f"{name.rpartition('.')[0]}.cls", str(label).encode())
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

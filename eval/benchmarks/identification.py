@@ -12,7 +12,7 @@ import numpy as np
 from data.images import FileImages, image_files
 from data.options import PathText
 from eval.benchmarks import Benchmark, existing_folder
-from eval.embed import Embed, embed_faces, mirror_setting
+from eval.embed import Embed, embed_faces, mirror_setting, normalized
 from eval.metrics.identification import rank_rate, search, tpir
 from eval.metrics.templates import pool_templates
 from eval.report.result import Protocol, Result
@@ -56,7 +56,7 @@ def run(
     name: str, gallery: Path, probe: Path, mirror: bool, pool: bool, embed: Embed, size: int
 ) -> Result:
     """Embed both folders and search the gallery for every probe image."""
-    files = image_files(gallery, "*/*"), image_files(probe, "*/*")
+    files = image_files(gallery, people=True), image_files(probe, people=True)
     people = [[path.parent.name for path in paths] for paths in files]
     numbers = {person: number for number, person in enumerate(sorted({*people[0], *people[1]}))}
     ids, probe_ids = (np.array([numbers[person] for person in names]) for names in people)
@@ -97,9 +97,3 @@ def identify(
         "mirror": mirror,
     }
     return Result(name, PROTOCOL, figures, settings=settings)
-
-
-def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Rows (N,D) divided by their norms; a zero row stays zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms == 0, 1, norms)

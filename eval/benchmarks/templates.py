@@ -20,9 +20,10 @@ from typing import Literal
 import numpy as np
 
 from data.align import align
-from data.decode import decode_any
+from data.files import read_lines
 from data.images import FileImages
 from data.options import PathText
+from data.read_image import read_pixels
 from eval.benchmarks import Benchmark
 from eval.embed import Embed, embed_faces, mirror_setting
 from eval.metrics import verification as metrics
@@ -130,7 +131,7 @@ class Lists:
     def rows(self, name: str, fields: int, expected: str) -> list[list[str]]:
         """The fields of each line that is not empty."""
         path = self.file(name)
-        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line]
+        rows = [line.split() for line in read_lines(path) if line]
         for number, row in enumerate(rows, 1):
             if len(row) != fields:
                 raise ValueError(f"{path}, line {number}: {len(row)} fields; expected {expected}")
@@ -152,7 +153,7 @@ def run(
     images = FileImages([lists.root / "loose_crop" / name for name in names])
 
     def crop(index: int, size: int) -> np.ndarray:
-        return align(decode_any(images.read(index)), landmarks[index], size)
+        return align(read_pixels(images, index), landmarks[index], size)
 
     embeddings = embed_faces(embed, images, size, mirror=mirror, crop=crop)
     result = score(name, lists, embeddings, **options)

@@ -13,8 +13,8 @@ import numpy as np
 from data.images import FileImages, image_files
 from data.options import PathText
 from eval.benchmarks import Benchmark, existing_folder, identification
-from eval.benchmarks.identification import identify, normalized
-from eval.embed import Embed, embed_faces, mirror_setting
+from eval.benchmarks.identification import identify
+from eval.embed import Embed, embed_faces, mirror_setting, normalized
 from eval.report.result import Result
 
 FOLDERS = ("Probe", "Gallery_Match", "Gallery_Distractor")

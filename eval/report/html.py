@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from data.images import stem
 from data.text import one_line
 from eval.report.result import Result, WorstPair
 from eval.report.tables import settings_lines, tables, warning_lines
@@ -43,12 +42,6 @@ figcaption { font-size: .78rem; line-height: 1.3; overflow-wrap: anywhere; color
 .warning { border-left: 4px solid #c60; padding-left: .7rem; }
 """
 
-FACES_NOTICE = (
-    "<p class=faces-notice><strong>This page shows faces, in the pictures of the worst mistakes."
-    "</strong> Faces of real people are biometric data. Keep this file only where you may keep the "
-    "pictures, and give it only to those who may see them.</p>"
-)
-
 
 def html_report(
     results: Sequence[Result], plots: Mapping[str, bytes], row: dict[str, Any] | None = None
@@ -57,7 +50,8 @@ def html_report(
 
     plots: name -> PNG. row: the published figures that the tables show beside ours.
     """
-    notice = [FACES_NOTICE] if any(result.worst for result in results) else []
+    shown = any(result.worst for result in results)
+    notice = [faces_notice("the pictures of the worst mistakes")] if shown else []
     body = [
         "<h1>Evaluation</h1>",
         *notice,
@@ -69,16 +63,30 @@ def html_report(
         body += [f"<p>{escape(line)}</p>" for line in settings_lines(result)]
         body += [f"<p class=warning>{escape(line)}</p>" for line in warning_lines(result)]
     if plots:
-        images = "".join(_image(content, name) for name, content in plots.items())
+        images = "".join(image(content, name) for name, content in plots.items())
         body.append(f"<h2>Curves</h2><div class=plots>{images}</div>")
     for result in results:
         if result.worst:
             body.append(_worst_mistakes(result))
+    return document("Evaluation", "".join(body))
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML document in the style of the report. title: text. body: HTML."""
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>Evaluation</title><style>{STYLE}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def faces_notice(where: str) -> str:
+    """HTML for the top of a page that shows faces. where: text that says in which pictures."""
+    return (
+        f"<p class=faces-notice><strong>This page shows faces, in {escape(where)}.</strong> Faces "
+        "of real people are biometric data. Keep this file only where you may keep the pictures, "
+        "and give it only to those who may see them.</p>"
     )
 
 
@@ -111,8 +119,9 @@ def _sheet(title: str, pairs: list[WorstPair]) -> str:
         return f"<h3>{title}</h3><p>None.</p>"
     figures = []
     for pair in pairs:
-        names = [stem(PurePath(name).name) for name in pair.names]
-        faces = "".join(_image(image, name) for image, name in zip(pair.images, names, strict=True))
+        # The folder names the person, so it stands before the file.
+        names = ["/".join(PurePath(name).parts[-2:]) for name in pair.names]
+        faces = "".join(map(image, pair.images, names))
         caption = f"{pair.score:.3f}<br>{escape(names[0])}<br>{escape(names[1])}"
         figures.append(
             f"<figure><div class=faces>{faces}</div><figcaption>{caption}</figcaption></figure>"
@@ -120,7 +129,8 @@ def _sheet(title: str, pairs: list[WorstPair]) -> str:
     return f"<h3>{title}</h3><div class=sheet>{''.join(figures)}</div>"
 
 
-def _image(content: bytes, text: str) -> str:
+def image(content: bytes, text: str) -> str:
+    """HTML of an encoded image, which becomes part of the page. text: what it shows."""
     kind = "png" if content[:4] == b"\x89PNG" else "webp" if content[8:12] == b"WEBP" else "jpeg"
     encoded = base64.b64encode(content).decode()
     return f"<img src='data:image/{kind};base64,{encoded}' alt='{escape(text)}'>"

@@ -70,7 +70,7 @@ class ClassPoolClassifier(nn.Module):
         self.head, self.pool, self.options, self.hardest = options.head, pool, options, hardest
         self.rows = range(0)
         self.ranks, self.ema_decay, self.swap = ranks, ema_decay, swap
-        self.gallery = copy.deepcopy(backbone).requires_grad_(False).train()
+        self.gallery = copy.deepcopy(backbone).requires_grad_(False)
         for module in self.gallery.modules():
             if isinstance(module, _BatchNorm):
                 # Its running statistics follow the backbone's, not the images that it sees.

@@ -13,6 +13,7 @@ from data.files import read_file
 from data.limits import MOST_IMAGE_BYTES
 from recognition.config import Config, Part
 from recognition.device import autocast, lay_out
+from recognition.freeze import evaluating
 from recognition.models.facts import Color, ModelFacts, Normalization
 from recognition.parse import build_part
 
@@ -95,18 +96,14 @@ class Model(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """One batch of `embed`, as a tensor."""
         pixels = self._pixels(images)
-        training = self.network.training
-        self.network.eval()
-        try:
-            with torch.inference_mode(), autocast(self.device, self.facts.precision):
-                # On MPS a copy that does not block may read memory that is already reused.
-                queued = self.device.type == "cuda"
-                pixels = pixels.to(self.device, non_blocking=queued).to(torch.float32)
-                mean, std = self.normalization.mean, self.normalization.std
-                inputs = lay_out(pixels / std - mean / std, self.facts.channels_last)
-                return cast(torch.Tensor, self.network(inputs)).float()
-        finally:
-            self.network.train(training)
+        precision = autocast(self.device, self.facts.precision)
+        with evaluating(self.network), torch.inference_mode(), precision:
+            # On MPS a copy that does not block may read memory that is already reused.
+            queued = self.device.type == "cuda"
+            pixels = pixels.to(self.device, non_blocking=queued).to(torch.float32)
+            mean, std = self.normalization.mean, self.normalization.std
+            inputs = lay_out(pixels / std - mean / std, self.facts.channels_last)
+            return cast(torch.Tensor, self.network(inputs)).float()
 
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:
         """Images in values from 0 to 255, after a check of their shape, type and range."""

@@ -67,8 +67,9 @@ def find_backbone(tree: Mapping[str, Any], file_bytes: int, source: str) -> Foun
         options, size = _recognized(name, own)
         architecture = Part(name, options)
         network = blank(architecture, size)
+        wanted = network.state_dict()
         outside = [key for key in state if not key.startswith(prefix)]
-        heads = {key for key in own if key not in network.state_dict() and _is_head(key)}
+        heads = {key for key in own if key not in wanted and _is_head(key)}
         if foreign := [key for key in outside if not _is_head(key)]:
             raise ValueError(_listed("has no place for", foreign))
         whole = fit_state(network, {key: own[key] for key in own if key not in heads})

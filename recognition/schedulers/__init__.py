@@ -3,6 +3,9 @@
 A run gives `build` its `optimizer`, `total_steps` and `steps_per_epoch`, counted in optimizer
 steps as they were planned, if it has parameters of these names. It returns a torch LRScheduler: one
 that depends on the step alone (`by_step`), or a `LossReader`. A run calls it through `Schedule`.
+
+A file whose learning rates do not depend on `total_steps` says `ANY_LENGTH = True`. A run with such
+a schedule may be lengthened: it goes on as if it had been planned with the new number of epochs.
 """
 
 import math
@@ -13,7 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from data.parts import find_part
 from data.steps import Steps
+
+SCHEDULERS = "recognition.schedulers"
 
 
 @runtime_checkable
@@ -29,6 +35,11 @@ class LossReader(Protocol):
     def step(self, loss: torch.Tensor | float | None) -> None:
         """Called after each planned step, with its loss; None if all of it was skipped."""
         ...
+
+
+def any_length(name: str) -> bool:
+    """Whether a run with this schedule may be lengthened."""
+    return bool(getattr(find_part(SCHEDULERS, name), "ANY_LENGTH", False))
 
 
 def by_step(
@@ -51,8 +62,8 @@ def check_warmup(warmup_steps: int, total_steps: int) -> None:
     """ValueError for a warm-up that is longer than the run."""
     if warmup_steps > total_steps:
         raise ValueError(
-            f"scheduler.warmup_steps: found {warmup_steps}, expected at most {total_steps}, "
-            "the optimizer steps of the run"
+            f"scheduler.warmup_steps: found {warmup_steps}, but the run has {total_steps} steps, "
+            "so it would end within its warm-up; lower warmup_steps, or raise optim.epochs"
         )
 
 

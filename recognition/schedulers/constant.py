@@ -6,6 +6,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from data.options import CountOrZero
 from recognition.schedulers import by_step
 
+ANY_LENGTH = True
+
 
 def build(
     optimizer: Optimizer,

@@ -8,6 +8,8 @@ from data.options import Count, CountOrZero, Range
 from fastface.schedulers import MovingHaarLR
 from recognition.schedulers import check_warmup
 
+ANY_LENGTH = True
+
 
 def build(
     optimizer: Optimizer,

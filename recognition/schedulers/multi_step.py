@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from data.options import Ascending, CountOrZero, NonNegative, Positive
 from recognition.schedulers import by_step
 
+ANY_LENGTH = True
+
 
 def build(
     optimizer: Optimizer,

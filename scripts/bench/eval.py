@@ -26,7 +26,6 @@ import cv2
 import numpy as np
 import torch
 
-import recognition
 from data.options import Count
 from data.pairs.verification_bin import write_bin
 from eval.benchmarks import pairs
@@ -43,6 +42,7 @@ from recognition.memory import peak_bytes, resident_bytes
 from scripts._tables import show_figures
 from scripts.bench._measure import in_own_process, in_turn, median_ratio, seconds
 from tools._cli import command
+from tools._model import ModelOptions
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 Figures = dict[str, Any]
@@ -235,7 +235,7 @@ def bench_templates(share: int) -> Figures:
     }
 
 
-def bench_bin(bin: str | None, model: str | None) -> Figures:
+def bench_bin(bin: str | None, source: ModelOptions) -> Figures:
     """Seconds and memory of the pairs benchmark on a .bin."""
 
     def shrink(images: torch.Tensor) -> torch.Tensor:
@@ -244,9 +244,9 @@ def bench_bin(bin: str | None, model: str | None) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         path, size = bin, 112
         embed: Embed = shrink
-        if path and model:
-            embed = loaded = recognition.load(model, device="cpu")
-            size = loaded.size
+        if path:
+            embed = model = source.load()
+            size = model.size
         else:
             path = draw_bin(f"{folder}/set.bin")
             shrink(torch.zeros(64, 3, size, size))  # torch's own buffers belong to the model
@@ -283,7 +283,7 @@ def run(
     rounds: Count = 5,
     share: Count = 1,
     bin: str | None = None,
-    model: str | None = None,
+    source: ModelOptions,
 ) -> dict[str, Figures]:
     """Measure the parts.
 
@@ -291,14 +291,14 @@ def run(
     rounds: rounds of the part pairs.
     share: divide the size of the part templates by this.
     bin: verification .bin for the part bin.
-    model: run folder or model.pt for --bin.
+    source: the model for --bin.
     """
-    if bool(bin) != bool(model):
+    if bool(bin) != bool(source.model):
         raise ValueError("--bin FILE and --model RUN go together")
     works: dict[str, tuple[Any, ...]] = {
         "pairs": (bench_pairs, rounds),
         "templates": (bench_templates, share),
-        "bin": (bench_bin, bin, model),
+        "bin": (bench_bin, bin, source),
     }
     record = {}
     for name in [part] if part else works:

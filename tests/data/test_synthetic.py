@@ -25,6 +25,13 @@ def test_first_shifts_the_identities() -> None:
     assert [a.read(i) for i in (4, 5, 6, 7)] == [b.read(i) for i in range(4)]
 
 
+def test_first_image_gives_other_pictures_of_the_same_people() -> None:
+    a = open_faces("synthetic:identities=2,images=5,size=48")
+    b = open_faces("synthetic:identities=2,images=3,first_image=2,size=48")
+    assert [a.read(i) for i in (2, 3, 4, 7, 8, 9)] == [b.read(i) for i in range(6)]
+    assert b.describe(4) == "synthetic identity 1 image 3"
+
+
 def test_drawing_is_rgb_of_the_asked_size() -> None:
     image = draw(seed=0, identity=1, image=2, size=57)
     assert image.shape == (57, 57, 3)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from data.faces import open_faces
 from data.images import BytesImages, FileImages
-from data.pairs.lists import Pairs
+from data.pairs.lists import Pairs, from_list
 from data.text import csv_cell, escape_name, markdown_text, one_line, unescape_name
 from data.writers.records import write_records
 from eval.benchmarks import pairs as pairs_benchmark
@@ -199,15 +199,18 @@ def test_embeddings_of_files_with_any_name_are_found_again(tmp_path: Path) -> No
     assert rows == list(range(len(names)))
 
 
-def test_a_pair_list_refuses_names_that_would_break_its_lines(tmp_path: Path) -> None:
-    paths = [tmp_path / "a\nb.jpg", tmp_path / "c.jpg"]
+def test_a_pair_list_escapes_names_that_would_break_its_lines(tmp_path: Path) -> None:
+    names = ["a\nb.jpg", "c.jpg", "d\te.jpg", "u\u2028.jpg", "back\\x41.jpg", "\udce9t\udce9.jpg"]
+    paths = [tmp_path / name for name in names]
     for path in paths:
         path.write_bytes(JPEG)
-    one = np.array([0])
-    pairs = Pairs(FileImages(paths), one, one + 1, one == 0)
-    with pytest.raises(ValueError, match=r"the name a\\x0ab\.jpg cannot stand in a list of lines"):
-        make_pairs.write_list(tmp_path / "out.txt", pairs, tmp_path)
-    assert not (tmp_path / "out.txt").exists()
+    one, rows = np.array([0]), np.arange(len(paths))
+    pairs = Pairs(FileImages(paths), rows, np.roll(rows, 1), rows > 2)
+    make_pairs.write_list(tmp_path / "out.txt", pairs, tmp_path)
+    found = from_list(tmp_path / "out.txt", tmp_path)
+    for mine, theirs in ((pairs.first, found.first), (pairs.second, found.second)):
+        described = [found.images.describe(int(row)) for row in theirs]
+        assert described == [str(paths[row]) for row in mine]
     with pytest.raises(ValueError, match="no image file of its own"):
         make_pairs.write_list(
             tmp_path / "out.txt",

@@ -154,7 +154,8 @@ def test_ranks_find_what_one_process_finds(world: int, tmp_path: Path) -> None:
         for rank in range(world):
             expected = "4 bytes" if rank == owner else f"rank {owner} cannot read or decode it"
             error = told[rank]["errors"][number]
-            assert error.startswith(f"ValueError: set, image {at}: ")
+            kind = "BadImage" if rank == owner else "ValueError"
+            assert error.startswith(f"{kind}: set, image {at}: ")
             assert expected in error
     lost = f"{tmp_path}/{BATCH + 5}.png"
     for rank in range(world):

@@ -74,7 +74,7 @@ def test_page_is_self_contained_and_escapes_names(results: list[Result], tmp_pat
     assert set(re.findall(r"(?:src|href)='(.{11})", text)) == {"data:image/"}
     assert "http" not in re.sub(r"base64,[^']*", "", text)
     assert "<b>" not in text
-    assert "&lt;b&gt;a&amp;" in text
+    assert "<br>x/&lt;b&gt;a&amp;.jpg<br>y/b.jpg<" in text  # person and file
     assert text.count("data:image/jpeg") == 2
     for plot in ("roc.png", "scores.png"):  # drawn once, and embedded
         assert base64.b64encode((tmp_path / plot).read_bytes()).decode() in text

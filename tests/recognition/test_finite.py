@@ -20,8 +20,10 @@ from recognition import checkpoint, experiment, trainer
 from recognition.config import Config
 from recognition.distributed import Ranks
 from recognition.finite import Kept, all_finite, check_step
+from recognition.freeze import Frozen
 from recognition.logs import read_metrics
 from recognition.loss_scale import LOWEST, LossScale
+from recognition.optimizer import build_optimizer
 from recognition.parse import load_config
 from recognition.parts import Parts
 from recognition.trainer import Progress, TrainingError, train
@@ -67,8 +69,8 @@ def _parts(config: Config, *, fused: bool = False) -> Parts:
     if not fused:
         return parts
     assert isinstance(parts.classifier, nn.Module)
-    optimizer = experiment._build_optimizer(
-        config.optim, parts.backbone, parts.classifier, fused=True
+    optimizer = build_optimizer(
+        config.optim, parts.backbone, Frozen(), parts.classifier, fused=True
     )
     return replace(parts, optimizer=optimizer)
 

@@ -15,6 +15,7 @@ import threading
 from collections import namedtuple
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
@@ -27,6 +28,8 @@ from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
 from recognition.logs import Metrics, plot_training, read_metrics
 from recognition.parse import load_config, to_yaml
+from recognition.run_folder import check_run_folder, open_run_folder, revision
+from recognition.run_space import Sizes
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -172,6 +175,38 @@ def test_a_broken_config_yaml_is_mended(finished: Path, run: Path, written: byte
     _resume(run)
     mended = (run / "config.yaml").read_text()
     assert mended == (finished / "config.yaml").read_text().replace(str(finished), str(run))
+
+
+def test_a_start_that_failed_before_training_can_be_repeated(tmp_path: Path) -> None:
+    """It left config.yaml behind, and may have been given other options."""
+    started = _config(tmp_path, "optim.lr=0.2")
+    with open_run_folder(started, False, Sizes(0, 0), {}):
+        pass
+    folder = Path(started.run.output)
+    assert (folder / "config.yaml").exists()
+    assert json.loads((folder / "environment.json").read_text())["python"]
+    with open_run_folder(_config(tmp_path), False, Sizes(0, 0), {}):
+        pass
+    (folder / "model.pt").touch()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        check_run_folder(_config(tmp_path), False)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_plot_of_a_short_run_shows_its_points(tmp_path: Path, steps: int) -> None:
+    lines = [{"step": step, "loss": 4.0 - step, "learning_rate": 0.1} for step in range(steps)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    image = cv2.imread(str(plot_training(tmp_path)))
+    assert image is not None
+    blue = (image[..., 0].astype(int) - image[..., 2] > 100).sum((0, 1))
+    assert blue > 40 * steps
+
+
+def test_a_machine_without_git_has_no_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert revision() is None
 
 
 def test_a_checkpoint_is_a_model_too(run: Path) -> None:

@@ -14,7 +14,7 @@ from data.parts import part_names
 from data.steps import Steps
 from recognition.config import Part
 from recognition.parse import build_part
-from recognition.schedulers import Schedule, difference_of_neighbors
+from recognition.schedulers import Schedule, any_length, difference_of_neighbors
 
 PACKAGE = "recognition.schedulers"
 TOTAL, PER_EPOCH, BASE = 60, 10, 0.4
@@ -24,14 +24,18 @@ AS_PLANNED = Steps(images=6, planned=6, epoch=6 * PER_EPOCH)
 
 
 def _built(
-    name: str, options: dict[str, object], steps: Steps = AS_PLANNED, base: float = BASE
+    name: str,
+    options: dict[str, object],
+    steps: Steps = AS_PLANNED,
+    base: float = BASE,
+    total: int = TOTAL,
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
     scheduler = build_part(
         PACKAGE,
         Part(name, options),
         optimizer=optimizer,
-        total_steps=TOTAL,
+        total_steps=total,
         steps_per_epoch=PER_EPOCH,
     )
     return optimizer, Schedule(scheduler, steps)
@@ -82,7 +86,7 @@ def test_learning_rates_follow_the_formula(
 def test_a_warm_up_longer_than_the_run_is_refused(name: str) -> None:
     """A warm-up as long as the run is allowed: its last step has the base learning rate."""
     assert _rates(name, warmup_steps=TOTAL)[-1] == pytest.approx(BASE)
-    message = rf"^scheduler\.warmup_steps: found {TOTAL + 1}, expected at most {TOTAL}, "
+    message = rf"^scheduler\.warmup_steps: found {TOTAL + 1}, but the run has {TOTAL} steps, "
     with pytest.raises(ValueError, match=message):
         _rates(name, warmup_steps=TOTAL + 1)
 
@@ -245,3 +249,27 @@ def test_loss_readers_are_given_the_loss() -> None:
             optimizer.step()
             schedule.advance(torch.tensor(100.0 + slope * step))
         assert (optimizer.param_groups[0]["lr"] < BASE) == decays
+
+
+def _first_rates(name: str, total: int) -> list[float]:
+    """Of the first 60 steps of a run of `total` steps, whose loss falls more and more slowly."""
+    options: dict[str, dict[str, object]] = {
+        "fastface": {"alpha": 0.5, "beta": 0.5, "threshold": 0.01},
+        "moving_haar": {"window": 4, "threshold": 0.01},
+        "multi_step": {"milestones": [2, 5]},
+    }
+    optimizer, schedule = _built(name, {"warmup_steps": 5, **options.get(name, {})}, total=total)
+    rates = []
+    for step in range(TOTAL):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.advance(torch.tensor(3.0 * 0.9**step))
+    return rates
+
+
+@pytest.mark.parametrize("name", part_names("recognition.schedulers"))
+def test_a_schedule_of_any_length_has_the_same_rates_in_a_longer_run(name: str) -> None:
+    """If it did not say so, a run could not be lengthened; if it said so wrongly, rates jumped."""
+    short, long = _first_rates(name, TOTAL), _first_rates(name, 3 * TOTAL)
+    assert any_length(name) == (short == long)
+    assert name == "constant" or min(short) < BASE / 2

@@ -15,6 +15,7 @@ import pytest
 from data.faces import open_faces
 from data.formats._record_bytes import pack_image, pack_record
 from data.formats.synthetic import draw
+from data.names import archive_name
 from data.pairs.verification_bin import read_bin
 from data.writers._names import identity_names
 from tools import convert, stats, verify
@@ -59,9 +60,10 @@ def test_every_format_to_every_other_without_loss(folder: Path, tmp_path: Path) 
 
 
 def test_names_survive_where_the_format_has_a_place(folder: Path, tmp_path: Path) -> None:
-    for target in ("a.rec", "b.zip"):
+    for target in ("a.rec", "b.zip", "c.tar"):
         assert convert.main([str(folder), str(tmp_path / target)]) == 0
-        assert sorted(identity_names(open_faces(tmp_path / target))) == ["Zoë", "ann", "bob b"]
+        found = open_faces(tmp_path / target)
+        assert sorted(identity_names(found, archive_name)) == ["Zoë", "ann", "bob b"]
     assert convert.main([str(tmp_path / "a.rec"), str(tmp_path / "back")]) == 0
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["Zoë", "ann", "bob b"]
 

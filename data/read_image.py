@@ -1,0 +1,79 @@
+"""Reads one image of a set: the same rule for training, evaluation and every tool.
+
+An image that is not there is as bad as one that cannot be decoded: a link without a file, a folder
+named like an image, a file that was deleted meanwhile, an error of the drive. Each becomes a
+BadImage, which names it. Errors that may pass were retried before (data/files.py).
+"""
+
+import errno
+import logging
+import threading
+
+from data.decode import decode_any, decode_into
+from data.image_size import Size
+from data.images import Images
+from data.types import Pixels
+
+log = logging.getLogger(__name__)
+# The machine lacks something; no image is bad.
+MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+class BadImage(ValueError):
+    """An image cannot be read or decoded. The message is its file or key, and why."""
+
+
+def read_encoded(images: Images, index: int) -> bytes:
+    """The encoded bytes of an image; BadImage if they cannot be read."""
+    try:
+        return images.read(index)
+    except (ValueError, OSError) as error:
+        raise _bad(images, index, error) from error
+
+
+def read_pixels(images: Images, index: int) -> Pixels:
+    """uint8 (H,W,3) RGB of an image at its own size; BadImage if it cannot be read or decoded."""
+    try:
+        return decode_any(images.read(index))
+    except (ValueError, OSError) as error:
+        raise _bad(images, index, error) from error
+
+
+def read_into(images: Images, index: int, out: Pixels) -> Size:
+    """Decodes an image into out uint8 (size,size,3), and returns the height and width it had.
+
+    BadImage if it cannot be read or decoded; then the contents of `out` are undefined.
+    """
+    try:
+        return decode_into(images.read(index), out)
+    except (ValueError, OSError) as error:
+        raise _bad(images, index, error) from error
+
+
+def _bad(images: Images, index: int, error: ValueError | OSError) -> Exception:
+    if isinstance(error, OSError) and error.errno in MACHINE:
+        return error
+    where = images.describe(index)
+    what = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return BadImage(what if what.startswith(where) else f"{where}: {what}")
+
+
+class ResizeNotice:
+    """Says once of a set that images are resized, because they may not be aligned.
+
+    size: side in pixels that images should have. Threads may share a notice.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.expected = (size, size)
+        self._first = threading.Lock()
+
+    def look(self, found: Size, images: Images, index: int) -> None:
+        """Looks at the height and width that an image had."""
+        if found != self.expected and self._first.acquire(blocking=False):
+            log.warning(
+                "%s: %d×%d, resized to %d×%d: are these aligned? python -m tools.align aligns them",
+                images.describe(index),
+                *reversed(found),
+                *self.expected,
+            )

@@ -1,0 +1,129 @@
+"""The faces in photos: found once, and cut out whenever their pixels are needed."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+import numpy as np
+
+from data.align import align
+from data.decode import decode
+from data.detect import Detector, load_detector
+from data.files import read_file
+from data.image_size import kind_and_size
+from data.limits import MOST_IMAGE_BYTES
+from data.photos import decode_photo
+from data.types import Pixels
+
+Align = Literal["auto", "always", "never"]
+"""Which images are photos, in which faces are sought. The others are aligned crops already.
+
+auto: all but those that have the size of the model's input. always: all. never: none.
+"""
+MOST_THREADS = 4  # each holds one whole photo, which may have 0.8 GB
+
+
+@dataclass(frozen=True)
+class FaceIn:
+    """One face in a photo.
+
+    number, faces: the face is the number-th largest of so many. box: x1, y1, x2, y2 in pixels of
+    the upright photo. landmarks: (5,2), in the same pixels; None if the photo is an aligned crop.
+    """
+
+    photo: Path
+    number: int = 1
+    faces: int = 1
+    box: tuple[float, ...] | None = None
+    landmarks: np.ndarray | None = None
+
+    def __str__(self) -> str:
+        return f"{self.photo}, face {self.number}" if self.faces > 1 else str(self.photo)
+
+    def facts(self) -> dict[str, Any]:
+        """What `--json` says of it."""
+        return {
+            "photo": str(self.photo),
+            "face": self.number,
+            "faces": self.faces,
+            "box": None if self.box is None else [round(side, 1) for side in self.box],
+        }
+
+
+@dataclass(frozen=True)
+class FaceImages:
+    """Faces as `Images`, with the function that cuts them out."""
+
+    faces: Sequence[FaceIn]
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def read(self, index: int) -> bytes:
+        return read_file(self.faces[index].photo, MOST_IMAGE_BYTES)
+
+    def describe(self, index: int) -> str:
+        return str(self.faces[index])
+
+    def crop(self, index: int, size: int) -> Pixels:
+        """The aligned face, uint8 (size,size,3) RGB."""
+        landmarks = self.faces[index].landmarks
+        if landmarks is None:
+            return decode(self.read(index), size)
+        return align(decode_photo(self.read(index)), landmarks, size)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 face`, `2 faces`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def find_faces(photo: Path, size: int, how: Align, detect: Detector) -> list[FaceIn]:
+    """The faces in one photo, the largest first; none if it shows no face.
+
+    size: side of the model's input. ValueError that names the photo if it cannot be decoded.
+    """
+    try:
+        encoded = read_file(photo, MOST_IMAGE_BYTES)
+        if how == "never" or (how == "auto" and _is_crop(encoded, size)):
+            decode(encoded, size)  # so that a broken crop is left out here
+            return [FaceIn(photo)]
+        found = detect(decode_photo(encoded))
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if str(photo) in message else f"{photo}: {message}") from None
+    return [
+        FaceIn(photo, number, len(found), tuple(map(float, face.box)), face.landmarks)
+        for number, face in enumerate(found, 1)
+    ]
+
+
+def find_all_faces(
+    photos: Sequence[Path], size: int, how: Align
+) -> Iterator[list[FaceIn] | ValueError | OSError]:
+    """`find_faces` of each photo, in order and in some threads, or why a photo cannot be read."""
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    idle: SimpleQueue[Detector] = SimpleQueue()
+    for _ in range(threads):
+        idle.put(load_detector())
+
+    def one(photo: Path) -> list[FaceIn] | ValueError | OSError:
+        detect = idle.get()
+        try:
+            return find_faces(photo, size, how, detect)
+        except (ValueError, OSError) as error:
+            return error
+        finally:
+            idle.put(detect)
+
+    with ThreadPoolExecutor(threads, "detect") as executor:
+        yield from executor.map(one, photos)
+
+
+def _is_crop(encoded: bytes, size: int) -> bool:
+    found = kind_and_size(encoded)
+    return found is not None and found[1] == (size, size)
