@@ -11,6 +11,7 @@ import numpy as np
 from data.files import atomic_write
 from data.formats._record_bytes import EXACT_LABELS, pack_image, pack_record, read_index
 from data.names import is_hidden
+from data.order import NOT_AT_RANDOM
 from data.text import escape_name
 from data.types import FaceSet
 from data.writers._bad import BadImages, read_numbers, write_numbers
@@ -48,6 +49,11 @@ def write_records(
             "which the float32 key ranges of this format cannot hold; write zip or tar shards"
         )
     order = np.argsort(faces.labels, kind="stable")
+    if getattr(faces, "blocks", None) is not None and (np.diff(order) < 0).any():
+        raise ValueError(
+            f"{rec}: a record file is written by identity, but {NOT_AT_RANDOM}, and a record file "
+            "from that"
+        )
     part = _Partial(rec)
     missed = part.resume(order, bad)
     progress(part.records)
