@@ -11,9 +11,7 @@ from eval.extract import file_digest
 from eval.verdict import Evaluation, read_evaluation
 from tools._faces import FaceImages, FaceIn
 from tools._model import ModelOptions
-
-OWN_WEIGHTS = ("model.pt", "model.safetensors", "model.onnx")
-"""How this project calls the weights in the folder of a run or of a model."""
+from tools._model_record import TRAINING
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,12 @@ class Recognizer:
 def open_recognizer(source: ModelOptions, evaluation: Path | None = None) -> Recognizer:
     """The model, with the results.json in `evaluation`, or else in the model's own folder.
 
-    A published file of weights has no folder of its own: beside it may lie anything.
+    The folder of a single file of weights is not the model's own: it may hold anything.
     """
     model = source.load()
     assert model.weights is not None
     folder = model.weights.parent
-    own = model.weights.name in OWN_WEIGHTS or Path(source.model or "").is_dir()
+    own = any((folder / name).is_file() for name in ("config.yaml", "model.json", TRAINING))
     found, unknown = None, f"{model.weights} has no evaluation of its own; give --evaluation FOLDER"
     if evaluation or own:
         found, unknown = read_evaluation(evaluation or folder)
