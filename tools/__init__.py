@@ -1,4 +1,4 @@
-"""Tools that prepare and check face sets, and that plan a run.
+"""Tools that prepare and check face sets, plan runs, and use trained models.
 
 Each file here is one tool.
 """
