@@ -10,7 +10,8 @@ An epoch is one pass over all images by the instance-based batches. It leaves ou
 different ones in each epoch. Identities come in shuffled rounds. Each round leaves out I mod b
 identities, so the b identities of a step always differ. Each visit of an identity draws two
 different images. An identity with one image gives it twice; the two copies are augmented
-independently.
+independently. If an image cannot be read, the Loader's stand-in is of the same person, or replaces
+both images of the pair.
 
 With `image_weight` w > 0 (ours, not published) the probability of an identity with n images is
 proportional to n^w, and it may come twice in a step. Where most people have one or two images,
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from data.loader import Loader
-from data.order import ByIdentity, EpochOrder, Indices, shuffled
+from data.order import NOT_AT_RANDOM, ByIdentity, EpochOrder, Indices, shuffled
 from data.types import FaceSet, Int64
 
 
@@ -66,6 +67,8 @@ def dual_loader(
     identities: b, an even number.
     options: the other options of Loader.
     """
+    if getattr(faces, "blocks", None) is not None:
+        raise ValueError(f"a class pool draws images at random, but {NOT_AT_RANDOM}")
     present = len(np.unique(faces.labels))
     if identities < 2 or identities % 2 or identities > present:
         raise ValueError(

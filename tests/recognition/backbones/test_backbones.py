@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "iresnet": {"depth": 18, "width": 8, "size": 32, "embedding": 16},
     "ir": {"depth": 18, "se": True, "width": 16, "size": 32, "embedding": 16, "dropout": 0.0},
     "mobilefacenet": {"width": 8, "size": 32, "embedding": 16},
+    "mobilefacenet_small": {"width": 8, "size": 32, "embedding": 16},
     "vit": {"width": 32, "depth": 3, "size": 32, "embedding": 16, "drop_path": 0.0, "mask": 0.0},
 }
 MULTIPLY_ADDS = {  # forward, 112 x 112, in units of 1e9: insightface's model zoo
