@@ -88,6 +88,11 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "annotated_types": "pydantic",  # pydantic depends on it, and uses its types as its own
     "cv2": "opencv-python-headless",
+    # gradio depends on these four, and its page is an app of theirs
+    "fastapi": "gradio",
+    "huggingface_hub": "gradio",
+    "starlette": "gradio",
+    "uvicorn": "gradio",
     "pillow_heif": "pillow-heif",
     "pydantic_core": "pydantic",  # pydantic pins its version
     "skimage": "scikit-image",
@@ -96,8 +101,16 @@ DISTRIBUTIONS = {
 }
 # mxnet wrote the golden files in a separate environment, so no extra installs it.
 ELSEWHERE = {"mxnet"}
-# Modules that are imported only where a user's files need them, and the extra that installs each.
-OPTIONAL = {"pillow_heif": "heic"}
+# Modules that only some commands import, and the extra that installs each.
+OPTIONAL = {
+    "fastapi": "demo",
+    "gradio": "demo",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "pillow_heif": "heic",
+    "starlette": "demo",
+    "uvicorn": "demo",
+}
 
 
 def _imported(*folders: str) -> dict[str, str]:

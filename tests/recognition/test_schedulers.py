@@ -84,14 +84,14 @@ def test_learning_rates_follow_the_formula(
     assert _rates(name, **options) == pytest.approx([BASE * formula(t) for t in range(TOTAL)])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in part_names(PACKAGE)
-        if "warmup_steps" in inspect.signature(find_part(PACKAGE, name).build).parameters
-    ],
-)
+WITH_WARMUP = [
+    name
+    for name in part_names(PACKAGE)
+    if "warmup_steps" in inspect.signature(find_part(PACKAGE, name).build).parameters
+]
+
+
+@pytest.mark.parametrize("name", WITH_WARMUP)
 def test_a_warm_up_longer_than_the_run_is_refused(name: str) -> None:
     """A warm-up as long as the run is allowed: its last step has the base learning rate."""
     assert _rates(name, warmup_steps=TOTAL)[-1] == pytest.approx(BASE)
@@ -287,7 +287,8 @@ def _first_rates(name: str, total: int) -> list[float]:
         "moving_haar": {"window": 4, "threshold": 0.01},
         "multi_step": {"milestones": [2, 5]},
     }
-    optimizer, schedule = _built(name, {"warmup_steps": 5, **options.get(name, {})}, total=total)
+    warmup = {"warmup_steps": 5} if name in WITH_WARMUP else {}
+    optimizer, schedule = _built(name, {**warmup, **options.get(name, {})}, total=total)
     rates = []
     for step in range(TOTAL):
         rates.append(optimizer.param_groups[0]["lr"])
