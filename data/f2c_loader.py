@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from data.loader import Loader
-from data.order import ByIdentity, EpochOrder, Indices, shuffled
+from data.order import NOT_AT_RANDOM, ByIdentity, EpochOrder, Indices, shuffled
 from data.types import FaceSet, Int64
 
 
@@ -67,6 +67,8 @@ def dual_loader(
     identities: b, an even number.
     options: the other options of Loader.
     """
+    if getattr(faces, "blocks", None) is not None:
+        raise ValueError(f"a class pool draws images at random, but {NOT_AT_RANDOM}")
     present = len(np.unique(faces.labels))
     if identities < 2 or identities % 2 or identities > present:
         raise ValueError(

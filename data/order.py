@@ -15,7 +15,24 @@ from numpy.typing import NDArray
 from data.types import Int64
 
 Indices = NDArray[np.signedinteger[Any]]
+NOT_AT_RANDOM = (
+    "the set's images lie in compressed groups that are read as a whole, so that a random order "
+    "would read a group for each image; choose python -m tools.convert SET TARGET.zip"
+)
 BALANCED_IMAGES = 4  # images per identity in a batch of the balanced order
+MIXED = 64  # blocks whose images are shuffled together
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Runs of neighboring images that a set reads as a whole; the attribute `blocks` of such a set.
+
+    starts: int64, the first image of each block, in rising order from 0. mixed: blocks that memory
+    holds at a time.
+    """
+
+    starts: Int64
+    mixed: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ def shuffled(count: int, *, seed: int, epoch: int) -> Indices:
     return order
 
 
-def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int = 64) -> Indices:
+def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int = MIXED) -> Indices:
     """A permutation of range(count) for disks that seek slowly: blocks of images stay together.
 
     Blocks are shuffled first, and then the images within each run of `mixed` blocks, so a reader
@@ -56,6 +73,16 @@ def block_shuffled(count: int, *, seed: int, epoch: int, block: int, mixed: int 
     # The first block has a random length, and all others but the last have `block` images.
     first = int(rng.integers(block))
     starts = np.concatenate([[0], np.arange(first if first else block, count, block)])
+    return _mix_blocks(rng, starts, count, mixed)
+
+
+def shuffled_blocks(blocks: Blocks, count: int, *, seed: int, epoch: int) -> Indices:
+    """As `block_shuffled`, for the blocks of a set, whose boundaries stay."""
+    return _mix_blocks(np.random.default_rng([seed, epoch]), blocks.starts, count, blocks.mixed)
+
+
+def _mix_blocks(rng: np.random.Generator, starts: Int64, count: int, mixed: int) -> Indices:
+    """A permutation of range(count) in which blocks stay together."""
     shuffled_starts = rng.permutation(starts)
     ends = dict(zip(starts.tolist(), [*starts[1:].tolist(), count], strict=True))
 
@@ -118,14 +145,22 @@ def named_order(
     batch_size: int,
     block: int = 256,
     images: int = BALANCED_IMAGES,
+    blocks: Blocks | None = None,
 ) -> EpochOrder:
     """The order with a name of a YAML file: shuffled, block or balanced.
 
     batch_size: images per rank and step.
     block: images that a slow disk reads well at once.
     images: K of P×K sampling; batch_size must be a multiple of it.
+    blocks: those of the set, if it has some. Only the order `block` reads such a set.
     """
     count = len(labels)
+    if blocks is not None:
+        if name != "block":
+            raise ValueError(f"data.order: found {name}, but {NOT_AT_RANDOM} or data.order=block")
+        return EpochOrder(
+            lambda epoch: shuffled_blocks(blocks, count, seed=seed, epoch=epoch), count
+        )
     if name == "shuffled":
         return EpochOrder(lambda epoch: shuffled(count, seed=seed, epoch=epoch), count)
     if name == "block":

@@ -1,9 +1,12 @@
 """Some images of a set, or all of them under other labels, without a copy of the images."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from data.fingerprint import keys_and_sizes
 from data.limits import MOST_IDENTITIES
+from data.order import Blocks
 from data.types import FaceSet, Int64
 
 LABEL = f"label {{}}, expected 0…{MOST_IDENTITIES - 1}"
@@ -42,6 +45,15 @@ class SubsetSet:
 
     def describe(self, index: int) -> str:
         return self.faces.describe(int(self.rows[index]))
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Those of `faces` that hold images of this set."""
+        blocks: Blocks | None = getattr(self.faces, "blocks", None)
+        if blocks is None:
+            return None
+        starts = np.unique(np.searchsorted(self.rows, blocks.starts))
+        return replace(blocks, starts=starts[starts < len(self)])
 
     def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         keys, sizes = keys_and_sizes(self.faces)

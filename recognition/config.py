@@ -67,9 +67,9 @@ class DataConfig:
     machine."""
     order: Literal["shuffled", "block", "balanced"] = "shuffled"
     """Order of the images in an epoch. shuffled: at random. block: runs of neighboring images stay
-    together, for spinning disks and network drives. balanced: four images per identity in a batch,
-    and all identities equally often. A class pool needs shuffled, because it draws its images in
-    its own way."""
+    together, for spinning disks, network drives and Parquet files. balanced: four images per
+    identity in a batch, and all identities equally often. A class pool needs shuffled, because it
+    draws its images in its own way."""
     augment: Augment = Augment()
     """Random changes of the training images, computed on the device."""
 

@@ -5,8 +5,12 @@
     python -m tools.convert SOURCE TARGET --to zip --shard N a folder of files of N images each
     python -m tools.convert SOURCE TARGET                    a folder with one folder per identity
     python -m tools.convert IMAGES TARGET.bin --pairs LIST   verification .bin of listed pairs
+    python -m tools.convert FACES.rec FACES.idx              the index of a record file, made again
 
-A call continues where a killed one stopped. A file appears under its name only when it is complete.
+A file appears under its name only when it is complete. An image that cannot be read does not end
+the conversion: all of them are named at the end, with exit code 1. --skip-bad leaves them out.
+Either way a second call goes on where the first stopped; only one file of zip or tar begins again
+if the call was killed.
 """
 
 from pathlib import Path
@@ -16,33 +20,74 @@ import numpy as np
 
 from data.decode import decode_any
 from data.faces import open_faces
+from data.files import PreadFile
+from data.formats.recordio import RecordSet, rec_file
 from data.options import CountOrZero
 from data.pairs.lists import from_list
 from data.types import FaceSet
+from data.writers._bad import BadImages
 from data.writers.folder import write_folder
+from data.writers.index import write_index
 from data.writers.records import write_records
 from data.writers.shards import write_shards
-from tools._cli import command
+from tools._cli import Failed, command
 from tools._progress import progress_bar
 from tools.make_pairs import write_pairs
 
-Kind = Literal["rec", "zip", "tar", "bin", "folder"]
+Kind = Literal["rec", "zip", "tar", "bin", "folder", "idx"]
 
 
-def convert(faces: FaceSet, target: str, *, kind: str, shard: int) -> dict[str, int]:
-    """Write `faces` as `target`. shard: images per file of a zip or tar set, 0 for one file."""
+def convert(
+    faces: FaceSet, target: str, *, kind: str, shard: int, skip_bad: bool = False
+) -> dict[str, int]:
+    """Write `faces` as `target`. shard: images per file of a zip or tar set, 0 for one file.
+
+    Images that cannot be read are printed. Raises Failed if there are some and not `skip_bad`.
+    """
+    bad = BadImages(faces, skip=skip_bad, unlabeled=_unlabeled(faces))
     gaps = faces.num_classes - len(np.unique(faces.labels))
     if gaps and kind in ("zip", "folder"):
         print(f"note: {gaps} identities have no image; a {kind} numbers the others without gaps")
     with progress_bar(len(faces), f"writing {kind}") as advance:
         if kind == "rec":
-            height, width = decode_any(faces.read(0)).shape[:2]
-            write_records(faces, target, size=(height, width), progress=advance)
+            write_records(faces, target, size=_first_size(faces), progress=advance, bad=bad)
         elif kind == "folder":
-            write_folder(faces, target, progress=advance)
+            write_folder(faces, target, progress=advance, bad=bad)
         else:
-            write_shards(faces, target, kind=kind, shard=shard, progress=advance)
-    return {"images": len(faces), "identities": faces.num_classes}
+            write_shards(faces, target, kind=kind, shard=shard, progress=advance, bad=bad)
+    record = {"images": len(faces) - len(bad.found), "identities": faces.num_classes}
+    told = [*bad.unlabeled, *(bad.found[index] for index in sorted(bad.found))]
+    for line in told:
+        print(f"{'left out' if skip_bad else 'bad'}: {line}")
+    if not told:
+        return record
+    record |= {"bad": len(told)}
+    if not skip_bad:
+        raise Failed(
+            f"{target}: not finished, because {len(told)} images cannot be read: mend them, or "
+            "leave them out with --skip-bad; the next call goes on from here",
+            record,
+        )
+    return record
+
+
+def _first_size(faces: FaceSet) -> tuple[int, int]:
+    """Height and width of the first image that can be decoded."""
+    for index in range(len(faces)):
+        try:
+            height, width = decode_any(faces.read(index)).shape[:2]
+        except (ValueError, OSError):
+            continue
+        return height, width
+    raise ValueError("no image of the set can be decoded; see tools.verify")
+
+
+def _unlabeled(faces: FaceSet) -> list[str]:
+    """What is said of records without a label, which a set leaves out."""
+    if not isinstance(faces, RecordSet):
+        return []
+    keys = faces.broken.tolist()
+    return [f"{faces.file.path} key {key}: no whole record with a label" for key in keys]
 
 
 def run(
@@ -52,6 +97,7 @@ def run(
     to: Kind | None = None,
     shard: CountOrZero = 0,
     pairs: str | None = None,
+    skip_bad: bool = False,
     format: str = "auto",
 ) -> dict[str, int]:
     """Convert one face set.
@@ -61,6 +107,7 @@ def run(
     to: format of TARGET (default: by its suffix).
     shard: for zip and tar: images per file, so that TARGET becomes a folder of files; 0: one file.
     pairs: for bin: the pair list.
+    skip_bad: leave out images that cannot be read, and list them.
     format: format of SOURCE, needed only if SOURCE could be read in several formats.
     """
     kind = to or target.suffix.lstrip(".") or "folder"
@@ -68,8 +115,11 @@ def run(
         raise ValueError(f"{target}: unknown suffix; give --to {' | '.join(get_args(Kind))}")
     if kind != "folder" and not shard and target.exists():
         raise FileExistsError(f"{target}: exists already; remove it or choose another name")
-    if kind != "bin":
-        record = convert(open_faces(source, format), str(target), kind=kind, shard=shard)
+    if kind == "idx":
+        record = _index(source, target)
+    elif kind != "bin":
+        faces = open_faces(source, format)
+        record = convert(faces, str(target), kind=kind, shard=shard, skip_bad=skip_bad)
     elif pairs:
         listed = from_list(pairs, source)
         write_pairs(target, listed)
@@ -78,6 +128,12 @@ def run(
         raise ValueError(f"{target}: a .bin is written from a pair list; give --pairs LIST")
     print(f"wrote {target}: " + ", ".join(f"{count} {name}" for name, count in record.items()))
     return record
+
+
+def _index(source: str, target: Path) -> dict[str, int]:
+    file = PreadFile(str(rec_file(source)))
+    with progress_bar(file.size, "reading records") as advance:
+        return {"records": write_index(file, target, progress=advance)}
 
 
 main = command(run)

@@ -18,7 +18,7 @@ import numpy as np
 
 from data.decode import decode_any
 from data.faces import FORMATS, detect_format, open_faces
-from data.formats._record_bytes import FRAME, LONGEST_SEGMENT, MAGIC
+from data.formats._record_index import walk
 from data.formats.recordio import RecordSet
 from data.options import Count
 from data.parts import find_part
@@ -104,21 +104,15 @@ def _some(labels: np.ndarray) -> str:
 def _unindexed(faces: RecordSet) -> Iterator[Finding]:
     """Records that no line of the index points to, found by walking from frame to frame."""
     file, indexed = faces.file, set(faces.offsets.tolist())
-    unknown, at = 0, 0
-    while at < file.size:
-        raw = file.read(at, min(FRAME.size, file.size - at))
-        magic, word = FRAME.unpack(raw) if len(raw) == FRAME.size else (0, 0)
-        if magic != MAGIC:
-            where = f"{file.path} at byte {at}"
-            yield Finding("magic", where, "no record begins here; the walk stops")
-            break
-
-        # The upper three bits number the segments of a record: 0 is a whole one, 1 the first.
-        unknown += word >> 29 in (0, 1) and at not in indexed
-        length = word & LONGEST_SEGMENT
-        at += FRAME.size + length + -length % 4
-        if at > file.size + 3:
-            yield Finding("truncated", f"{file.path} at byte {at}", "the last record is cut off")
+    for key in faces.broken.tolist():
+        yield Finding("unreadable", f"{file.path} key {key}", "no whole record with a label")
+    unknown = 0
+    try:
+        for at, _ in walk(file):
+            unknown += at not in indexed
+    except ValueError as error:
+        yield Finding("frame", file.path, str(error).removeprefix(f"{file.path} "))
+        return
     if unknown != faces.headers:
         what = f"{unknown} records are not images of the index"
         expected = f"expected {faces.headers} (record 0 and identities)"

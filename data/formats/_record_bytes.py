@@ -152,13 +152,15 @@ def read_index(path: str, records: int | None = None) -> tuple[Int64, Int64]:
     return table[:, 0], table[:, 1]
 
 
+BROKEN = -1  # what stands for the flag of a broken record
 Headers = tuple[np.ndarray, Int64, Int64]
 
 
 def read_headers(file: PreadFile, offsets: Int64) -> Headers:
     """(first label, flag, bytes of the image), (K,) each, of the records at `offsets`.
 
-    It reads the headers only, except for records in several segments.
+    Flag and bytes are BROKEN, and the label is 0, where no whole record begins. It reads the
+    headers only, except for records in several segments.
     """
     starts = range(0, max(len(offsets), 1), HEADERS_AT_ONCE)
     columns = [_headers(file, offsets[start : start + HEADERS_AT_ONCE]) for start in starts]
@@ -174,21 +176,22 @@ def _headers(file: PreadFile, offsets: Int64) -> Headers:
     segment, length = words[:, 1] >> 29, (words[:, 1] & LONGEST_SEGMENT).astype(np.int64)
     end = offsets + FRAME.size + length
     broken = (words[:, 0] != MAGIC) | (segment > FIRST) | (end > file.size)
-    if broken.any():
-        where = int(offsets[broken.argmax()])
-        raise ValueError(f"{file.path}: no whole record at byte {where}, where the index has one")
-
     flags = words[:, 2].astype(np.int64)
     labels = np.where(flags > 0, floats[:, 8], floats[:, 3])
     images = length - HEADER.size - 4 * flags
     # Records in several segments, and those too short for their header, are read completely.
-    for row in np.flatnonzero((segment == FIRST) | (images < 0)).tolist():
+    for row in np.flatnonzero(~broken & ((segment == FIRST) | (images < 0))).tolist():
         offset = int(offsets[row])
         place = f"{file.path} at byte {offset}"
-        found, _, image = unpack_image(read_record(file, offset, file.size, place), place)
+        try:
+            found, _, image = unpack_image(read_record(file, offset, file.size, place), place)
+        except ValueError:
+            broken[row] = True
+            continue
         labels[row], images[row] = found[0], len(image)
         flags[row] = len(found) if flags[row] else 0
-    return labels, flags, images
+    flags[broken], images[broken] = BROKEN, BROKEN
+    return np.where(broken, np.float32(0), labels), flags, images
 
 
 def read_record(file: PreadFile, offset: int, end: int, where: str) -> bytes:

@@ -4,7 +4,10 @@ import numpy as np
 
 from data.faces import CHOSEN, JOINED, check_range, open_faces
 from data.fingerprint import keys_and_sizes
+from data.order import Blocks
 from data.types import FaceSet, Int64
+
+BLOCK = 256  # images
 
 
 class ConcatSet:
@@ -35,6 +38,19 @@ class ConcatSet:
     def describe(self, index: int) -> str:
         faces, own = self._place(index)
         return faces.describe(own)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Those of all sets, if one has some; a set without blocks is cut into small ones."""
+        found = [getattr(faces, "blocks", None) for faces in self.sets]
+        known = [blocks for blocks in found if blocks is not None]
+        if not known:
+            return None
+        starts = [
+            first + (np.arange(0, len(faces), BLOCK) if blocks is None else blocks.starts)
+            for faces, blocks, first in zip(self.sets, found, self.starts, strict=False)
+        ]
+        return Blocks(np.concatenate(starts), min(blocks.mixed for blocks in known))
 
     def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         keys, sizes = zip(*(keys_and_sizes(faces) for faces in self.sets), strict=True)

@@ -79,8 +79,10 @@ class SyntheticSet:
         return self.first + identity, self.first_image + image
 
     def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        keys = np.arange(len(self), dtype=np.int64) + self.first * self.images
-        return keys + (self.seed << 40), np.broadcast_to(np.int64(self.size), len(self))
+        images = np.arange(len(self)) % self.images + self.first_image
+        seed_and_size = np.int64((self.seed % 2**40) << 16 | self.size)
+        keys = (self.labels + self.first) << 32 | images
+        return keys, np.broadcast_to(seed_and_size, len(self))
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_drawn": {}, "_kept": 0}

@@ -3,24 +3,30 @@
 from pathlib import Path
 
 from data.files import atomic_write
-from data.names import folder_name
+from data.names import SUFFIXES, folder_name
 from data.types import FaceSet
+from data.writers._bad import BadImages
 from data.writers._names import Progress, identity_names, image_suffix
 
 
-def write_folder(faces: FaceSet, path: str, *, progress: Progress) -> None:
+def write_folder(
+    faces: FaceSet, path: str, *, progress: Progress, bad: BadImages | None = None
+) -> None:
     """Writes PATH/IDENTITY/000000012.jpg, numbered as in the source.
 
-    Files that a killed call has written are kept.
+    Files that an earlier call has written are kept. Bad images are noted in `bad`.
     """
+    bad = bad or BadImages(faces)
     names = identity_names(faces, folder_name)
     for index in range(len(faces)):
-        encoded = faces.read(index)
-        folder = Path(path, names[faces.labels[index]])
-        target = folder / f"{index:09d}.{image_suffix(encoded, faces.describe(index))}"
-        if not target.exists():
+        progress(1)
+        folder, stem = Path(path, names[faces.labels[index]]), f"{index:09d}"
+        if any((folder / f"{stem}{suffix}").exists() for suffix in SUFFIXES):
+            continue
+        encoded = bad.read(index, image_suffix)
+        if encoded is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            target = folder / f"{stem}.{image_suffix(encoded, faces.describe(index))}"
             # An fsync per image would cost more time than everything else.
             with atomic_write(target, durable=False) as file:
                 file.write(encoded)
-        progress(1)

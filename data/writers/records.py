@@ -5,75 +5,78 @@ The files are .rec, .idx and `property`, and `_names.txt` if the identities have
 
 import os
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from data.files import atomic_write
 from data.formats._record_bytes import EXACT_LABELS, pack_image, pack_record, read_index
 from data.names import is_hidden
+from data.order import NOT_AT_RANDOM
 from data.text import escape_name
 from data.types import FaceSet
+from data.writers._bad import BadImages, read_numbers, write_numbers
 from data.writers._names import Progress
 
 FLUSH_EVERY = 1000
 
 
-def write_records(faces: FaceSet, path: str, *, size: tuple[int, int], progress: Progress) -> None:
+def write_records(
+    faces: FaceSet,
+    path: str,
+    *,
+    size: tuple[int, int],
+    progress: Progress,
+    bad: BadImages | None = None,
+) -> None:
     """Writes record 0, then the images sorted by label (keys 1…N), then the identity records.
 
     size: (height, width) for `property`.
 
     The encoded bytes are copied. Files are written as .partial and renamed at the end, and a call
-    continues what a killed call has left. Raises ValueError if float32 labels cannot hold the keys,
-    or if the folder holds another set, whose `property` would be replaced.
+    continues what an earlier one has left. Bad images are noted in `bad` and get no key. If they
+    may not be skipped the files stay .partial, and a later call looks at them again. Raises
+    ValueError if float32 labels cannot hold the keys, or if the folder holds another set, whose
+    `property` would be replaced.
     """
     rec = Path(path)
+    bad = bad or BadImages(faces)
     images, identities = len(faces), faces.num_classes
-    last = 1 + images + identities
     declared, line = rec.with_name("property"), f"{identities},{size[0]},{size[1]}\n"
     _check_target(rec, declared, line)
-    if last > EXACT_LABELS:
+    if 1 + images + identities > EXACT_LABELS:
         raise ValueError(
             f"{rec}: {images} images and {identities} identities need keys above {EXACT_LABELS}, "
             "which the float32 key ranges of this format cannot hold; write zip or tar shards"
         )
     order = np.argsort(faces.labels, kind="stable")
-    bounds = 1 + np.searchsorted(faces.labels[order], np.arange(identities + 1))
-
-    def payload(key: int) -> bytes:
-        if key == 0:
-            return pack_image(b"", np.array([1 + images, last], np.float32), 0)
-        if key > images:
-            label = key - 1 - images
-            return pack_image(b"", bounds[label : label + 2].astype(np.float32), key)
-        index = int(order[key - 1])
-        encoded = faces.read(index)
-        if not encoded:
-            raise ValueError(f"{faces.describe(index)}: zero-length image")
-        return pack_image(encoded, float(faces.labels[index]), key)
-
-    partial_rec = rec.with_name(f".{rec.stem}.rec.partial")
-    partial_idx = rec.with_name(f".{rec.stem}.idx.partial")
-    done, offset = _written_before(partial_rec, partial_idx, last)
-    progress(done)
-    mode = "r+b" if done else "wb"
-    with open(partial_rec, mode) as records, open(partial_idx, mode) as index_file:
-        records.truncate(offset)
-        records.seek(offset)
-        index_file.seek(0, os.SEEK_END)
-        lines: list[str] = []
-        for key in range(done, last):
-            record = pack_record(payload(key))
-            records.write(record)
-            lines.append(f"{key}\t{offset}\n")
-            offset += len(record)
-            if len(lines) == FLUSH_EVERY:
-                _flush(records, index_file, lines)
+    if getattr(faces, "blocks", None) is not None and (np.diff(order) < 0).any():
+        raise ValueError(
+            f"{rec}: a record file is written by identity, but {NOT_AT_RANDOM}, and a record file "
+            "from that"
+        )
+    part = _Partial(rec)
+    missed = part.resume(order, bad)
+    progress(part.records)
+    with part:
+        if not part.records:
+            part.add(_header(images, identities))
+        for place in range(part.images + len(missed), images):
+            index = int(order[place])
+            encoded = bad.read(index)
+            if encoded is None:
+                missed.append(place)
+                part.note(place, bad.found[index])
+            else:
+                part.add(pack_image(encoded, float(faces.labels[index]), part.records))
             progress(1)
-        _flush(records, index_file, lines)
-        os.fsync(records.fileno())
-        os.fsync(index_file.fileno())
+        if not bad.may_finish(missed):
+            return
+        labels = np.delete(faces.labels[order], missed)
+        bounds = 1 + np.searchsorted(labels, np.arange(identities + 1))
+        for label in range(identities):
+            part.add(pack_image(b"", bounds[label : label + 2].astype(np.float32), part.records))
+            progress(1)
+        part.replace_first(_header(len(labels), identities))
 
     with atomic_write(declared, "w") as text:
         text.write(line)
@@ -83,8 +86,114 @@ def write_records(faces: FaceSet, path: str, *, size: tuple[int, int], progress:
         with atomic_write(rec.with_name(f"{rec.stem}_names.txt")) as file:
             for label, (name, count) in rows:
                 file.write(f"{label}\t{escape_name(name)}\t{count}\n".encode())
-    os.replace(partial_rec, rec)
-    os.replace(partial_idx, rec.with_suffix(".idx"))
+    part.publish()
+
+
+def _header(images: int, identities: int) -> bytes:
+    """The payload of record 0."""
+    keys = np.array([1 + images, 1 + images + identities], np.float32)
+    return pack_image(b"", keys, 0)
+
+
+class _Partial:
+    """The files that a call writes and a later one continues: records, index, and bad images.
+
+    records, images: how many of them are in the files. Lines of the list of bad images are
+    PLACE<TAB>REASON, where the place counts the images in the order in which they are written.
+    """
+
+    def __init__(self, rec: Path) -> None:
+        self.rec = rec
+        self.paths = [
+            rec.with_name(f".{rec.stem}.{suffix}.partial") for suffix in ("rec", "idx", "bad")
+        ]
+        self.records = self.bytes = 0
+        self.lines: list[str] = []
+        self.notes: list[str] = []
+
+    @property
+    def images(self) -> int:
+        return max(self.records - 1, 0)
+
+    def resume(self, order: np.ndarray, bad: BadImages) -> list[int]:
+        """Finds what an earlier call has left, cuts the rest, and returns the bad places before it.
+
+        order: the images (N,) by place. A place whose image was bad and is not any more, and all
+        after it, are written again. So is the last record: its bytes may not have reached the file.
+        """
+        rec, idx, listed = self.paths
+        missed = read_numbers(listed)
+        offsets = _offsets(rec, idx)
+        self.records = min(max(len(offsets) - 1, 0), 1 + len(order) - len(missed))
+        kept = 0
+        for place in missed:
+            # `kept` bad images are before this one, and the other images before it are written.
+            if place - kept >= self.images or place >= len(order):
+                break
+            if bad.read(int(order[place])) is not None:
+                self.records = 1 + place - kept
+                break
+            kept += 1
+        missed = missed[:kept]
+        if self.records:
+            self.bytes = int(offsets[self.records])
+            lines = "".join(f"{key}\t{at}\n" for key, at in enumerate(offsets[: self.records]))
+            idx.write_text(lines)
+        write_numbers(listed, {place: bad.found[int(order[place])] for place in missed})
+        return missed
+
+    def __enter__(self) -> "_Partial":
+        mode = "r+b" if self.records else "wb"
+        rec, idx, listed = self.paths
+        self.files = [open(rec, mode), open(idx, mode), open(listed, "ab")]
+        self.files[0].truncate(self.bytes)
+        self.files[0].seek(self.bytes)
+        self.files[1].seek(0, os.SEEK_END)
+        return self
+
+    def add(self, payload: bytes) -> None:
+        record = pack_record(payload)
+        self.files[0].write(record)
+        self.lines.append(f"{self.records}\t{self.bytes}\n")
+        self.bytes += len(record)
+        self.records += 1
+        if len(self.lines) == FLUSH_EVERY:
+            self._flush()
+
+    def note(self, place: int, why: str) -> None:
+        self.notes.append(f"{place}\t{why}\n")
+
+    def replace_first(self, payload: bytes) -> None:
+        self.files[0].seek(0)
+        self.files[0].write(pack_record(payload))
+
+    def _flush(self) -> None:
+        """Flushes the index last: a line there always has its record, and the bad images before."""
+        rec, idx, listed = self.files
+        listed.write("".join(self.notes).encode())
+        listed.flush()
+        rec.flush()
+        idx.write("".join(self.lines).encode())
+        idx.flush()
+        self.notes.clear()
+        self.lines.clear()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                for file in self.files:
+                    os.fsync(file.fileno())
+        finally:
+            for file in self.files:
+                file.close()
+
+    def publish(self) -> None:
+        """Gives the files their names; the list of bad images goes."""
+        rec, idx, listed = self.paths
+        os.replace(rec, self.rec)
+        os.replace(idx, self.rec.with_suffix(".idx"))
+        listed.unlink()
 
 
 def _check_target(rec: Path, declared: Path, line: str) -> None:
@@ -103,27 +212,16 @@ def _check_target(rec: Path, declared: Path, line: str) -> None:
         )
 
 
-def _flush(records: IO[bytes], index: IO[bytes], lines: list[str]) -> None:
-    """Flushes the records first, so that an index line on disk always has its record."""
-    records.flush()
-    index.write("".join(lines).encode())
-    index.flush()
-    lines.clear()
-
-
-def _written_before(rec: Path, idx: Path, last: int) -> tuple[int, int]:
-    """(records that a killed call has written completely, their bytes); cuts the index to them."""
+def _offsets(rec: Path, idx: Path) -> list[int]:
+    """The offsets of the records that are complete in the files of an earlier call."""
     if not (rec.exists() and idx.exists()):
-        return 0, 0
+        return []
     text = idx.read_bytes()
-    idx.write_bytes(text[: text.rfind(b"\n") + 1])
-    if idx.stat().st_size == 0:
-        return 0, 0
+    whole = text[: text.rfind(b"\n") + 1]
+    if not whole:
+        return []
+    idx.write_bytes(whole)
     keys, offsets = read_index(str(idx))
-    if (keys != np.arange(len(keys))).any() or len(keys) > last or offsets[-1] > rec.stat().st_size:
-        return 0, 0
-
-    # The last record is written again: its bytes may not have reached the file.
-    with open(idx, "r+b") as file:
-        file.truncate(text[: text.rfind(b"\n")].rfind(b"\n") + 1)
-    return len(keys) - 1, int(offsets[-1])
+    if (keys != np.arange(len(keys))).any() or offsets[-1] > rec.stat().st_size:
+        return []
+    return [int(offset) for offset in offsets]

@@ -99,7 +99,11 @@ class Memory:
 def ordinary_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: Any) -> Loader:
     """A Loader of batches as `data.order` names them. loader: options of `Loader`."""
     order = named_order(
-        faces.labels, config.data.order, seed=config.run.seed, batch_size=batch_size
+        faces.labels,
+        config.data.order,
+        seed=config.run.seed,
+        batch_size=batch_size,
+        blocks=getattr(faces, "blocks", None),
     )
     return Loader(faces, batch_size=batch_size, order=order, **loader)
 

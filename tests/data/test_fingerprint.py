@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -113,10 +115,14 @@ def _in_every_format(root: Path, longer: int | None = None) -> dict[str, str]:
     write_records(faces, f"{root}/rec/train.rec", size=(16, 16), progress=lambda _: None)
     write_lmdb(faces, root / "lmdb")
     np.save(root / "list.npy", np.arange(2, 12))
+    images = [faces.read(index) for index in range(len(faces))]
+    table = pa.table({"image": images, "label": faces.labels})
+    pq.write_table(table, root / "a.parquet", row_group_size=3)
     lines = {name: str(root / name) for name in ("folder", "zip", "tar", "lmdb")}
     return {
         **lines,
         "recordio": str(root / "rec"),
+        "parquet": str(root / "a.parquet"),
         "concat": f"concat:{root / 'folder'};{root / 'zip'}",
         "subset": f"subset:{root / 'list.npy'};{root / 'zip'}",
         "synthetic": "synthetic:identities=4,images=3,size=16",
@@ -139,7 +145,9 @@ def test_a_moved_set_of_every_format_is_the_same(tmp_path: Path) -> None:
         assert fingerprint_of(open_faces(moved)) == before[name]
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "lmdb", "recordio", "concat", "subset"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "zip", "tar", "lmdb", "recordio", "parquet", "concat", "subset"]
+)
 def test_one_other_image_makes_another_set(kind: str, tmp_path: Path) -> None:
     before = fingerprint_of(open_faces(_in_every_format(tmp_path / "one")[kind]))
     now = open_faces(_in_every_format(tmp_path / "two", longer=7)[kind])
