@@ -109,11 +109,18 @@ def decode_into(encoded: bytes, out: Pixels) -> Size:
     Returns the height and width that the image had. After a DecodeError the contents of `out` are
     undefined.
     """
-    image = _decode_plain_jpeg(encoded, out) if encoded.startswith(JPEG_BEGIN) else None
+    found = jpeg_frame(encoded) if encoded.startswith(JPEG_BEGIN) else None
+    image = None
+    if found is not None and not found[1]:  # a JPEG that no EXIF entry rotates
+        height, width = JPEG_SIZE.unpack_from(encoded, found[0] + 5)
+        if 3 * height * width <= out.size:
+            image = _decode_jpeg(encoded, found[0], out)[1]
     if image is None:
         image = decode_any(encoded)
     elif image.shape == out.shape:
-        return image.shape[:2]
+        return height, width
+    else:
+        image = image.copy()  # it lies in `out`
     resize_into(image, out)
     return image.shape[:2]
 
@@ -128,22 +135,6 @@ def resize_into(image: np.ndarray, out: np.ndarray) -> None:
     shrinks = height >= size and width >= size
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     cv2.resize(image, (size, size), dst=out, interpolation=interpolation)
-
-
-def _decode_plain_jpeg(encoded: bytes, out: Pixels) -> Pixels | None:
-    """Decodes a JPEG without an EXIF entry, which could rotate it.
-
-    Fills `out` and returns it; returns a copy of an image that is smaller than `out`, and None for
-    an image that is larger or not of this kind.
-    """
-    found = jpeg_frame(encoded)
-    if found is None or found[1]:
-        return None
-    height, width = JPEG_SIZE.unpack_from(encoded, found[0] + 5)
-    if 3 * height * width > out.size:
-        return None
-    image = _decode_jpeg(encoded, found[0], out)[1]
-    return image if image is None or image.shape == out.shape else image.copy()
 
 
 def _decode_jpeg(

@@ -13,6 +13,7 @@ JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 JPEG_ALONE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
 JPEG_NEXT = frozenset({0xD8, 0xD9})  # the beginning and the end of an image
 JPEG_SCAN, JPEG_EXIF = 0xDA, 0xE1
+PLAIN_SEGMENTS = 8
 JPEG_FRAME_BYTES = 10  # up to the number of components
 MOST_SEGMENTS = 4096  # of a header; a camera writes some dozens at most
 MARKER = struct.Struct(">BBH")
@@ -49,12 +50,24 @@ def jpeg_frame(encoded: bytes) -> tuple[int, bool] | None:
 
     None if there is no whole frame header.
     """
+    at, exif = len(JPEG_BEGIN), False
+    try:
+        # The plain walk of nearly every header: it costs a third of the general one.
+        for _ in range(PLAIN_SEGMENTS):
+            begin, marker, length = MARKER.unpack_from(encoded, at)
+            if begin != 0xFF or marker in JPEG_ALONE or length < 2:
+                break
+            if marker in JPEG_FRAMES:
+                return (at, exif) if at + JPEG_FRAME_BYTES <= len(encoded) else None
+            exif |= marker == JPEG_EXIF and encoded.startswith(b"Exif", at + 4)
+            at += 2 + length
+    except struct.error:
+        pass
     exif = False
-    for marker, begin, _ in jpeg_segments(encoded):
+    for marker, at, _ in jpeg_segments(encoded):
         if marker in JPEG_FRAMES:
-            return (begin, exif) if begin + JPEG_FRAME_BYTES <= len(encoded) else None
-        if marker == JPEG_EXIF and encoded.startswith(b"Exif", begin + 4):
-            exif = True
+            return (at, exif) if at + JPEG_FRAME_BYTES <= len(encoded) else None
+        exif |= marker == JPEG_EXIF and encoded.startswith(b"Exif", at + 4)
     return None
 
 

@@ -333,9 +333,12 @@ class _Decoder:
 
     def _fill(self, indices: Indices, images: Pixels, first_row: int) -> Failures:
         bad: Failures = []
+        expected = self.notice.expected
         for row, index in enumerate(indices.tolist()):
             try:
-                self.notice.look(read_into(self.faces, index, images[row]), self.faces, index)
+                found = read_into(self.faces, index, images[row])
+                if found != expected:
+                    self.notice.say(found, self.faces, index)
             except BadImage as error:
                 bad.append((first_row + row, error))
         return bad

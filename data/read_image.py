@@ -69,9 +69,9 @@ class ResizeNotice:
         self.expected = (size, size)
         self._first = threading.Lock()
 
-    def look(self, found: Size, images: Images, index: int) -> None:
-        """Looks at the height and width that an image had."""
-        if found != self.expected and self._first.acquire(blocking=False):
+    def say(self, found: Size, images: Images, index: int) -> None:
+        """Say that an image had another height and width than `expected`."""
+        if self._first.acquire(blocking=False):
             log.warning(
                 "%s: %d×%d, resized to %d×%d: are these aligned? python -m tools.align aligns them",
                 images.describe(index),

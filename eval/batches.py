@@ -53,7 +53,9 @@ def decoded_batches(
                 if crop:
                     rows[row] = crop(number, size)
                 else:
-                    notice.look(read_into(images, number, rows[row]), images, number)
+                    found = read_into(images, number, rows[row])
+                    if found != notice.expected:
+                        notice.say(found, images, number)
             except Exception as error:
                 return first + row, error
         return None
