@@ -10,11 +10,12 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from data.loader import UnreadableImages
+from data.names import NOTES
 from data.text import one_line
 from recognition import experiment
 from recognition.checkpoint import SaveFailed
@@ -57,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = logging.INFO if _first_rank() else logging.WARNING
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(_on_one_line)
+    handler.addFilter(_notes_once())
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    if not _first_rank():
+        logging.getLogger(NOTES).setLevel(logging.ERROR)
     try:
         return _act(options)
     except torch.OutOfMemoryError as error:
@@ -112,6 +116,19 @@ def _on_one_line(record: logging.LogRecord) -> bool:
     """Replaces a log message by `one_line`: it may hold the name of a file."""
     record.msg, record.args = one_line(record.getMessage()), ()
     return True
+
+
+def _notes_once() -> Callable[[logging.LogRecord], bool]:
+    """A filter that shows each note about a set once, though every evaluation looks at it again."""
+    shown: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = record.name != NOTES or text not in shown
+        shown.add(text if record.name == NOTES else "")
+        return new
+
+    return is_new
 
 
 def _act(options: argparse.Namespace) -> int:

@@ -156,9 +156,11 @@ def _decode_jpeg(
     frame: the position of its frame header.
     factor: divides the size of the pixels. All data of the file are read in any case.
     """
-    options = {"min_height": 1, "min_width": 1, "min_factor": factor} if factor > 1 else {}
+    least = 0 if factor == 1 else 1  # side in pixels; 0: do not scale
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(encoded, buffer=out, **options)
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            encoded, "RGB", False, False, least, least, factor, out
+        )
         wrong = unwarned_loss(encoded, frame)
         if wrong is None:
             return encoded, pixels

@@ -10,7 +10,8 @@ An epoch is one pass over all images by the instance-based batches. It leaves ou
 different ones in each epoch. Identities come in shuffled rounds. Each round leaves out I mod b
 identities, so the b identities of a step always differ. Each visit of an identity draws two
 different images. An identity with one image gives it twice; the two copies are augmented
-independently.
+independently. If an image cannot be read, the Loader's stand-in is of the same person, or replaces
+both images of the pair.
 
 With `image_weight` w > 0 (ours, not published) the probability of an identity with n images is
 proportional to n^w, and it may come twice in a step. Where most people have one or two images,

@@ -10,7 +10,7 @@ Size = tuple[int, int]
 JPEG_BEGIN = b"\xff\xd8"
 # The frame headers of all JPEG processes (ITU T.81, table B.1), and markers without a length.
 JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-JPEG_ALONE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})
+JPEG_ALONE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})
 JPEG_NEXT = frozenset({0xD8, 0xD9})  # the beginning and the end of an image
 JPEG_SCAN, JPEG_EXIF = 0xDA, 0xE1
 JPEG_FRAME_BYTES = 10  # up to the number of components
@@ -29,17 +29,17 @@ def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     try:
         for _ in range(MOST_SEGMENTS):
             begin, marker, length = MARKER.unpack_from(encoded, at)
-            if begin != 0xFF:
-                at = encoded.index(b"\xff", at)
-            elif marker in JPEG_ALONE:  # 0xFF fills up, so the next byte may be the marker
-                at += 1 if marker == 0xFF else 2
-            elif marker in JPEG_NEXT or length < 2:
-                return
-            else:
+            if begin == 0xFF and marker not in JPEG_ALONE and length >= 2:
                 yield marker, at, at + 2 + length
                 if marker == JPEG_SCAN:
                     return
                 at += 2 + length
+            elif begin != 0xFF:
+                at = encoded.index(b"\xff", at)
+            elif marker in JPEG_NEXT or marker not in JPEG_ALONE:
+                return
+            else:  # 0xFF fills up, so the next byte may be the marker
+                at += 1 if marker == 0xFF else 2
     except (struct.error, ValueError):
         return
 
@@ -53,8 +53,8 @@ def jpeg_frame(encoded: bytes) -> tuple[int, bool] | None:
     for marker, begin, _ in jpeg_segments(encoded):
         if marker in JPEG_FRAMES:
             return (begin, exif) if begin + JPEG_FRAME_BYTES <= len(encoded) else None
-        if marker == JPEG_EXIF:
-            exif |= encoded.startswith(b"Exif", begin + 4)
+        if marker == JPEG_EXIF and encoded.startswith(b"Exif", begin + 4):
+            exif = True
     return None
 
 

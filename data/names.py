@@ -13,7 +13,9 @@ from collections import Counter
 
 from data.text import escape_name, one_line, unescape_name
 
-log = logging.getLogger(__name__)
+NOTES = "data.notes"
+"""The logger of what is said once of a set. Of several processes, one needs to show it."""
+log = logging.getLogger(NOTES)
 # Those of all kinds of images that data/decode.py decodes.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),

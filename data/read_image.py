@@ -12,9 +12,10 @@ import threading
 from data.decode import decode_any, decode_into
 from data.image_size import Size
 from data.images import Images
+from data.names import NOTES
 from data.types import Pixels
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(NOTES)
 # The machine lacks something; no image is bad.
 MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 

@@ -64,7 +64,8 @@ def run_benchmark(
     source: the model.
     embeddings: .npy file of embeddings, if you give no model.
     names: text file with the image name of each embedding, one per line.
-    out: folder for results.json, results.md, report.html, roc.png and scores.png.
+    out: folder for results.json, results.md, report.html, roc.png and scores.png; identification
+        also writes matches.csv, which lists whom it found.
     published: row of eval/report/published.yaml whose figures are printed beside yours.
     """
     row = published_row(published) if published else None
@@ -88,7 +89,8 @@ def write_embeddings(
 ) -> dict[str, Any]:
     """Write the embeddings of a set to a .npy file.
 
-    data: record file, folder, .bin or any other set of faces; with `images`, a list of image names.
+    data: image, record file, folder, .bin or any other set of faces; with `images`, a list of image
+        names.
     to: .npy file to write. The image names are written beside it, into a .txt file.
     source: the model.
     images: folder or uncompressed zip with the images of the list.

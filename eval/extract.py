@@ -29,9 +29,9 @@ BLOCK = 2048  # images between two writes of the position
 def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]]:
     """The images of `data` and a name for each.
 
-    data: a verification .bin, any set of faces, or a folder of image files at any depth, which are
-    named by their paths in it. With `images`, a folder or uncompressed zip, `data` is a file that
-    lists the names of its images.
+    data: an image, a verification .bin, any set of faces, or a folder of image files at any depth,
+    which are named by their paths in it. With `images`, a folder or uncompressed zip, `data` is a
+    file that lists the names of its images.
     """
     path = Path(data)
     if images:
@@ -41,6 +41,8 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
             )
         names = read_names(path)
         return open_images(images, names), names
+    if is_image(path.name) and path.is_file():
+        return FileImages([path]), [path.name]
     if path.suffix == ".bin":
         packed = from_bin(path).images
         return packed, [Path(packed.describe(i)).name for i in range(len(packed))]

@@ -74,7 +74,7 @@ def top_matches(
     with progress(len(probes)) as advance:
         for start in range(0, len(probes), PROBES):
             here = slice(start, start + PROBES)
-            block = _block(probes, here)
+            block = _block(probes, here).copy()
             ids = (other_than[0][here], other_than[1]) if other_than else None
             rows[here], scores[here] = _search_block(block, gallery, k, ids)
             advance(len(block))
@@ -101,8 +101,6 @@ def _search_block(
         entries = _block(gallery, here)
         products = np.matmul(probes, entries.T, out=memory[:, : len(entries)])
         hit = np.flatnonzero(products.max(1) >= floor)
-        if len(hit) == 0:
-            continue
         near = products[hit]
         if ids:
             near[ids[0][hit, None] == ids[1][here]] = -np.inf
@@ -110,6 +108,7 @@ def _search_block(
         exact = _exact_products(probes, hit[row], entries, entry)
         rows[hit], scores[hit] = _merge(rows[hit], scores[hit], row, start + entry, exact)
         floor[hit] = _below(scores[hit, -1] - epsilon)
+        _give_back(gallery)
     return rows, scores
 
 
@@ -162,9 +161,8 @@ def _below(values: np.ndarray) -> np.ndarray:
 
 
 def _block(vectors: np.ndarray, here: slice) -> np.ndarray:
-    """Rows as float32 in memory of their own if they are mapped; ValueError for a wrong one."""
-    mapped = vectors if isinstance(vectors, np.memmap) else None
-    block = np.array(vectors[here], np.float32, copy=None if mapped is None else True, order="C")
+    """Rows as float32, without a copy if they are; ValueError for a wrong one."""
+    block = np.ascontiguousarray(vectors[here], np.float32)
     squares = np.vecdot(block, block)
     wrong = np.flatnonzero(~(squares <= LONGEST**2))
     if len(wrong):
@@ -172,8 +170,11 @@ def _block(vectors: np.ndarray, here: slice) -> np.ndarray:
             f"vector {here.start + int(wrong[0])} has the squared length "
             f"{float(squares[wrong[0]]):.4g}; expected 1: divide the rows by their lengths"
         )
-    pages: Any = getattr(mapped, "_mmap", None)
-    if mapped is not None and mapped.mode == "r" and hasattr(pages, "madvise"):
-        # The pages leave this process and stay in the cache of the system.
-        pages.madvise(mmap.MADV_DONTNEED)
     return block
+
+
+def _give_back(vectors: np.ndarray) -> None:
+    """Drop the pages of a map from this process. They stay in the cache of the system."""
+    pages: Any = getattr(vectors, "_mmap", None)
+    if isinstance(vectors, np.memmap) and vectors.mode == "r" and hasattr(pages, "madvise"):
+        pages.madvise(mmap.MADV_DONTNEED)

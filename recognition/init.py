@@ -60,7 +60,9 @@ def read_weights(init: InitConfig) -> Weights | None:
         raise ValueError(str(error).replace("--color ", "init.color=")) from None
     state = model.network.state_dict()
     if not state:
-        raise ValueError(f"{init.weights}: an ONNX file has no weights to train; give a .pt file")
+        raise ValueError(
+            f"{init.weights}: an ONNX file has no weights that can be trained; give a .pt file"
+        )
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise ValueError(f"{init.weights}: {bad[0]} holds NaN or infinity; use another checkpoint")
@@ -159,7 +161,7 @@ def set_centers(classifier: Classifier, faces: FaceSet, embed: Embed, ranks: Ran
     centers, rows = _centers(classifier), classifier.rows
     sums = torch.zeros(centers.shape)
     for indices, found in _embedded(faces, embed, ranks):
-        labels = torch.from_numpy(faces.labels[list(indices)])
+        labels = torch.from_numpy(faces.labels[np.asarray(indices)])
         held = (labels >= rows.start) & (labels < rows.stop)
         sums.index_add_(0, labels[held] - rows.start, F.normalize(found[held]))
     seen = sums.norm(dim=1) > 0

@@ -168,11 +168,10 @@ def _advice(config: Config, key: str, before: object) -> str:
         return "resume with the same value, or choose another folder"
     if config.optim.epochs < before:
         return "resume with the same value; run.max_steps ends a run earlier"
-    able = " or ".join(name for name in part_names(SCHEDULERS) if any_length(name))
+    able = ", ".join(name for name in part_names(SCHEDULERS) if any_length(name))
     return (
-        f"the {config.scheduler.name} schedule is planned for the epochs of the run, and only one "
-        f"of {able} can be lengthened; start a new run in another folder with "
-        f"init.weights={config.run.output}"
+        f"the {config.scheduler.name} schedule is planned for the epochs of the run (others can go "
+        f"on: {able}); start a new run in another folder with init.weights={config.run.output}"
     )
 
 

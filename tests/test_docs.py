@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from data.parts import find_part, part_names
 from recognition.checkpoint import save_tensors
@@ -225,12 +224,6 @@ SNIPPETS = fenced((ROOT / "docs/api.md").read_text(encoding="utf-8"), "python")
 @pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_api_snippets_run(code: str, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_snippet(code, run_folder, monkeypatch)
-
-
-def test_the_head_of_contributing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = fenced((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "python")
-    head = run_snippet(code, tmp_path, monkeypatch).build(margin=0.3)
-    assert head.target(torch.tensor([0.5, 1.0]), torch.ones(2)).tolist() == pytest.approx([0.35, 1])
 
 
 def test_readme_snippet_runs(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

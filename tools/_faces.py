@@ -8,6 +8,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from data.align import align
@@ -16,7 +17,7 @@ from data.detect import Detector, load_detector
 from data.files import read_file
 from data.image_size import kind_and_size
 from data.limits import MOST_IMAGE_BYTES
-from data.photos import decode_photo
+from data.photos import decode_photo, read_photo
 from data.types import Pixels
 
 Align = Literal["auto", "always", "never"]
@@ -127,3 +128,21 @@ def find_all_faces(
 def _is_crop(encoded: bytes, size: int) -> bool:
     found = kind_and_size(encoded)
     return found is not None and found[1] == (size, size)
+
+
+def draw_boxes(faces: Sequence[FaceIn], used: int, longest: int = 640) -> Pixels:
+    """The photo of these faces, uint8 (H,W,3), with a box around each.
+
+    The boxes of the first `used` faces are green, the others gray. longest: most pixels of a side.
+    """
+    photo = read_photo(faces[0].photo)
+    factor = min(1.0, longest / max(photo.shape[:2]))
+    wide, tall = (max(1, round(side * factor)) for side in photo.shape[1::-1])
+    small = np.empty((tall, wide, 3), np.uint8)
+    cv2.resize(photo, (wide, tall), dst=small, interpolation=cv2.INTER_AREA)
+    for face in faces:
+        if face.box is not None:
+            left, top, right, bottom = (round(side * factor) for side in face.box)
+            color = (0, 200, 0) if face.number <= used else (150, 150, 150)
+            cv2.rectangle(small, (left, top), (right, bottom), color, 2)
+    return small

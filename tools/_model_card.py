@@ -23,7 +23,7 @@ class Export:
 
     form: onnx or safetensors. parameters: number of weights. outputs: numbers per embedding.
     origin: where the weights came from and how they were checked, in sentences. license: an
-    identifier of the hub.
+    identifier of the hub. threshold: the cosine at a false accept rate, in words.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Export:
     l2_norm: bool
     origin: str
     license: str | None
+    threshold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def model_card(export: Export, record: Record) -> str:
         _summary(export, record),
         "## Use\n\n" + _USE[export.form].format(**_words(export)),
         "## Training\n\n" + _training(record),
-        "## Results\n\n" + _results(record, found),
+        "## Results\n\n" + _results(export, record, found),
         "## Intended use\n\n" + _INTENDED_USE,
         "## Limits\n\n" + _limits(export, record),
         "## Biometric data and consent\n\n" + _BIOMETRIC,
@@ -200,7 +201,9 @@ def _training(record: Record) -> str:
             "published them can say on which images they were trained."
         )
     counts = _at(record.environment, "training_set") or {}
-    size = ", {images:,} images of {identities:,} people".format(**counts) if counts else ""
+    size = ""
+    if {"images", "identities"} <= set(counts):
+        size = f", {counts['images']:,} images of {counts['identities']:,} people"
     lines = [f"- training set: {markdown_text(str(_at(record.config, 'data', 'train')))}{size}"]
     for section in ("head", "classifier", "scheduler"):
         part = dict(_at(record.config, section) or {})
@@ -222,7 +225,7 @@ def _training(record: Record) -> str:
     )
 
 
-def _results(record: Record, found: Sequence[Figure]) -> str:
+def _results(export: Export, record: Record, found: Sequence[Figure]) -> str:
     if not found:
         return "None. The model was not evaluated, so nobody knows how often it is wrong."
     lines = ["| benchmark | figure | value | 95 % interval | decisions |", "|---|---|---|---|---|"]
@@ -237,6 +240,8 @@ def _results(record: Record, found: Sequence[Figure]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     thresholds = [_threshold(result) for result in record.results]
+    if export.threshold:
+        thresholds.append(f"- {markdown_text(export.threshold)}")
     notes = [
         f"- {markdown_text(str(one.get('name')))}: {markdown_text(str(note))}"
         for one in record.results

@@ -27,7 +27,7 @@ class Record:
     """Nothing in it is required: a published file of weights says nothing of its training.
 
     config: of the run, without folders of the machine. environment: git revision, versions, counts
-    of the training set. results: the entries of results.json.
+    of the training set. results: the entries of results.json with figures.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -53,10 +53,29 @@ def read_record(model: str | Path) -> Record:
     else:
         run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
         config, environment = _read(folder / "config.yaml"), _read(run / "environment.json")
-    if not all(isinstance(one, Mapping) for one in (config, environment, *results)):
-        raise ValueError(f"{folder}: {TRAINING} or {RESULTS} hold something else than a record")
+    if not _is_record(config, environment, results):
+        raise ValueError(
+            f"{folder}: damaged: the record of the model's training and evaluation ({TRAINING} or "
+            f"config.yaml and environment.json, {RESULTS}) has an unknown form"
+        )
     kept = {key: environment[key] for key in _KEPT if environment.get(key) is not None}
-    return Record(without_folders(config), kept, tuple(results))
+    measured = tuple(one for one in results if not one.get("skipped"))
+    return Record(without_folders(config), kept, measured)
+
+
+def _is_record(config: Any, environment: Any, results: Any) -> bool:
+    """Whether the trees have the form that train.py writes, as far as a card reads them."""
+    trees = [config, environment, *(results if isinstance(results, list) else [None])]
+    if not all(isinstance(tree, Mapping) for tree in trees):
+        return False
+    counts = environment.get("training_set", {})
+    inner = [counts, *config.values()]
+    inner += [one.get(key) or {} for one in results for key in ("metrics", "settings")]
+    return (
+        all(isinstance(tree, Mapping) for tree in inner)
+        and all(isinstance(count, int) for count in counts.values())
+        and all(isinstance(one.get("notes") or [], list) for one in results)
+    )
 
 
 def write_record(record: Record, folder: Path) -> None:

@@ -11,6 +11,7 @@ from eval.extract import file_digest
 from eval.verdict import Evaluation, read_evaluation
 from tools._faces import FaceImages, FaceIn
 from tools._model import ModelOptions
+from tools._model_record import TRAINING
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def open_recognizer(source: ModelOptions, evaluation: Path | None = None) -> Rec
     model = source.load()
     assert model.weights is not None
     folder = model.weights.parent
-    own = any((folder / name).is_file() for name in ("config.yaml", "model.json"))
+    own = any((folder / name).is_file() for name in ("config.yaml", "model.json", TRAINING))
     found, unknown = None, f"{model.weights} has no evaluation of its own; give --evaluation FOLDER"
     if evaluation or own:
         found, unknown = read_evaluation(evaluation or folder)

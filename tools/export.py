@@ -9,8 +9,9 @@ If they differ by more than 1e-4 (fp16: 5e-3), it writes nothing and its exit co
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import recognition
 from eval.batches import decoded_batches
 from eval.extract import open_source
+from eval.verdict import read_evaluation
 from recognition.models.facts import Color
 from recognition.models.model import Model
 from recognition.models.model_folder import CARD, write_model_folder
@@ -83,57 +85,64 @@ def export(
     if not np.isfinite(expected).all():
         raise ValueError(f"{model}: its embeddings are not finite; was its training stopped early?")
 
-    network, facts = loaded.network, loaded.facts
     with new_folder(target) as folder:
+        half = precision == "fp16"
         if to == "onnx":
-            folder.mkdir()
-            write_onnx(
-                network,
-                facts,
-                folder / ONNX,
-                half=precision == "fp16",
-                mirror=mirror,
-                l2_norm=l2_norm,
-            )
-            found = run_onnx(folder / ONNX, pixels)
+            run_file = write_graph(loaded, folder, half=half, mirror=mirror, l2_norm=l2_norm)
         else:
-            state = half_weights(network) if precision == "fp16" else network.state_dict()
-            write_model_folder(folder, facts, state, card="")
-            again = recognition.load(folder, device="cpu")
-            check_same(state, again.network.state_dict())
-            found = run_torch(again, pixels)
-        difference = largest_difference(expected, found)
-        bound = BOUNDS[precision]
+            run_file = write_weights(loaded, folder, half=half)
+        difference, bound = largest_difference(expected, run_file(pixels)), BOUNDS[precision]
         if not difference <= bound:
+            advice = "; use --precision fp32" if precision == "fp16" else ""
             raise Failed(
                 f"{model}: pair cosines of {shown} differ by {difference:.2g} between the model and"
-                f" the file, more than {bound:g}, so nothing was written{_advice(precision)}"
+                f" the file, more than {bound:g}, so nothing was written{advice}"
             )
-        origin = (
-            f"{FACES} faces ({shown}) were embedded with the model in PyTorch {torch.__version__} "
-            f"and with this file. The cosines of their {FACES * (FACES - 1) // 2:,} pairs differ "
-            f"by at most {difference:.1e}; {bound:g} is allowed."
-        )
+        write_record(record, folder)
+        evaluation, _ = read_evaluation(folder)
         described = Export(
             name=called,
             form=to,
-            facts=facts,
-            parameters=sum(weight.numel() for weight in network.parameters()),
+            facts=loaded.facts,
+            parameters=sum(weight.numel() for weight in loaded.network.parameters()),
             outputs=expected.shape[1],
             precision=precision,
             mirror=mirror,
             l2_norm=l2_norm,
-            origin=origin,
+            origin=f"{FACES} faces ({shown}) were embedded with the model in PyTorch "
+            f"{torch.__version__} and with this file. The cosines of their "
+            f"{FACES * (FACES - 1) // 2:,} pairs differ by at most {difference:.1e}; {bound:g} is "
+            "allowed.",
             license=license,
+            threshold=evaluation.threshold_line() if evaluation else None,
         )
-        write_record(record, folder)
         (folder / CARD).write_text(model_card(described, record), encoding="utf-8")
     print(f"{target}: pair cosines of {shown} differ by at most {difference:.1e} from the model's")
     return {"folder": str(target), "difference": difference, "bound": bound}
 
 
-def _advice(precision: str) -> str:
-    return "; use --precision fp32" if precision == "fp16" else ""
+def write_graph(
+    model: Model, folder: Path, *, half: bool, mirror: bool, l2_norm: bool
+) -> Callable[[torch.Tensor], np.ndarray]:
+    """Write model.onnx into a new folder, and return what computes embeddings from it."""
+    folder.mkdir()
+    file = folder / ONNX
+    write_onnx(model.network, model.facts, file, half=half, mirror=mirror, l2_norm=l2_norm)
+    return partial(run_onnx, file)
+
+
+def write_weights(
+    model: Model, folder: Path, *, half: bool
+) -> Callable[[torch.Tensor], np.ndarray]:
+    """Write a model folder without its card, and return what computes embeddings from it.
+
+    Failed unless the file holds the same bits.
+    """
+    state = half_weights(model.network) if half else model.network.state_dict()
+    write_model_folder(folder, model.facts, state, card="")
+    read = recognition.load(folder, device="cpu")
+    check_same(state, read.network.state_dict())
+    return partial(run_torch, read)
 
 
 def read_faces(source: str | None, size: int) -> tuple[torch.Tensor, str]:
@@ -217,12 +226,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        yield partial / folder.name
-        (partial / folder.name).rename(folder)
+        yield unfinished / folder.name
+        (unfinished / folder.name).rename(folder)
     finally:
-        shutil.rmtree(partial)
+        shutil.rmtree(unfinished)
 
 
 main = command(export)

@@ -4,7 +4,7 @@
 
 FILE is whatever `--model` takes, but for an ONNX file, whose graph holds no weights of a backbone.
 The folder holds model.safetensors, model.json (architecture, size, color order, normalization) and
-a README.md, the model card, which says where the weights came from, and what is not known of them.
+a README.md, the model card, which says where the weights came from.
 """
 
 from pathlib import Path
@@ -24,18 +24,26 @@ from tools._model_card import Export, model_card
 from tools._model_record import read_record
 
 
-def run(file: str, out: Path, *, color: Color | None = None) -> dict[str, Any]:
+def run(
+    file: str, out: Path, *, color: Color | None = None, license: str | None = None
+) -> dict[str, Any]:
     """Import one model.
 
     file: run folder, model folder, or file of weights: .pt, .pth, .ckpt or .safetensors.
     out: the folder to write; it may not exist yet.
     color: order of the color channels that the weights were trained on, if FILE does not say it.
+    license: license of the weights for the card, as the hub writes it, such as mit.
     """
     model = recognition.load(file, color=color, device="cpu")
     if isinstance(model.network, OnnxNetwork):
         raise ValueError(f"{model.weights}: is a graph without a backbone; use the file as it is")
-    write_model_folder(out, model.facts, model.network.state_dict(), _card(model, file, out))
-    print(f"{out}: {_architecture(model)}, {model.size}×{model.size} pixels, {model.color.upper()}")
+    card = model_card(_described(model, out.name, license), read_record(file))
+    write_model_folder(out, model.facts, model.network.state_dict(), card)
+    options = ", ".join(f"{name} {value}" for name, value in model.architecture.options.items())
+    print(
+        f"{out}: {model.architecture.name} ({options}), {model.size}×{model.size} pixels, trained "
+        f"on {model.color.upper()}"
+    )
     return {
         "architecture": to_tree(model.architecture),
         "size": model.size,
@@ -44,15 +52,10 @@ def run(file: str, out: Path, *, color: Color | None = None) -> dict[str, Any]:
     }
 
 
-def _architecture(model: Model) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in model.architecture.options.items())
-    return f"{model.architecture.name} ({options})"
-
-
-def _card(model: Model, file: str, out: Path) -> str:
+def _described(model: Model, name: str, license: str | None) -> Export:
     assert model.weights is not None
-    described = Export(
-        name=out.name,
+    return Export(
+        name=name,
         form="safetensors",
         facts=model.facts,
         parameters=sum(weight.numel() for weight in model.network.parameters()),
@@ -60,11 +63,11 @@ def _card(model: Model, file: str, out: Path) -> str:
         precision="fp32",
         mirror=False,
         l2_norm=False,
-        origin=f"The weights are those of {markdown_text(model.weights.name)}, sha256 "
-        f"`{file_digest(model.weights)}`.",
-        license=None,
+        origin=f"The weights are those of {markdown_text(model.weights.name)}, whose sha256 is "
+        f"`{file_digest(model.weights)}`. They were imported without a change of their values. The "
+        f"network was trained on {model.color.upper()} images; recognition.load takes RGB.",
+        license=license,
     )
-    return model_card(described, read_record(file))
 
 
 main = command(run)

@@ -22,6 +22,12 @@ class ConcatSet:
         )
         self.num_classes = int(first_labels[-1])
 
+    @property
+    def names(self) -> list[str] | None:
+        """The names of all identities, if every set has names."""
+        names = [getattr(faces, "names", None) for faces in self.sets]
+        return None if None in names else [name for some in names if some for name in some]
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -4,6 +4,7 @@ Both are folders with one folder per person: `gallery/NAME/*.jpg`. A probe of a 
 the gallery is unmated; such probes give the open-set figures.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from eval.benchmarks import Benchmark, existing_folder
 from eval.embed import Embed, embed_faces, mirror_setting, normalized
 from eval.metrics.identification import rank_rate, search, tpir
 from eval.metrics.templates import pool_templates
-from eval.report.result import Protocol, Result
+from eval.report.result import Identified, Protocol, Result
+from eval.search import top_matches
 
 RANKS = (1, 5, 10, 20)
 FPIRS = (1e-2, 1e-1)
+LISTED = 5  # gallery entries in the list of each probe image
 PROTOCOL = Protocol(
     name="identification",
     title="identification, 1:N",
@@ -55,18 +58,26 @@ def build(
 def run(
     name: str, gallery: Path, probe: Path, mirror: bool, pool: bool, embed: Embed, size: int
 ) -> Result:
-    """Embed both folders and search the gallery for every probe image."""
+    """Embed both folders, search the gallery for every probe image, and list whom it finds."""
     files = image_files(gallery, people=True), image_files(probe, people=True)
     people = [[path.parent.name for path in paths] for paths in files]
-    numbers = {person: number for number, person in enumerate(sorted({*people[0], *people[1]}))}
-    ids, probe_ids = (np.array([numbers[person] for person in names]) for names in people)
+    names = np.array(sorted({*people[0], *people[1]}), object)
+    numbers = {person: number for number, person in enumerate(names)}
+    ids, probe_ids = (np.array([numbers[person] for person in side]) for side in people)
     vectors, probe_vectors = (
         normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror)) for paths in files
     )
     if pool:
         ids, vectors = pool_templates(vectors, ids, media=np.arange(len(ids)))
-    found = mirror_setting(embed, mirror)
-    return identify(name, probe_vectors, probe_ids, vectors, ids, mirror=found)
+    result = identify(
+        name, probe_vectors, probe_ids, vectors, ids, mirror=mirror_setting(embed, mirror)
+    )
+    best = top_matches(probe_vectors, vectors, LISTED)
+    listed = tuple(
+        Identified(str(path), path.parent.name, tuple(zip(names[ids[rows]], scores, strict=True)))
+        for path, rows, scores in zip(files[1], best.rows, best.scores.tolist(), strict=True)
+    )
+    return replace(result, identified=listed)
 
 
 def identify(

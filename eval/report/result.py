@@ -69,6 +69,18 @@ class WorstPair:
 
 
 @dataclass(frozen=True)
+class Identified:
+    """A probe image of a search, and the gallery entries that are most like it.
+
+    probe: its file. person: who it shows. found: person and cosine similarity, best first.
+    """
+
+    probe: str
+    person: str
+    found: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """The outcome of one benchmark.
 
@@ -86,6 +98,7 @@ class Result:
     curves: dict[str, Curve] = field(default_factory=dict)
     histogram: Histogram | None = None
     worst: tuple[WorstPair, ...] = ()
+    identified: tuple[Identified, ...] = ()
     notes: tuple[str, ...] = ()
     skipped: str | None = None
 

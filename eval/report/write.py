@@ -1,13 +1,16 @@
 """Results as files: results.json for programs, the others for people."""
 
+import csv
 import gc
 import json
 import math
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from data.files import atomic_write
+from data.text import csv_cell
 from eval.report.html import html_report
 from eval.report.plots import roc_png, scores_png
 from eval.report.published import published_row
@@ -19,6 +22,8 @@ def write_report(
     results: Sequence[Result], folder: str | Path, *, published: str | None = None
 ) -> None:
     """Write results.json, results.md, report.html, roc.png and scores.png into `folder`.
+
+    If people were searched in a gallery, matches.csv lists whom each probe image was taken for.
 
     The folder is made if it does not exist, and each file is written atomically. report.html shows
     faces (the worst mistakes), so keep it only where you may keep the pictures.
@@ -45,9 +50,25 @@ def write_report(
         "report.html": html_report(results, plots, row).encode(),
         **plots,
     }
+    if any(result.identified for result in results):
+        files["matches.csv"] = matches_csv(results).encode()
     for name, content in files.items():
         with atomic_write(folder / name) as file:
             file.write(content)
+
+
+def matches_csv(results: Sequence[Result]) -> str:
+    """One line per probe image and gallery entry that is most like it, best first."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["benchmark", "probe", "person", "rank", "found", "cosine", "right"])
+    for result in results:
+        for one in result.identified:
+            for rank, (name, cosine) in enumerate(one.found, 1):
+                right = "yes" if name == one.person else "no"
+                cells = (one.probe, one.person, rank, name, round(cosine, 6), right)
+                writer.writerow([csv_cell(cell) for cell in (result.name, *cells)])
+    return text.getvalue()
 
 
 def as_json(result: Result) -> dict[str, Any]:

@@ -7,13 +7,13 @@ Parameter names and shapes are insightface's.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.options import Count, ShareBelowOne
+from data.options import Count, Range, ShareBelowOne
 from recognition.backbones import USUAL_SIZE, Recognized, Shapes
 from recognition.backbones._recompute import recompute
 
@@ -200,7 +200,7 @@ def build(
     *,
     variant: Literal["tiny", "small", "base", "large"] = "tiny",
     width: Count | None = None,
-    depth: Count | None = None,
+    depth: Annotated[int, Range(at_least=1, at_most=1000)] | None = None,
     heads: Count = 8,
     patch: Count = 9,
     mlp: Count = 4,

@@ -39,9 +39,9 @@ def load_model(source: str | Path, *, color: Color | None = None, device: str = 
     """The model in a run folder, a model folder or a file; it is frozen and in evaluation mode.
 
     source: a run folder; a model folder; a .pt, .pth, .ckpt, .bin or .safetensors with the weights
-    of a backbone, as arcface_torch, AdaFace, CVLface, FastFace and F²C publish it; an
-    .onnx; or a folder with one such file. color: the order of the color channels that the weights
-    were trained on, where the source does not say it. device: auto, cpu, cuda or mps.
+    of a backbone, as arcface_torch, AdaFace, CVLface, FastFace and F²C publish it; an .onnx; or a
+    folder with one such file. color: the order of the color channels that the weights were trained
+    on, where the source does not say it. device: auto, cpu, cuda or mps.
 
     Raises FileNotFoundError, or a ValueError of one line that says what was found and what to do.
     """
@@ -66,7 +66,7 @@ def _file_in(folder: Path) -> Path:
         )
     if (folder / FACTS).exists():
         return folder / WEIGHTS
-    if (folder / RUN_CONFIG).exists():
+    if _is_run(folder):
         return folder / RUN_WEIGHTS
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if len(found) != 1:
@@ -83,7 +83,7 @@ def _read(file: Path, color: Color | None) -> tuple[ModelFacts, State]:
     folder = file.parent
     if file.name == WEIGHTS and (folder / FACTS).exists():
         return _own(file, read_facts(folder), str(folder / FACTS), color)
-    if file.name == RUN_WEIGHTS and (folder / RUN_CONFIG).exists():
+    if file.name == RUN_WEIGHTS and _is_run(folder):
         return _own(file, _run_facts(folder), str(folder / RUN_CONFIG), color)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{file}: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -125,6 +125,13 @@ def _own(
         raise ValueError(
             f"{file}: not the weights of {facts.architecture.name} in {Path(source).name}: {error}"
         ) from None
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether the folder has a config.yaml of ours, be it damaged. CVLface has one of its own."""
+    written = folder / RUN_CONFIG
+    tree = _settings(written) if written.is_file() else {}
+    return written.exists() and (not tree or "backbone" in tree)
 
 
 def _run_facts(folder: Path) -> ModelFacts:
@@ -177,4 +184,6 @@ def _color_of_form(architecture: Part, prefix: str, tree: Mapping[str, Any]) -> 
     """
     if architecture.name == "ir":
         return "bgr" if "state_dict" in tree and prefix == "model." else None
-    return "rgb" if prefix in ("", "module.") else None
+    arcface_torch = architecture.name in ("iresnet", "mobilefacenet", "vit")
+    wrapped = prefix.replace("module.", "").replace("_orig_mod.", "")  # as PyTorch itself wraps
+    return "rgb" if arcface_torch and not wrapped else None

@@ -40,6 +40,8 @@ def write_model_folder(
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         (partial / FACTS).write_text(facts_json(facts), encoding="utf-8")
         (partial / CARD).write_text(card, encoding="utf-8")
+        # safetensors makes a file that nobody else may read.
+        (partial / WEIGHTS).chmod((partial / CARD).stat().st_mode)
         for name in (WEIGHTS, FACTS, CARD):
             with open(partial / name, "rb") as file:
                 os.fsync(file.fileno())

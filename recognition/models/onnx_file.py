@@ -99,7 +99,10 @@ def _open(path: Path, device: torch.device) -> tuple[Any, Any]:
     try:
         graph = onnx.load(path, load_external_data=False).graph
         providers = [*chosen, "CPUExecutionProvider"]
-        return graph, onnxruntime.InferenceSession(path, options, providers=providers)
+        # Without a second try, which onnxruntime would announce on the terminal.
+        return graph, onnxruntime.InferenceSession(
+            path, options, providers=providers, enable_fallback=0
+        )
     except OSError:
         raise
     except Exception as error:  # onnx and onnxruntime raise kinds of their own

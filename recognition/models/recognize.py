@@ -152,9 +152,16 @@ def fit_state(network: nn.Module, state: State) -> State:
 
 
 def blank(architecture: Part, size: int) -> nn.Module:
-    """The network on the device meta, where it costs neither memory nor random numbers."""
-    with torch.device("meta"):
-        network: nn.Module = build_part(BACKBONES, architecture, size=size)
+    """The network on the device meta, where it costs neither memory nor random numbers.
+
+    ValueError for options with which there is none, such as numbers beyond all sizes.
+    """
+    try:
+        with torch.device("meta"):
+            network: nn.Module = build_part(BACKBONES, architecture, size=size)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch raises each of them
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"there is no {architecture.name} with its options ({first})") from None
     return network
 
 

@@ -39,8 +39,8 @@ SCRATCH = ["init.weights=null", "init.centers=random", "optim.lr=0.1", "optim.lr
 ROWS: dict[str, list[str]] = {
     UNTOUCHED: [],
     "fine-tuned": [],
-    "random centers": ["init.centers=random"],
     "scratch": SCRATCH,
+    "random centers": ["init.centers=random"],
     "scratch, 4 × the images": [*SCRATCH, "optim.epochs=40"],
 }
 
@@ -167,8 +167,8 @@ def run_experiment(
     """
     if not table_only:
         torch.set_num_threads(1)
-        for seed in range(seeds):
-            for row in ROWS:
+        for row in ROWS:
+            for seed in range(seeds):
                 finish(row, seed, model, runs, results)
     show_table(table(results))
 

@@ -186,6 +186,15 @@ def test_odd_names_survive_every_conversion_there_and_back(tmp_path: Path) -> No
     assert sorted(names) == [os.fsencode(name) for name in expected]
 
 
+def test_names_of_joined_sets_survive(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_folder_of({f"{name}{n}/1.jpg": jpeg(n) for n in range(2)}, tmp_path / name)
+    joined = f"concat:{tmp_path}/a;{tmp_path}/b"
+    assert convert.main([joined, str(tmp_path / "c.tar")]) == 0
+    found: Any = open_faces(tmp_path / "c.tar")
+    assert found.names == ["a0", "a1", "b0", "b1"]
+
+
 def test_a_target_whose_name_is_not_utf8_is_told_without_an_error(tmp_path: Path) -> None:
     target = f"{tmp_path}/\udce9t\udce9.zip"
     assert convert.main(["synthetic:identities=2,images=2,size=24", target]) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -45,6 +45,8 @@ Places = Annotated[Sequence[Share], Ascending()]
         (Literal[1, "a"], "1 or a", [1, "a"], [True, "b"]),
         (Places, "a list (each a number at least 0 and at most 1) in ascending order",
          [[], [0, 0.5, 0.5]], [[0.5, 0.1], [2], 0.5, "0.5", [None]]),
+        (Mapping[str, Positive], "keys and values (each a number more than 0)",
+         [{}, {"a": 1, "b.*": 0.5}], [{"a": 0}, {"a": True}, {1: 1}, ["a"], "a", None]),
         (Any, "anything", [1, None, "a"], []),
     ],
 )  # fmt: skip

@@ -27,6 +27,8 @@ from data.writers.folder import write_folder
 from data.writers.records import write_records
 from data.writers.shards import write_shards
 from eval.embed import embed_faces
+from scripts._lmdb import write_lmdb
+from tools.verify import verify
 
 FACES = "synthetic:identities=4,images=3,size=24"
 
@@ -97,15 +99,52 @@ class Failing:
         return self.pread(fd, length, offset)
 
 
-def sets(path: Path) -> dict[str, FaceSet]:
-    source, done = open_set(FACES), lambda count: None
+def sets(path: Path, source: FaceSet | None = None) -> dict[str, FaceSet]:
+    """One set in each format that has a writer."""
+    source, done = source or open_set(FACES), lambda count: None
     write_folder(source, str(path / "folder"), progress=done)
     write_shards(source, str(path / "a.zip"), kind="zip", shard=0, progress=done)
     write_shards(source, str(path / "a.tar"), kind="tar", shard=0, progress=done)
     (path / "rec").mkdir()
     write_records(source, str(path / "rec/a.rec"), size=(24, 24), progress=done)
-    names = ("folder", "a.zip", "a.tar", "rec")
+    write_lmdb(source, path / "lmdb")
+    names = ("folder", "a.zip", "a.tar", "rec", "lmdb")
     return {name: open_faces(path / name) for name in names}
+
+
+class OneHalf:
+    """A set whose image 5 is a JPEG that is cut at half and has an end mark."""
+
+    def __init__(self) -> None:
+        self.whole = open_set(FACES.replace("24", "64"))
+        self.labels, self.num_classes = self.whole.labels, self.whole.num_classes
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def read(self, index: int) -> bytes:
+        encoded = self.whole.read(index)
+        return encoded[: len(encoded) // 2] + b"\xff\xd9" if index == 5 else encoded
+
+    def describe(self, index: int) -> str:
+        return self.whole.describe(index)
+
+
+def test_half_a_jpeg_is_reported_skipped_and_refused_in_every_format(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, faces in sets(tmp_path, OneHalf()).items():
+        caplog.clear()
+        place = faces.describe(5)
+        found = [one for one in verify(str(tmp_path / name)) if one.kind == "undecodable"]
+        assert [one.where for one in found] == [place], name
+        loader = Loader(faces, batch_size=12, size=64, seed=0, threads=1)
+        (batch,) = list(loader)
+        assert loader.skipped == 1
+        assert f"skipped {place}: JPEG of" in caplog.text
+        assert np.bincount(batch.labels).tolist() == [3, 3, 3, 3]
+        with pytest.raises(BadImage, match="is broken"):
+            embed_faces(lambda images: images.float().mean((2, 3)), faces, 64)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from data.parts import part_names
 from eval.__main__ import main
 from eval.benchmarks import PACKAGE
 from tools._cli import add_options, command_parser
+from tools._model import ModelOptions
 
 
 def build(
@@ -66,6 +68,35 @@ def test_options_are_those_of_the_signature() -> None:
 def test_wrong_values_are_refused(wrong: list[str], told: str) -> None:
     with pytest.raises(argparse.ArgumentError, match=told):
         parse("--root", "x", *wrong)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Options that several commands share."""
+
+    place: str | None = None
+    """Where it is."""
+    depth: Count = 3
+    """How deep."""
+
+
+def test_a_dataclass_stands_for_its_fields() -> None:
+    def find(*, where: Where, name: str = "x") -> None:
+        """Find it."""
+
+    assert parse(function=find) == {"where": Where(), "name": "x"}
+    given = parse("--place", "here", "--depth", "5", "--name", "y", function=find)
+    assert given == {"where": Where("here", 5), "name": "y"}
+    with pytest.raises(argparse.ArgumentError, match="--depth: found '0', expected at least 1"):
+        parse("--depth", "0", function=find)
+    parser = command_parser("find", "About.")
+    add_options(parser, find)
+    assert "--depth DEPTH How deep (default: 3)" in " ".join(parser.format_help().split())
+
+
+def test_a_model_that_is_not_named_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="give --model, a run folder, a model folder or a file"):
+        ModelOptions().load()
 
 
 def test_help_shows_text_and_default() -> None:

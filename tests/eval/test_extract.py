@@ -51,6 +51,8 @@ def test_every_source_gives_the_same_rows(folder: Path) -> None:
         assert listed == (
             names if source != "set.bin" else [f"set.bin, image {i}" for i in range(16)]
         )
+    one, listed = open_source(str(files[3]))
+    assert [one.read(0), *listed] == [expected[3], "b_0002.png"]
     faces, listed = open_source("synthetic:identities=3,images=2,first=0,seed=0,size=32")
     assert len(faces) == len(set(listed)) == 6
 

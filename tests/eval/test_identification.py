@@ -1,5 +1,6 @@
 """Gallery and probe folders, TinyFace and RFW, on images whose color is their identity."""
 
+import csv
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from eval.benchmarks import identification, rfw, tinyface
+from eval.report.write import write_report
 
 
 def embed(images: torch.Tensor) -> torch.Tensor:
@@ -46,6 +48,19 @@ def test_gallery_and_probe_folders(tmp_path: Path, pool: bool) -> None:
     assert result.metrics["tpir@0.1"] == pytest.approx(100 * 2 / 3)
     assert result.settings["mated"] == 3
     assert result.settings["gallery"] == (3 if pool else 6)
+
+    write_report([result], tmp_path)
+    with open(tmp_path / "matches.csv", newline="") as file:
+        _, *rows = csv.reader(file)
+    assert len(rows) == 4 * (3 if pool else 5)
+    best = [(row[1].split("/")[-2], row[2], row[4], row[6]) for row in rows if row[3] == "1"]
+    assert best == [
+        ("ann", "ann", "ann", "yes"),
+        ("bob", "bob", "bob", "yes"),
+        ("cy", "cy", "ann", "no"),
+        ("dan", "dan", best[3][2], "no"),
+    ]
+    assert [float(row[5]) for row in rows[:3]] == sorted([float(row[5]) for row in rows[:3]])[::-1]
 
 
 def test_tinyface_layout(tmp_path: Path) -> None:

@@ -165,6 +165,13 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.evaluate.sets[0]["images"] == "~me/a"
 
 
+def test_overrides_reach_into_factors() -> None:
+    config = load_config(QUICKSTART, ["optim.lr_factors.centers=1e1"])
+    assert config.optim.lr_factors == {"centers": 10}
+    config = load_config(QUICKSTART, ["optim.lr_factors={'*.bias': 2, fc.weight: 0.5}"])
+    assert config.optim.lr_factors == {"*.bias": 2, "fc.weight": 0.5}
+
+
 def test_overrides_reach_into_parts_and_lists() -> None:
     overrides = [
         "head=arcface",

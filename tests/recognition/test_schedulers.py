@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.parts import part_names
+from data.parts import find_part, part_names
 from data.steps import Steps
 from recognition.config import Part
 from recognition.parse import build_part
@@ -82,13 +84,40 @@ def test_learning_rates_follow_the_formula(
     assert _rates(name, **options) == pytest.approx([BASE * formula(t) for t in range(TOTAL)])
 
 
-@pytest.mark.parametrize("name", part_names("recognition.schedulers"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in part_names(PACKAGE)
+        if "warmup_steps" in inspect.signature(find_part(PACKAGE, name).build).parameters
+    ],
+)
 def test_a_warm_up_longer_than_the_run_is_refused(name: str) -> None:
     """A warm-up as long as the run is allowed: its last step has the base learning rate."""
     assert _rates(name, warmup_steps=TOTAL)[-1] == pytest.approx(BASE)
     message = rf"^scheduler\.warmup_steps: found {TOTAL + 1}, but the run has {TOTAL} steps, "
     with pytest.raises(ValueError, match=message):
         _rates(name, warmup_steps=TOTAL + 1)
+
+
+@pytest.mark.parametrize("name", part_names(PACKAGE))
+def test_every_schedule_continues_from_what_was_saved(name: str) -> None:
+    """The state is numbers and lists, as a checkpoint's JSON can hold them."""
+    losses = [torch.tensor(5.0 - step / 20) for step in range(TOTAL)]
+    optimizer, schedule = _built(name, {})
+    resumed: tuple[torch.optim.Optimizer, Schedule] | None = None
+    for step, loss in enumerate(losses):
+        if step == TOTAL // 2:
+            resumed = _built(name, {})
+            resumed[0].load_state_dict(optimizer.state_dict())
+            resumed[1].load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+        for optimizer_, schedule_ in [(optimizer, schedule), *([resumed] if resumed else [])]:
+            optimizer_.step()
+            schedule_.advance(loss)
+    assert resumed is not None
+    rates = [one.param_groups[0]["lr"] for one in (optimizer, resumed[0])]
+    assert rates[0] == rates[1]
+    assert 0 <= rates[0] <= BASE
 
 
 def test_torch_does_not_warn_of_a_skipped_first_step() -> None:

@@ -26,7 +26,9 @@ from recognition.models.facts import ModelFacts, Normalization
 from recognition.models.model_folder import write_model_folder
 from recognition.parse import build_part, load_config, to_yaml
 from tools import _onnx, export
-from tools._model_record import without_folders
+from tools._model import ModelOptions
+from tools._model_record import read_record, without_folders
+from tools._recognizer import open_recognizer
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -42,7 +44,17 @@ RESULTS = [
     {
         "name": "my|pairs",
         "protocol": "pairs",
-        "metrics": {"accuracy": 90.0, "accuracy_std": 1.0, "tar@0.001": None, "threshold": 1.4},
+        "metrics": {
+            "accuracy": 90.0,
+            "accuracy_std": 1.0,
+            "tar@0.001": None,
+            "threshold": 1.4,
+            "cosine@0.001": 0.41,
+            "cosine_low@0.001": 0.4,
+            "cosine_high@0.001": 0.42,
+            "false_same@0.001": 0.0,
+            "false_different@0.001": 9.0,
+        },
         "settings": {"pairs": 500, "genuine": 250, "mirror": True},
         "notes": ["few pairs"],
         "skipped": None,
@@ -61,7 +73,7 @@ RESULTS = [
         "metrics": {},
         "settings": {},
         "notes": [],
-        "skipped": "?",
+        "skipped": "/home-of-somebody/lfw.bin: no such file",
     },
 ]
 
@@ -296,6 +308,7 @@ def test_card_says_what_is_known(exported: dict[str, Path]) -> None:
             "cosface (margin 0.2",
             "few pairs",
             "a cosine of 0.300 as the threshold, where the embedding of the mirror image is added",
+            "threshold 0.4100 at a false accept rate of 0.001, 90 % interval 0.4000 to 0.4200",
             "RFW, in the table above",
             "## Intended use",
             "## Limits",
@@ -311,6 +324,13 @@ def test_card_says_what_is_known(exported: dict[str, Path]) -> None:
             content = path.read_bytes()
             assert b"home-of-somebody" not in content, path.name
             assert b"/secret" not in content, path.name
+
+
+@pytest.mark.parametrize("form", ["onnx", "safetensors"])
+def test_the_threshold_goes_with_the_folder(form: str, exported: dict[str, Path]) -> None:
+    found = open_recognizer(ModelOptions(model=str(exported[form]), device="cpu")).evaluation
+    assert found is not None
+    assert (found.threshold, found.impostors) == (0.41, 250)
 
 
 @pytest.mark.parametrize("form", ["onnx", "safetensors"])
@@ -390,6 +410,24 @@ def test_the_extra_is_named_where_it_is_missing(
     assert "needs onnxscript; install the extra: pip install -e '.[onnx]'" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.json", "{"),
+        ("results.json", '{"results": 3}'),
+        ("results.json", '{"results": [{"name": "x", "metrics": [1]}]}'),
+        ("training.json", '{"config": {"head": "arcface"}, "environment": {}}'),
+        ("training.json", '{"config": {}, "environment": {"training_set": {"images": "x"}}}'),
+        ("training.json", "[]"),
+    ],
+)
+def test_a_damaged_record_is_named(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="damaged") as error:
+        read_record(tmp_path)
+    assert str(tmp_path) in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,35 @@ def mobilefacenet(width: int = 64, side: int = 7, out: int = 512) -> Shapes:
     }
 
 
+def mobilefacenet_small(width: int = 64, side: int = 7, out: int = 512) -> Shapes:
+    """F²C's mobile."""
+    wide, top = 2 * width, 8 * width
+
+    def layer(name: str, shape: tuple[int, ...], active: bool = True) -> Shapes:
+        found = {f"{name}.conv.weight": shape, **norm(f"{name}.bn", shape[0])}
+        return {**found, f"{name}.prelu.weight": (shape[0],)} if active else found
+
+    found = {
+        **layer("conv1", (width, 3, 3, 3)),
+        **layer("dw_conv1", (width, 1, 3, 3)),
+        **layer("conv2", (top, wide, 1, 1)),
+        **layer("linear7", (top, 1, side, side), active=False),
+        **layer("linear1", (out, top, 1, 1), active=False),
+    }
+    hidden = [2 * width] * 5 + [4 * width] + [4 * width] * 6 + [8 * width] + [4 * width] * 2
+    inputs = width
+    for block, inner in enumerate(hidden):
+        name, outputs = f"blocks.{block}.conv", width if block < 5 else wide
+        found[f"{name}.0.weight"] = (inner, inputs, 1, 1)
+        found |= {**norm(f"{name}.1", inner), f"{name}.2.weight": (inner,)}
+        found[f"{name}.3.weight"] = (inner, 1, 3, 3)
+        found |= {**norm(f"{name}.4", inner), f"{name}.5.weight": (inner,)}
+        found[f"{name}.6.weight"] = (outputs, inner, 1, 1)
+        found |= norm(f"{name}.7", outputs)
+        inputs = outputs
+    return found
+
+
 def vit(
     width: int, depth: int, patch: int = 9, grid: int = 12, mlp: int = 4, out: int = 512
 ) -> Shapes:

@@ -45,6 +45,7 @@ FULL = {
         }.items()
     },
     "insightface mbf": FORMS.mobilefacenet(),
+    "f2c mobile": FORMS.mobilefacenet_small(),
     "insightface vit tiny": FORMS.vit(256, 12),
     "insightface vit small": FORMS.vit(512, 12),
     "insightface vit base": FORMS.vit(512, 24),
@@ -65,6 +66,7 @@ STATES = {
     "ir": IR,
     "ir se": FORMS.drawn(FORMS.ir((2, 2, 2, 2), se=True, width=16, side=2, out=16)),
     "mobilefacenet": FORMS.drawn(FORMS.mobilefacenet(**TINY)),
+    "mobilefacenet_small": FORMS.drawn(FORMS.mobilefacenet_small(**TINY)),
     "vit": FORMS.drawn(FORMS.vit(32, 3, patch=9, grid=3, out=16)),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -72,6 +74,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ir": {"depth": 18, "se": False, "width": 8, "embedding": 16},
     "ir se": {"depth": 18, "se": True, "width": 16, "embedding": 16},
     "mobilefacenet": {"width": 8, "embedding": 16},
+    "mobilefacenet_small": {"width": 8, "embedding": 16},
     "vit": {"width": 32, "depth": 3, "heads": 8, "patch": 9, "mlp": 4, "embedding": 16},
 }
 SIZES = {"vit": 27}
@@ -166,11 +169,12 @@ ARCFACE_CHECKPOINT = {
     "state_optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": []},
     "state_lr_scheduler": {"last_epoch": 3},
 }
-F2C = {"state_dict": IRESNET, "lru": {1: 2}, "fc": torch.zeros(1, 16, 9), "qp": {4: 5}}
+F2C = {"lru": {1: 2}, "fc": torch.zeros(1, 16, 9), "qp": {4: 5}}
 # name of the form: file name, content, network, color order
 PUBLISHED: dict[str, tuple[str, Any, str, str]] = {
     "arcface_torch": ("model.pt", IRESNET, "iresnet", "rgb"),
     "DataParallel": ("backbone.pth", prefixed("module.", IRESNET), "iresnet", "rgb"),
+    "compiled": ("model.pt", prefixed("module._orig_mod.", IRESNET), "iresnet", "rgb"),
     "its checkpoint": ("checkpoint_gpu_1.pt", ARCFACE_CHECKPOINT, "iresnet", "rgb"),
     "in an OrderedDict": ("model.pt", OrderedDict(IRESNET), "iresnet", "rgb"),
     "with its head": ("m.pt", {**IRESNET, "head.kernel": torch.zeros(3)}, "iresnet", "rgb"),
@@ -189,11 +193,12 @@ def test_published_forms_need_no_option(form: str, tmp_path: Path) -> None:
     assert torch.equal(model.embed(crops(name)), embeddings(name, STATES[name], color))
 
 
-def test_f2c_has_its_own_normalization(tmp_path: Path) -> None:
-    torch.save(F2C, tmp_path / "7.pt")
+@pytest.mark.parametrize("name", ["iresnet", "mobilefacenet_small"])
+def test_f2c_has_its_own_normalization(name: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": STATES[name], **F2C}, tmp_path / "7.pt")
     model = loaded(tmp_path / "7.pt")
     assert (model.color, model.normalization.std) == ("bgr", 128)
-    expected = embeddings("iresnet", IRESNET, "bgr", 128)
+    expected = embeddings(name, STATES[name], "bgr", 128)
     assert torch.equal(model.embed(CROPS), expected)
 
 
@@ -220,7 +225,7 @@ def test_safetensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "model.", "net.", "model.net.", "features.module."]
 )
-@pytest.mark.parametrize("name", ["ir", "iresnet"])
+@pytest.mark.parametrize("name", ["ir", "iresnet", "mobilefacenet_small"])
 def test_the_color_order_is_asked_for_where_nothing_says_it(
     name: str, prefix: str, tmp_path: Path
 ) -> None:
@@ -245,6 +250,7 @@ def test_cvlface_says_its_color_order_beside_the_weights(
     settings = {"name": "ir18", "color_space": space, "output_dim": 16}
     if beside == "model.yaml":
         torch.save(prefixed("net.", IR), tmp_path / "model.pt")
+        (tmp_path / "config.yaml").write_text("models: [ir18]")  # not that of a run of ours
         (tmp_path / beside).write_text(yaml.safe_dump(settings))
     else:
         save_file(prefixed("model.net.", IR), tmp_path / "model.safetensors")
@@ -285,6 +291,30 @@ def test_a_run_folder(tmp_path: Path) -> None:
     ) as told:
         loaded(tmp_path)
     assert len(str(told.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"width": 1 << 62}, "there is no iresnet with its options"),
+        ({"width": 1 << 20}, "it has conv1.weight float"),
+        ({"embedding": 10**30}, "there is no iresnet with its options"),
+        ({"name": "vit", "depth": 10**9}, "depth: found 1000000000, expected .*at most 1000"),
+    ],
+)
+def test_a_folder_that_lies_about_its_network_gets_no_memory(
+    options: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    save_file(IRESNET, tmp_path / "model.safetensors")
+    architecture = {"name": "iresnet", "depth": 18, **options}
+    if options.get("name"):
+        del architecture["depth"]
+        architecture |= options
+    facts = {"version": 1, "architecture": architecture, "size": 32, "color": "rgb"}
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=problem) as error:
+        loaded(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 WIDE = {**IRESNET, "fc.weight": torch.zeros(16, 200)}

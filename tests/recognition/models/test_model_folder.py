@@ -36,6 +36,7 @@ def test_a_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
     assert (tmp_path / "deep/model/README.md").read_text() == "# A card\n"
+    assert len({path.stat().st_mode for path in (tmp_path / "deep/model").iterdir()}) == 1
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_half_written(tmp_path: Path) -> None:
