@@ -5,8 +5,8 @@
 A small set of synthetic faces is written in every file format, and each copy is broken again and
 again: bytes of headers and indices (.idx, record frames and headers with and without an .idx, zip
 directories and local headers, tar headers, LMDB pages) are flipped, set, cut out or doubled, or the
-file is truncated. The bytes of images stay as they are. Each broken set is opened, and every image
-is read and decoded in a separate process.
+file is truncated. The bytes of images, and labels in .cls files, stay as they are. Each broken set
+is opened, and every image is read and decoded in a separate process.
 
 Allowed are a ValueError, an OSError, and images of the set, with one label per identity and one
 identity per label. Everything else is a failure: another exception, a wrong image under a label, a
@@ -62,7 +62,7 @@ def make(faces: SyntheticSet, folder: Path) -> None:
 
 
 def headers(data: bytes, kind: str, images: list[bytes]) -> list[int]:
-    """Positions that are not inside the bytes of an image."""
+    """Positions that are not inside the bytes of an image, nor of a tar's label."""
     inside = bytearray(len(data))
     for image in images if kind != "idx" else []:
         at = data.find(image)
@@ -70,6 +70,8 @@ def headers(data: bytes, kind: str, images: list[bytes]) -> list[int]:
             inside[at : at + len(image)] = b"\1" * len(image)
             at = data.find(image, at + 1)
     outside = [at for at, one in enumerate(inside) if not one]
+    if kind == "tar":  # nothing in a tar tells that a label in a .cls was another one
+        outside = [at for at in outside if not data[at & -512 :][:512].rstrip(b"\0").isdigit()]
     if kind == "lmdb":  # most of a page is empty: spare the zeros behind its header
         outside = [at for at in outside if data[at] or at % 4096 < 160]
     return outside
