@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.decode_threads import decode_threads
-from data.faces import open_faces, resolve_path
 from data.fingerprint import Fingerprint, fingerprint_of
 from data.parts import find_part
 from data.types import FaceSet
@@ -55,6 +54,7 @@ from recognition.schedulers import Schedule
 from recognition.step_size import rate_share, with_step_size
 from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
 from recognition.trainer import train
+from recognition.training_set import open_training_set
 
 log = logging.getLogger(__name__)
 
@@ -324,12 +324,7 @@ def _what_must_be_same(
 def _open_training_faces(config: Config) -> FaceSet:
     data = config.data
     try:
-        return open_faces(
-            resolve_path(data.train, data.root),
-            data.format,
-            subset=resolve_path(data.subset, data.root) if data.subset else None,
-            renumber=data.renumber,
-        )
+        return open_training_set(data)
     except FileNotFoundError as error:
         hint = "data.root is not set: relative paths start from the working directory"
         raise ValueError(str(error) if data.root else f"{error} ({hint})") from None

@@ -160,11 +160,10 @@ def plan_time(
 
 def data_of(config: Config, path: str) -> tuple[int, int]:
     """Identities and images of the config's training set. ConfigError where it can't be opened."""
-    from data.faces import open_faces, resolve_path
+    from recognition.training_set import open_training_set
 
     try:
-        where = resolve_path(config.data.train, config.data.root)
-        faces = open_faces(where, config.data.format)
+        faces = open_training_set(config.data)
         return faces.num_classes, len(faces)
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.faces import open_faces
 from data.options import Count
 from data.types import Batch
 from recognition import trainer
@@ -28,6 +27,7 @@ from recognition.experiment import build_parts
 from recognition.logs import open_logs
 from recognition.parse import load_config
 from recognition.parts import Parts
+from recognition.training_set import open_training_set
 from scripts._tables import show_table
 from scripts.bench._measure import median_ratio
 from tools._cli import command
@@ -56,7 +56,7 @@ def bare_block(config: Config, parts: Parts, steps: list[list[Batch]]) -> float:
 
 def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
     """Seconds of a step of both, and the ratio."""
-    faces = open_faces(config.data.train, config.data.format)
+    faces = open_training_set(config.data)
     device = torch.device("cpu")
     ours, bare = (build_parts(config, faces, device, Ranks()) for _ in range(2))
     copies = [
