@@ -40,7 +40,7 @@ def test_a_crash_of_the_reader_is_a_failure(
     monkeypatch.setattr(data_fuzz, "ProcessPoolExecutor", Crashing)
     assert data_fuzz.main(["--count", "5"]) == 1
     printed, told = capsys.readouterr()
-    assert "set 2, zip: crashed" in printed
+    assert "set 2, lost: crashed" in printed
     assert told == "error: 1 of 5 broken sets failed\n"
 
 
