@@ -4,10 +4,14 @@ The detector is YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face De
 OpenCV runs it, and its weights are in data/yunet/. docs/benchmarks/alignment.md has figures.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -16,11 +20,14 @@ from numpy.typing import NDArray
 from data.align import similarity, warp
 from data.types import Pixels
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 WEIGHTS = Path(__file__).parent / "yunet" / "face_detection_yunet_2023mar.onnx"
 
 # YuNet finds faces of 15 pixels and more. Photos are shrunk for it, so that a photo costs the same
 # whatever the camera. The second size is for photos in which the first one shows no face.
 LONGEST_SIDES = (640, 1600)
+MOST_THREADS = 4  # each holds one whole photo, which may have 0.8 GB
 LEAST_SCORE = 0.7
 LEAST_OVERLAP = 0.3  # two boxes of which more than this is common show one face
 
@@ -67,7 +74,7 @@ def load_detector() -> Detector:
         height, width = image.shape[:2]
         faces: list[Face] = []
         for side in LONGEST_SIDES:
-            small = _shrink(image, min(1.0, side / max(height, width)))
+            small = shrink(image, min(1.0, side / max(height, width)))
             to_photo = np.array([width / small.shape[1], height / small.shape[0]])
             for row in find(small):
                 corner, extent = row[:2] * to_photo, row[2:4] * to_photo
@@ -79,6 +86,31 @@ def load_detector() -> Detector:
         return sorted(faces, key=lambda face: -_area(face.box))
 
     return detect
+
+
+def in_threads(
+    work: Callable[[Detector, Item], Result],
+    items: Sequence[Item],
+    load: Callable[[], Detector] = load_detector,
+) -> Iterator[Result]:
+    """`work` of each item in order, in some threads that have a detector each.
+
+    load: makes a detector.
+    """
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    idle: SimpleQueue[Detector] = SimpleQueue()
+    for _ in range(threads):
+        idle.put(load())
+
+    def one(item: Item) -> Result:
+        detect = idle.get()
+        try:
+            return work(detect, item)
+        finally:
+            idle.put(detect)
+
+    with ThreadPoolExecutor(threads, "detect") as executor:
+        yield from executor.map(one, items)
 
 
 @contextmanager
@@ -93,7 +125,8 @@ def _without_warnings() -> Iterator[None]:
             logging.setLogLevel(level)
 
 
-def _shrink(image: Pixels, factor: float) -> Pixels:
+def shrink(image: Pixels, factor: float) -> Pixels:
+    """The image uint8 (H,W,3) with its sides times `factor`, at most 1; pixels are averaged."""
     if factor == 1:
         return image
     wide, tall = (max(1, round(side * factor)) for side in image.shape[1::-1])

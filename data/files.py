@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import stat
 import weakref
 from collections.abc import Callable, Iterator
@@ -185,6 +186,37 @@ def atomic_write(path: str | Path, mode: str = "wb", *, durable: bool = True) ->
             sync_folder(target.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+def check_new(folder: str | Path) -> None:
+    """FileExistsError if something has the name of a folder that is to be made."""
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder}: is there already; give the name of a new folder")
+
+
+@contextmanager
+def new_folder(folder: str | Path, *, durable: bool = True) -> Iterator[Path]:
+    """An empty folder to fill, which appears under its name only when it is complete.
+
+    Its files are flushed to disk if `durable`. After an error nothing is left of it. Raises
+    FileExistsError if something has the name already.
+    """
+    target = Path(folder)
+    check_new(target)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.rglob("*") if durable else ():
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        partial.rename(target)
+        if durable:
+            sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

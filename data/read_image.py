@@ -60,21 +60,27 @@ def _bad(images: Images, index: int, error: ValueError | OSError) -> Exception:
 
 
 class ResizeNotice:
-    """Says once of a set that images are resized, because they may not be aligned.
+    """Says once of a set that images are resized, and once that some of them are not square.
+
+    Those may not be aligned.
 
     size: side in pixels that images should have. Threads may share a notice.
     """
 
     def __init__(self, size: int) -> None:
         self.expected = (size, size)
-        self._first = threading.Lock()
+        self._first = {is_square: threading.Lock() for is_square in (True, False)}
 
     def say(self, found: Size, images: Images, index: int) -> None:
         """Say that an image had another height and width than `expected`."""
-        if self._first.acquire(blocking=False):
+        height, width = found
+        if self._first[height == width].acquire(blocking=False):
+            advice = ": are these aligned? python -m tools.align aligns them"
             log.warning(
-                "%s: %d×%d, resized to %d×%d: are these aligned? python -m tools.align aligns them",
+                "%s: %d×%d, resized to %d×%d%s",
                 images.describe(index),
-                *reversed(found),
+                width,
+                height,
                 *self.expected,
+                "" if height == width else advice,
             )

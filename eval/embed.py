@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from data.images import Images
+from data.read_image import BadImage
 from eval.batches import Crop, Decoded, Indices, decoded_batches
 from eval.stored import Stored
 
@@ -205,7 +206,7 @@ class _Round:
                 where = images.describe(int(batch[failed - 1]))
                 if number == rank and error:
                     raise error
-                raise ValueError(f"{where}: rank {number} cannot read or decode it")
+                raise BadImage(f"{where}: rank {number} cannot read or decode it")
             vectors = views[:, : len(batch)]
             bad = np.flatnonzero(~np.isfinite(vectors).all((0, 2)))
             if len(bad):

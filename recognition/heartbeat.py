@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,10 @@ class Heartbeat:
             "images_per_second": self._rate,
             "eta_seconds": None if self._state in ENDED else eta,
         }
-        try:
-            # Not flushed to disk: that may take seconds, and after a crash nobody is alive anyway.
-            with atomic_write(self._path, "w", durable=False) as file:
-                json.dump(content, file)
-        except OSError:
-            # A full disk is told by what must be saved. `watch` shows how old the heartbeat is.
-            pass
+        # Not flushed to disk: that may take seconds, and after a crash nobody is alive anyway. A
+        # full disk is told by what must be saved. `watch` shows how old the heartbeat is.
+        with suppress(OSError), atomic_write(self._path, "w", durable=False) as file:
+            json.dump(content, file)
 
 
 @contextmanager
@@ -139,7 +136,7 @@ def is_alive(beat: dict[str, Any]) -> bool | None:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # it runs, as another user
+        return True  # it runs, as another user
     return True
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.decode import decode_any
+from data.read_image import BadImage, read_pixels
 from data.types import FaceSet
 from recognition.classifiers import Classifier
 from recognition.config import Config, InitConfig
@@ -26,7 +26,7 @@ NAMED = 3  # names in a line
 Embed = Callable[[Sequence[int]], np.ndarray]
 """Numbers of images -> their embeddings float32 (N,D), the same on all ranks.
 
-A ValueError for an image that can't be decoded."""
+A BadImage for an image that can't be read or decoded."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def set_centers(classifier: Classifier, faces: FaceSet, embed: Embed, ranks: Ran
     """Set each center to the mean direction of its class's embeddings; returns a line about it.
 
     All ranks call it. A center has length 1. One whose class has no readable image keeps its random
-    direction. Raises the ValueError of `embed` unless images that can't be decoded are the reason.
+    direction. Raises the BadImage of `embed` if no image of a slice can be read.
     """
     centers, rows = _centers(classifier), classifier.rows
     sums = torch.zeros(centers.shape)
@@ -182,13 +182,13 @@ def _embedded(
 ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
     """Numbers of images and their embeddings, slice by slice.
 
-    Images that can't be decoded are left out and logged, as in training.
+    Images that can't be read or decoded are left out and logged, as in training.
     """
     for first in range(0, len(faces), SLICE):
         indices: Sequence[int] = range(first, min(first + SLICE, len(faces)))
         try:
             found = embed(indices)
-        except ValueError:
+        except BadImage:
             readable = [index for index in indices if _readable(faces, index, ranks)]
             if len(readable) in (0, len(indices)):
                 raise
@@ -198,9 +198,9 @@ def _embedded(
 
 def _readable(faces: FaceSet, index: int, ranks: Ranks) -> bool:
     try:
-        decode_any(faces.read(index))
-    except ValueError as error:
+        read_pixels(faces, index)
+    except BadImage as error:
         if ranks.rank == 0:
-            log.warning("init.centers: left out %s: %s", faces.describe(index), error)
+            log.warning("init.centers: left out %s", error)
         return False
     return True

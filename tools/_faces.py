@@ -1,11 +1,8 @@
 """The faces in photos: found once, and cut out whenever their pixels are needed."""
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Literal
 
 import cv2
@@ -13,7 +10,7 @@ import numpy as np
 
 from data.align import align
 from data.decode import decode
-from data.detect import Detector, load_detector
+from data.detect import Detector, in_threads, shrink
 from data.files import read_file
 from data.image_size import kind_and_size
 from data.limits import MOST_IMAGE_BYTES
@@ -25,7 +22,6 @@ Align = Literal["auto", "always", "never"]
 
 auto: all but those that have the size of the model's input. always: all. never: none.
 """
-MOST_THREADS = 4  # each holds one whole photo, which may have 0.8 GB
 
 
 @dataclass(frozen=True)
@@ -107,22 +103,14 @@ def find_all_faces(
     photos: Sequence[Path], size: int, how: Align
 ) -> Iterator[list[FaceIn] | ValueError | OSError]:
     """`find_faces` of each photo, in order and in some threads, or why a photo cannot be read."""
-    threads = min(MOST_THREADS, os.cpu_count() or 1)
-    idle: SimpleQueue[Detector] = SimpleQueue()
-    for _ in range(threads):
-        idle.put(load_detector())
 
-    def one(photo: Path) -> list[FaceIn] | ValueError | OSError:
-        detect = idle.get()
+    def find(detect: Detector, photo: Path) -> list[FaceIn] | ValueError | OSError:
         try:
             return find_faces(photo, size, how, detect)
         except (ValueError, OSError) as error:
             return error
-        finally:
-            idle.put(detect)
 
-    with ThreadPoolExecutor(threads, "detect") as executor:
-        yield from executor.map(one, photos)
+    return in_threads(find, photos)
 
 
 def _is_crop(encoded: bytes, size: int) -> bool:
@@ -137,9 +125,7 @@ def draw_boxes(faces: Sequence[FaceIn], used: int, longest: int = 640) -> Pixels
     """
     photo = read_photo(faces[0].photo)
     factor = min(1.0, longest / max(photo.shape[:2]))
-    wide, tall = (max(1, round(side * factor)) for side in photo.shape[1::-1])
-    small = np.empty((tall, wide, 3), np.uint8)
-    cv2.resize(photo, (wide, tall), dst=small, interpolation=cv2.INTER_AREA)
+    small: Pixels = shrink(photo, factor).copy()
     for face in faces:
         if face.box is not None:
             left, top, right, bottom = (round(side * factor) for side in face.box)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from data.faces import JOINED
+from data.faces import CHOSEN, JOINED
 from data.files import read_text
 
 TRAINING, RESULTS = "training.json", "results.json"
@@ -100,11 +100,13 @@ def without_folders(tree: Any) -> Any:
         return [without_folders(node) for node in tree]
     if not isinstance(tree, str):
         return tree
-    joined = JOINED if tree.startswith(JOINED) else ""
-    return joined + ";".join(map(_last_name, tree.removeprefix(joined).split(";")))
+    return ";".join(map(_last_name, tree.split(";")))
 
 
 def _last_name(path: str) -> str:
+    for begin in (JOINED, CHOSEN):
+        if path.startswith(begin):
+            return begin + _last_name(path.removeprefix(begin))
     if not _OUTSIDE.match(path):
         return path
     return PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recognition.models.facts import ModelFacts, Normalization, facts_json
+from recognition.models.onnx_file import METADATA
 
 INPUT, OUTPUT = "input", "embedding"
-METADATA = "model.json"
 USUAL = Normalization()
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MOST_BYTES = 1_900_000_000  # one file of protobuf holds less than 2 GiB

@@ -10,16 +10,13 @@ crop exists already is not aligned again.
 HEIC photos, as telephones take them, need one more package: pip install -e '.[heic]'
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 from data.align import align
 from data.decode import encode_jpeg
-from data.detect import Detector, load_detector
+from data.detect import Detector, in_threads, load_detector
 from data.files import atomic_write, is_special
 from data.names import is_hidden
 from data.options import Count
@@ -29,7 +26,6 @@ from tools._cli import Failed, command
 from tools._progress import progress_bar
 
 REPORT = "align_report.tsv"
-MOST_THREADS = 4  # each holds one whole photo, which may have 0.8 GB
 
 
 def align_folder(
@@ -50,25 +46,17 @@ def align_folder(
     if not found:
         raise ValueError(f"{photos}: holds no photo ({', '.join(PHOTO_SUFFIXES)})")
     crops = crop_names(found)
-    threads = min(MOST_THREADS, os.cpu_count() or 1)
-    idle: SimpleQueue[Detector] = SimpleQueue()
-    for _ in range(threads):
-        idle.put(load())
 
-    def one(photo: Path) -> tuple[str, str]:
+    def one(detect: Detector, photo: Path) -> tuple[str, str]:
         target = out / crops[photo]
         if target.exists():
             return "kept", ""
-        detect = idle.get()
-        try:
-            return _align_one(photos / photo, target, detect, size, largest)
-        finally:
-            idle.put(detect)
+        return _align_one(photos / photo, target, detect, size, largest)
 
     counts = Counter({"other": len(other)} if other else {})
     rows = [(str(name), "other", "no photo by its name") for name in other]
-    with ThreadPoolExecutor(threads) as executor, progress_bar(len(found), "aligning") as advance:
-        for photo, (outcome, detail) in zip(found, executor.map(one, found), strict=True):
+    with progress_bar(len(found), "aligning") as advance:
+        for photo, (outcome, detail) in zip(found, in_threads(one, found, load), strict=True):
             counts[outcome] += 1
             if outcome not in ("aligned", "kept"):
                 rows.append((str(photo), outcome, detail))

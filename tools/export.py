@@ -7,10 +7,7 @@ wrote: it embeds 64 faces with the model and with the file, and compares the cos
 If they differ by more than 1e-4 (fp16: 5e-3), it writes nothing and its exit code is 1.
 """
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +18,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import recognition
+from data.files import check_new, new_folder
 from eval.batches import decoded_batches
 from eval.extract import open_source
 from eval.verdict import read_evaluation
 from recognition.models.facts import Color
 from recognition.models.model import Model
-from recognition.models.model_folder import CARD, write_model_folder
+from recognition.models.model_folder import CARD, write_model
 from tools._cli import Failed, command
 from tools._model_card import Export, model_card
 from tools._model_record import read_record, write_record
@@ -78,7 +76,7 @@ def export(
     source = Path(model).absolute()
     called = name or (source.stem if source.is_file() else source.name)
     target = Path(out or f"{called}-{to}")
-    check_free(target)
+    check_new(target)
     record = read_record(model)
     pixels, shown = read_faces(faces, loaded.size)
     expected = run_torch(loaded, pixels, mirror=mirror)
@@ -124,8 +122,7 @@ def export(
 def write_graph(
     model: Model, folder: Path, *, half: bool, mirror: bool, l2_norm: bool
 ) -> Callable[[torch.Tensor], np.ndarray]:
-    """Write model.onnx into a new folder, and return what computes embeddings from it."""
-    folder.mkdir()
+    """Write model.onnx into the folder, and return what computes embeddings from it."""
     file = folder / ONNX
     write_onnx(model.network, model.facts, file, half=half, mirror=mirror, l2_norm=l2_norm)
     return partial(run_onnx, file)
@@ -139,7 +136,7 @@ def write_weights(
     Failed unless the file holds the same bits.
     """
     state = half_weights(model.network) if half else model.network.state_dict()
-    write_model_folder(folder, model.facts, state, card="")
+    write_model(folder, model.facts, state)
     read = recognition.load(folder, device="cpu")
     check_same(state, read.network.state_dict())
     return partial(run_torch, read)
@@ -210,28 +207,6 @@ def half_weights(network: nn.Module) -> dict[str, torch.Tensor]:
         name: value.half() if value.is_floating_point() and name not in kept else value
         for name, value in state.items()
     }
-
-
-def check_free(folder: Path) -> None:
-    """FileExistsError if something has the name of a folder to make."""
-    if folder.exists() or folder.is_symlink():
-        raise FileExistsError(f"{folder}: is there already; give --out the name of a new folder")
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """The name of a folder to make, which gets the name `folder` when it is complete.
-
-    After an error nothing is left. Raises FileExistsError if something has the name already.
-    """
-    check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield unfinished / folder.name
-        (unfinished / folder.name).rename(folder)
-    finally:
-        shutil.rmtree(unfinished)
 
 
 main = command(export)

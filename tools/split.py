@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from data.files import check_new, new_folder
 from data.formats.folder import FolderSet, open_set
 from data.options import CountOrZero, Range
 from data.types import Int64
@@ -67,8 +68,7 @@ def split_photos(labels: Int64, share: float, rng: np.random.Generator) -> Parts
 
 def write_parts(faces: FolderSet, parts: Parts, out: Path) -> None:
     """Write OUT/PART/PERSON/IMAGE. `out` appears only when it is complete."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with new_folder(out, durable=False) as partial:
         for part, images in parts.items():
             for index in images.tolist():
                 source = Path(faces.describe(index))
@@ -78,10 +78,6 @@ def write_parts(faces: FolderSet, parts: Parts, out: Path) -> None:
                     os.link(source, target)
                 except OSError:
                     shutil.copyfile(source, target)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def run(
@@ -101,8 +97,7 @@ def run(
     seed: seed of the drawing; another seed draws another test.
     """
     target = faces.with_name(f"{faces.resolve().name}_split") if out is None else out
-    if target.exists():
-        raise FileExistsError(f"{target}: exists already; remove it, or give another --out")
+    check_new(target)
     source = open_set(str(faces))
     divide = split_people if by == "person" else split_photos
     try:

@@ -7,15 +7,13 @@
 No part of it is executed when it is read.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from data.files import read_file, sync_folder
+from data.files import new_folder, read_file
 from recognition.models.facts import ModelFacts, facts_json, parse_facts
 
 WEIGHTS, FACTS, CARD = "model.safetensors", "model.json", "README.md"
@@ -30,26 +28,18 @@ def write_model_folder(
     state: the state dict of the backbone. card: the text of README.md, Markdown. Raises
     FileExistsError if something with the name of the folder is there already.
     """
-    folder = Path(folder)
-    if os.path.lexists(folder):
-        raise FileExistsError(f"{folder}: is there already; give the name of a new folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / FACTS).write_text(facts_json(facts), encoding="utf-8")
+    with new_folder(folder) as partial:
+        write_model(partial, facts, state)
         (partial / CARD).write_text(card, encoding="utf-8")
-        # safetensors makes a file that nobody else may read.
-        (partial / WEIGHTS).chmod((partial / CARD).stat().st_mode)
-        for name in (WEIGHTS, FACTS, CARD):
-            with open(partial / name, "rb") as file:
-                os.fsync(file.fileno())
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+
+def write_model(folder: Path, facts: ModelFacts, state: Mapping[str, torch.Tensor]) -> None:
+    """Write a model folder's weights and facts into a folder that is there."""
+    (folder / FACTS).write_text(facts_json(facts), encoding="utf-8")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    # safetensors makes a file that nobody else may read.
+    (folder / WEIGHTS).chmod((folder / FACTS).stat().st_mode)
 
 
 def read_facts(folder: Path) -> ModelFacts:

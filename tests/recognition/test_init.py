@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import torch
 
 from data.decode import decode
 from data.faces import open_faces
+from data.read_image import BadImage
 from data.types import FaceSet
 from recognition import checkpoint, experiment
 from recognition.classifiers.full import build as build_full
@@ -266,27 +269,41 @@ def test_centers_are_the_means_of_the_unit_embeddings() -> None:
             assert torch.equal(found[0][person], random[person])
 
 
-def test_an_image_that_cannot_be_decoded_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+class Unreadable(Faces):
+    """Image 0 lies on a part of the drive that can't be read."""
+
+    def read(self, index: int) -> bytes:
+        if index == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "image 0")
+        return super().read(index)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [(Faces, "6 bytes"), (Unreadable, os.strerror(errno.EIO))]
+)
+def test_an_image_that_cannot_be_read_is_left_out(
+    kind: type[Faces], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
     drawn = open_faces("synthetic:identities=4,images=2,size=16", "auto")
     encoded = [b"broken", *(drawn.read(index) for index in range(1, 8))]
-    faces = Faces(drawn.labels, 4, encoded)
+    faces = kind(drawn.labels, 4, encoded)
     vectors = np.eye(8, 5, dtype=np.float32) + 1
 
     def embed(indices: Sequence[int]) -> np.ndarray:
         if 0 in indices:
-            raise ValueError("image 0: broken")
+            raise BadImage("image 0: broken")
         return vectors[list(indices)]
 
     classifier = _full(4, Ranks())
     set_centers(classifier, faces, embed, Ranks())
     expected = vectors[1] / np.linalg.norm(vectors[1])
     np.testing.assert_allclose(classifier.weight.detach()[0], expected, atol=1e-6)
-    assert caplog.messages[0].startswith("init.centers: left out image 0: 6 bytes")
+    assert caplog.messages[0].startswith(f"init.centers: left out image 0: {told}")
 
     def always(indices: Sequence[int]) -> np.ndarray:
-        raise ValueError("its embedding is not finite")
+        raise BadImage("no image of them was read")
 
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="no image of them"):
         set_centers(classifier, Faces(drawn.labels[1:], 4, encoded[1:]), always, Ranks())
 
 

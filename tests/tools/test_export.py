@@ -440,6 +440,8 @@ def test_a_damaged_record_is_named(name: str, content: str, tmp_path: Path) -> N
         ("\\\\server\\me\\a.rec", "a.rec"),
         ("sets/a.rec", "sets/a.rec"),
         ("concat:/home/me/a.rec;b.rec;/me/c", "concat:a.rec;b.rec;c"),
+        ("subset:/home/me/a.npy;/me/c.rec", "subset:a.npy;c.rec"),
+        ("concat:subset:/home/me/a.npy;/me/c.rec;b", "concat:subset:a.npy;c.rec;b"),
         ("synthetic:identities=2", "synthetic:identities=2"),
         ([{"root": "/home/me"}, None, 3], [{"root": "me"}, None, 3]),
     ],

@@ -108,7 +108,7 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(
     (faces.parent / "two" / "ann").mkdir(parents=True)
     (faces.parent / "two" / "ann" / "1.jpg").write_bytes(b"1")
     for arguments, told in (
-        ([f"{faces}", "--test", "0.3", "--out", f"{faces.parent}/there"], "exists already"),
+        ([f"{faces}", "--test", "0.3", "--out", f"{faces.parent}/there"], "is there already"),
         ([f"{faces.parent}/nobody", "--test", "0.3"], "no such folder"),
         ([f"{faces}", "--test", "0.95"], "give another --test"),
         ([f"{faces.parent}/two", "--test", "0.2"], "--by photo"),
