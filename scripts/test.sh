@@ -7,4 +7,5 @@ use_environment dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# Two processes at a time; the tests of a file stay together, because they share what they set up.
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
