@@ -89,10 +89,7 @@ def two_groups(vectors: np.ndarray) -> tuple[float, np.ndarray]:
     result is then -inf and an empty group.
     """
     block = np.asarray(vectors, np.float64)
-    around = block - block.mean(0)
-    # The eigenvector of the small matrix (n,n) has one number per image: its side.
-    _, directions = np.linalg.eigh(around @ around.T)
-    side = directions[:, -1] > 0
+    side = _largest_variance(block - block.mean(0)) > 0
     for _ in range(ROUNDS):
         if not 0 < np.count_nonzero(side) < len(side):
             break
@@ -111,6 +108,15 @@ def two_groups(vectors: np.ndarray) -> tuple[float, np.ndarray]:
     # A sum's square holds the products of all ordered pairs, and of each image with itself.
     within = (np.vecdot(sums, sums) - sizes) / (sizes * (sizes - 1))
     return float(within.min() - sums[0] @ sums[1] / sizes.prod()), side
+
+
+def _largest_variance(around: np.ndarray) -> np.ndarray:
+    """Coordinates of the rows (n,D) along the direction of their largest variance, float64 (n,)."""
+    if len(around) <= around.shape[1]:
+        coordinates: np.ndarray = np.linalg.eigh(around @ around.T)[1][:, -1]
+    else:
+        coordinates = around @ np.linalg.eigh(around.T @ around)[1][:, -1]
+    return coordinates
 
 
 def _joined(

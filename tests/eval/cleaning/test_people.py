@@ -86,11 +86,12 @@ def test_one_person_with_wrong_images_is_not_two() -> None:
     assert len(find_splits(vectors, noisy).identities) <= 2
 
 
-def test_groups_equal_slow_ones() -> None:
+@pytest.mark.parametrize("dimension", [8, 32])
+def test_groups_equal_slow_ones(dimension: int) -> None:
     rng = np.random.default_rng(8)
-    directions = rng.standard_normal((2, 32))
+    directions = rng.standard_normal((2, dimension))
     own = np.r_[np.zeros(9, int), np.ones(5, int)]
-    vectors = directions[own] + 0.5 * rng.standard_normal((14, 32))
+    vectors = directions[own] + 0.4 * rng.standard_normal((14, dimension))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     apart, second = two_groups(vectors.astype(np.float32))
     assert np.array_equal(second, own == 1)
