@@ -109,8 +109,8 @@ def schedules() -> dict[str, str]:
     return {
         "fastface": schedule("fastface", for_horizon="true", threshold=f"{slope:.3e}"),
         "linear": schedule("polynomial", power=1),
-        "baseline": multi_step(LENGTHS["baseline"]),
         "cosine": schedule("cosine"),
+        "baseline": multi_step(LENGTHS["baseline"]),
         "moving_haar": haar,
         "trapezoid": schedule("trapezoid"),
         "multi_step": multi_step(EPOCHS),
@@ -154,11 +154,12 @@ def tuned_rates(finished: Sequence[Record], row: str) -> dict[float, float]:
 
 
 def known_runs(finished: Sequence[Record]) -> Iterator[Run]:
-    """Every run that can be named by now, in order: all of the tune stage, then by seeds."""
+    """Every run that can be named by now: the tune stage by rates, then the test stage by seeds."""
     tuned = {row: tuned_rates(finished, row) for row in schedules() if row != "doubled"}
-    for row in tuned:
-        yield from (run_of(row, rate, 0) for rate in tuning_rates(tuned[row]))
-    chosen = {row: chosen_rate(rates) for row, rates in tuned.items()}
+    rates = {row: tuning_rates(tuned[row]) for row in tuned}
+    for place in range(len(RATES) + 1):
+        yield from (run_of(row, own[place], 0) for row, own in rates.items() if place < len(own))
+    chosen = {row: chosen_rate(own) for row, own in tuned.items()}
     chosen["doubled"] = chosen["baseline"]
     for seed in range(5):
         for row, rate in chosen.items():
@@ -360,8 +361,8 @@ def run_experiment(
         known = known_runs(read_records(results))
         chosen = [run for run in known if not only or run.row in only]
         if list:
-            return show_runs(chosen, results)
-        if not work(chosen, faces, runs, results):
+            show_runs(chosen, results)
+        if list or not work(chosen, faces, runs, results):
             return
 
 
