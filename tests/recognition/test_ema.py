@@ -62,15 +62,16 @@ def test_the_average_is_that_of_the_definition() -> None:
 
 
 def test_a_network_has_the_average_only_inside() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    linear, norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+    net = nn.Sequential(linear, norm)
     average = WeightAverage(net, half_life=1)
     net(torch.randn(6, 3))
     with torch.no_grad():
-        net[0].weight += 1
+        linear.weight += 1
     before = copy.deepcopy(net.state_dict())
     with average.in_place():
-        torch.testing.assert_close(net[0].weight, before["0.weight"] - 1)
-        net[1].reset_running_stats()
+        torch.testing.assert_close(linear.weight.detach(), before["0.weight"] - 1)
+        norm.reset_running_stats()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -80,22 +81,20 @@ def test_statistics_are_those_of_the_networks_own_activations(
     config = _config(tmp_path, "run", "data.augment={flip: 0}")
     faces = open_faces(config.data.train)
     monkeypatch.setattr(ema, "MEASURED_IMAGES", len(faces))
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.BatchNorm2d(4))
-    net[3].eval()  # as a frozen one is
-    frozen = copy.deepcopy(net[3].state_dict())
-    with torch.no_grad():
-        net[1].running_mean += 100
+    conv, norm, still = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    net = nn.Sequential(conv, norm, nn.Dropout(0.5), still)
+    still.eval()  # as a frozen one is
+    frozen = copy.deepcopy(still.state_dict())
+    nn.init.constant_(norm.get_buffer("running_mean"), 100)
     measure_statistics(config, net, faces, Ranks())
 
     pixels = np.stack([decode(faces.read(i), 32) for i in range(len(faces))])
-    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 127.5 - 1
-    activations = net[0].double()(inputs)
-    torch.testing.assert_close(
-        net[1].running_mean.double(), activations.mean((0, 2, 3)), rtol=1e-4, atol=1e-5
-    )
+    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    mean = conv(inputs).double().mean((0, 2, 3))
+    torch.testing.assert_close(norm.get_buffer("running_mean").double(), mean, rtol=1e-4, atol=1e-5)
     assert [module.training for module in net] == [True, True, True, False]
-    assert net[1].momentum == 0.1
-    assert all(torch.equal(value, frozen[name]) for name, value in net[3].state_dict().items())
+    assert norm.momentum == 0.1
+    assert all(torch.equal(value, frozen[name]) for name, value in still.state_dict().items())
 
 
 def test_a_stopped_run_continues_to_the_same_average(tmp_path: Path) -> None:
