@@ -184,6 +184,8 @@ def optimizer_step(
     mark()
     norm, verdict = _prepare_gradients(config, parts, loss)
     known_loss = _step_if_taken(parts, loss, verdict.taken)
+    if parts.average is not None:
+        parts.average.update(parts.loader.steps.images, parts.loader.place, verdict.taken)
     parts.optimizer.zero_grad(set_to_none=True)
     statistics.put_back_unless(verdict.taken)
     parts.classifier.after_step(verdict.taken)
