@@ -149,6 +149,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             shown = partial(evaluation_progress, name="teacher") if ranks.rank == 0 else not_shown
             with _config_errors(source), _stoppable(shown, stop, ranks, device)(len(faces)) as on:
                 _complete_vectors(teacher, faces, ranks, device, on)
+            teacher = None  # the memory of its model is free from here on
         train(config, parts, folder, evaluate, stop, resume=resume)
         if ranks.rank == 0:
             plot_training(folder)

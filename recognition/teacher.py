@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from data.types import Batch, Int64
 from recognition.backbones import embedding_of
-from recognition.classifiers import Classifier
+from recognition.classifiers import Classifier, refuse_teacher_centers
 from recognition.classifiers._margin_softmax import (
     SoftmaxOptions,
     gather_batch,
@@ -292,12 +292,8 @@ def build_teacher(
             draw = generator(seed, MAP_SEED)
             projection.weight.normal_(0, embedding**-0.5, generator=draw)
         projection = projection.to(device)
-    if (teacher.centers or not teacher.classifier) and not classifier.row_state:
-        raise ValueError(
-            f"teacher.centers: found {teacher.centers:g} with teacher.classifier="
-            f"{teacher.classifier:g}, expected 0 and more than 0, because the "
-            f"{config.classifier.name} classifier has no class centers; use teacher.cosine"
-        )
+    if not classifier.row_state:
+        refuse_teacher_centers(config)
     centers = None
     if teacher.centers:
         own: SoftmaxOptions = vars(classifier)["options"]

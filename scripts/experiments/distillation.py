@@ -31,13 +31,13 @@ TEACHER, ALONE = "teacher", "alone"
 PLAIN = ["evaluate.sets=[]", "data.threads=1", "run.log_steps=20"]
 OF_TEACHER = ["optim.epochs=4", "scheduler.warmup_steps=50"]
 OF_STUDENT = [
-    *("backbone={name: mobilefacenet, width: 16, embedding: 256}", "data.size=56"),
-    *("optim.epochs=5", "scheduler.warmup_steps=50"),
+    *("backbone={name: mobilefacenet, width: 16, embedding: 256}", "data.size=48"),
+    *("optim.epochs=4", "scheduler.warmup_steps=50"),
     *("run.precision=fp32", "run.compile=false"),
 ]
 ROWS: dict[str, list[str]] = {
     ALONE: [],
-    "cosine": ["teacher.cosine=10"],
+    "cosine": ["teacher.cosine=24"],
     "centers": ["teacher.cosine=0", "teacher.centers=1", "teacher.classifier=0"],
 }
 
