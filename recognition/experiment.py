@@ -266,6 +266,9 @@ def build_parts(
             device=device,
             planned=loader.steps.epoch * optim.epochs,
         )
+        where = f"vectors in {source.file}" if source.file else "of the augmented batch"
+        linear = ", after a linear map of the student's" if teacher.projection else ""
+        log.info(f"teacher: {where}, {source.width} numbers per embedding{linear}")
     scaled = replace(optim, lr=optim.lr * rate_share(config, ranks.world))
     taught = teacher.parameters() if teacher else []
     fused = device.type == "cuda"
@@ -367,8 +370,13 @@ def _what_must_be_same(
         "the config": to_yaml(replace(config, data=here)).encode(),
         "data.train": fingerprint.digest.encode(),
         "init.weights": weights.digest() if weights else b"",
-        "teacher": teacher.digest.encode() if teacher else b"",
+        "the teacher": _what_teaches(teacher).encode(),
     }
+
+
+def _what_teaches(teacher: TeacherSource | None) -> str:
+    """The teacher and whether its vectors have to be computed, which all ranks do together."""
+    return f"{teacher.digest} {teacher.record}" if teacher else ""
 
 
 def _open_training_faces(config: Config) -> FaceSet:

@@ -11,6 +11,7 @@ an image that can't be read. A run that was killed goes on behind the last whole
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from recognition.models.load import load_model
 from recognition.models.model import Model
 from recognition.teacher import Vectors
 
+log = logging.getLogger(__name__)
 BLOCK = 4096  # images between two writes
 FOLDER = "teacher_vectors"
 """Folder beside the run folder, in which a run looks for vectors and writes them."""
@@ -110,6 +112,8 @@ def open_teacher(
         width = _check_rows(file, len(faces), known=record is not None)
         found = record.model if record else file_digest(file)
         _check_record(file, record, expected, fingerprint)
+        if record is None:
+            log.info("%s has no record of its set and model: it is taken as it is", file)
         return TeacherSource(found, width, None, file)
     assert model is not None
     assert expected is not None

@@ -71,8 +71,7 @@ def finish(row: str, seed: int, faces: Path, teacher: Path, runs: Path, results:
         return
     root, folder = f"data.root={faces}", runs / name
     if row == TEACHER:
-        options, folder = OF_TEACHER, teacher
-        seconds = 0.0 if (teacher / "model.pt").exists() else train([root, *options], teacher)
+        options, folder, seconds = OF_TEACHER, teacher, 0.0
     else:
         taught = [] if row == ALONE else [f"teacher.model={teacher}"]
         options = [*OF_STUDENT, *ROWS[row]]
@@ -133,10 +132,12 @@ def run_experiment(
     """
     if not table_only:
         torch.set_num_threads(1)
-        finish(TEACHER, 0, faces, teacher, runs, results)
+        if not (teacher / "model.pt").exists():
+            train([f"data.root={faces}", *OF_TEACHER], teacher)
         for seed in range(seeds):
             for row in rows.split(","):
                 finish(row, seed, faces, teacher, runs, results)
+        finish(TEACHER, 0, faces, teacher, runs, results)
     show_table(table(results))
 
 
