@@ -172,8 +172,8 @@ class TeacherConfig:
     centers: NonNegative = 0.0
     """Weight of the loss of `head` with the teacher's class centers, which are moving averages of
     its embeddings (AdaDistill, arXiv 2407.01332)."""
-    classifier: NonNegative = 1.0
-    """Weight of the classifier's own loss. 0: its class centers are not trained, as in
+    classifier: bool = True
+    """Learn from the classifier's own loss as well. false: its class centers are not trained, as in
     AdaDistill."""
     schedule: Literal["constant", "fade"] = "constant"
     """Course of the weights `cosine` and `centers`. fade: in the last third of the run they fall
@@ -194,10 +194,10 @@ class TeacherConfig:
             )
         if not (self.cosine or self.centers):
             raise ValueError("cosine: found 0 with teacher.centers=0, so the teacher has no effect")
-        if self.classifier == 0 and self.schedule == "fade":
+        if not self.classifier and self.schedule == "fade":
             raise ValueError(
-                "classifier: found 0 with teacher.schedule=fade, which leaves no loss at the end "
-                "of the run"
+                "classifier: found False with teacher.schedule=fade, which leaves no loss at the "
+                "end of the run"
             )
 
 

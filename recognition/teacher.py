@@ -181,17 +181,16 @@ class Teacher:
             seen.append(forward(inputs))
             return seen[-1]
 
-        own = self.config.classifier
-        total = torch.zeros((), device=images.device)
-        if own:
-            total = own * classifier(recorded, images, batch.labels, batch.sample)
+        own: torch.Tensor | float = 0.0
+        if self.config.classifier:
+            own = classifier(recorded, images, batch.labels, batch.sample)
         else:
             recorded(images)
         (embeddings,) = seen
         with torch.autocast(images.device.type, enabled=False):
             self._weight = fading(place / self.planned) if self.config.schedule == "fade" else 1.0
             taught = self._taught(embeddings, given, batch.labels, batch.sample)
-            return total + self._weight * taught
+            return own + self._weight * taught
 
     def _taught(
         self,

@@ -114,7 +114,7 @@ def refuse_teacher_centers(config: Config) -> None:
     if teacher.given and (teacher.centers or not teacher.classifier):
         raise ValueError(
             f"teacher.centers: found {teacher.centers:g} with teacher.classifier="
-            f"{teacher.classifier:g}, expected 0 and more than 0, because the "
+            f"{teacher.classifier}, expected 0 and true, because the "
             f"{config.classifier.name} classifier has no class centers; use teacher.cosine"
         )
 

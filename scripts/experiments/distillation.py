@@ -38,7 +38,7 @@ OF_STUDENT = [
 ROWS: dict[str, list[str]] = {
     ALONE: [],
     "cosine": ["teacher.cosine=24"],
-    "centers": ["teacher.cosine=0", "teacher.centers=1", "teacher.classifier=0"],
+    "centers": ["teacher.cosine=0", "teacher.centers=1", "teacher.classifier=false"],
 }
 
 

@@ -137,7 +137,7 @@ def test_both_losses_equal_a_slow_float64_reference(embedding: int) -> None:
     projection = nn.Linear(embedding, 5, bias=False) if embedding != 5 else None
     torch.set_default_dtype(torch.float32)
     teacher = Teacher(
-        TeacherConfig(vectors="x", cosine=2.0, centers=3.0, classifier=0.5, schedule="fade"),
+        TeacherConfig(vectors="x", cosine=2.0, centers=3.0, schedule="fade"),
         lambda images, indices: table[indices],
         digest="",
         projection=projection,
@@ -162,7 +162,7 @@ def test_both_losses_equal_a_slow_float64_reference(embedding: int) -> None:
         where = torch.from_numpy(np.stack(centers))
         cosine, margin = _slow_losses(mapped, given, where, known)
         factor = (1, 0.9, 0.3)[step]
-        expected = 0.5 * theirs.sum() + factor * (2 * cosine + 3 * margin)
+        expected = theirs.sum() + factor * (2 * cosine + 3 * margin)
 
         assert torch.allclose(held.weight, where, rtol=0, atol=1e-12)
         assert torch.allclose(loss, expected, rtol=1e-12)
@@ -227,7 +227,7 @@ def test_the_centers_are_divided_anew_for_other_ranks() -> None:
         CENTERS,
         [*CENTERS, "run.precision=fp16", "optim.accumulation=2"],
         [*CENTERS, "classifier={name: partial, sample_rate: 0.5}", "optim.accumulation=2"],
-        [*CENTERS, "teacher.classifier=0"],
+        [*CENTERS, "teacher.classifier=false"],
         ["classifier={name: class_pool, size: 6, swap: false}"],
     ],
     ids=["full", "fp16, accumulated", "partial, accumulated", "AdaDistill", "class pool"],
@@ -467,8 +467,8 @@ MODEL = "teacher.model=nowhere"
         (["teacher.vectors=no.npy", "teacher.augmented=true"], "teacher.augmented: found True"),
         ([MODEL, "teacher.cosine=0"], "teacher.cosine: found 0 with teacher.centers=0"),
         (
-            [MODEL, "teacher.classifier=0", "teacher.schedule=fade"],
-            "teacher.classifier: found 0 with teacher.schedule=fade",
+            [MODEL, "teacher.classifier=false", "teacher.schedule=fade"],
+            "teacher.classifier: found False with teacher.schedule=fade",
         ),
         (["teacher.schedule=linear"], "teacher.schedule: found 'linear'"),
     ],
@@ -483,7 +483,7 @@ def test_a_mistake_is_told_in_one_line(overrides: list[str], told: str, tmp_path
 
 def test_what_has_no_meaning_with_a_class_pool_is_refused(tmp_path: Path, model: Path) -> None:
     pool = ["classifier={name: class_pool, size: 6}", f"teacher.model={model}"]
-    for option in ("teacher.centers=1", "teacher.classifier=0"):
+    for option in ("teacher.centers=1", "teacher.classifier=false"):
         with pytest.raises(ConfigError, match="the class_pool classifier has no class centers"):
             _run(tmp_path, *pool, option)
     with pytest.raises(ConfigError, match="has no record of its model beside it"):
