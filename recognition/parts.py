@@ -14,6 +14,7 @@ from data.types import Batch
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 from recognition.distributed import Ranks
+from recognition.ema import WeightAverage
 from recognition.loss_scale import LossScale
 from recognition.schedulers import Schedule
 from recognition.teacher import Teacher
@@ -34,6 +35,7 @@ class Parts:
     center_factor: what the learning rate of the class centers is multiplied by.
     statistics: buffers of the backbone and the head, which forward passes change.
     fingerprint: that of the training set, which checkpoints hold; None leaves it out.
+    average: that of the backbone's weights, where the run keeps one.
     teacher: the losses of a trained model's embeddings, if the run has a teacher.
     """
 
@@ -50,6 +52,7 @@ class Parts:
     device: torch.device
     ranks: Ranks
     fingerprint: Fingerprint | None = None
+    average: WeightAverage | None = None
     teacher: Teacher | None = None
 
     def loss(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -89,6 +92,8 @@ class Parts:
             original = getattr(self.loader.faces, "original_labels", None)
             if original is not None:
                 shared["faces"]["original_labels"] = torch.from_numpy(original)
+        if self.average is not None:
+            shared["average"] = self.average.state_dict()
         local = {
             "classifier": self.classifier.state_dict(),
             "optimizer": {i: s for i, s in optimizer["state"].items() if i in own_rows},
@@ -110,6 +115,8 @@ class Parts:
         local = locals_[0] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])
         self.classifier.load_state_dict(local["classifier"])
+        if self.average is not None:
+            self.average.load_state_dict(shared["average"])
         # How a step is computed follows this run's device, not that of the run which saved.
         groups = [
             {**saved, "fused": own["fused"]}

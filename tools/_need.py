@@ -64,6 +64,9 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         **classifier.kept,
         **teacher.kept,
     }
+    averaged = weights if config.optim.ema else 0
+    if averaged:
+        always["average of the weights"] = averaged
     backward = {
         "activations": activations + 2 * largest,
         "logits (one chunk)": classifier.chunk,
@@ -84,7 +87,8 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
             # A chunk has four (B,c) and two (c,D) matrices in four bytes; these are one of each in
             # two bytes, at most a quarter.
             backward["chunk in low precision"] = classifier.chunk // 4
-    moments = sum(backward.values()), sum(step.values()) + classifier.step, teacher.forward
+    at_step = sum(step.values()) + averaged + classifier.step
+    moments = sum(backward.values()), at_step, teacher.forward
     return {**always, **backward, **step, "peak": sum(always.values()) + max(moments)}
 
 
