@@ -136,12 +136,3 @@ def extract(
         "resumed_at": resumed,
         "seconds": round(time.monotonic() - start, 3),
     }
-
-
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
