@@ -20,7 +20,7 @@ label of another person. Another arm joins pairs of people under one label. The 
 
 All rows but `again`, `third` and `overlap` train the same network with the same number of epochs
 from random weights. Every finished row leaves a JSON file in --results, so the command may be
-stopped and started again. Differences have 95 % intervals over pairs and seeds (eval/metrics/paired.py).
+stopped and started again. Differences have 95 % intervals (eval/metrics/paired.py).
 """
 
 import base64
@@ -246,7 +246,7 @@ def go_on(row: str, before: str) -> Callable[[Place], dict[str, Any]]:
 
 
 def find_and_leave_out(place: Place, row: str, planted: Planted) -> dict[str, float]:
-    """Figures of the wrong labels that the row's vectors show; keeps the images for the next row."""
+    """Figures of the wrong labels that the row's vectors show; keeps images for the next row."""
     vectors = place.vectors(row)
     left_out = find_noise(vectors, planted.labels, precision=REST_PRECISION).rows
     np.save(place.rest(row), np.setdiff1d(np.arange(len(planted.labels)), left_out))
