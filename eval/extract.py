@@ -178,12 +178,3 @@ def write_vectors(
         "resumed_at": resumed,
         "seconds": round(time.monotonic() - start, 3),
     }
-
-
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
