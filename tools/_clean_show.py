@@ -7,6 +7,7 @@ import numpy as np
 from data.types import Int64
 from eval.cleaning.cut import Cut
 from eval.cleaning.duplicates import Duplicates
+from eval.cleaning.merge import Merges
 from eval.cleaning.noise import Noise
 from eval.cleaning.overlap import Overlap
 from eval.cleaning.split import Splits
@@ -124,7 +125,8 @@ def duplicates_result(
 
 def splits_result(work: Chosen, found: Splits, own: np.ndarray, most: int) -> Result:
     """The identities that are two people. own: cosine of each image with its center (M,)."""
-    similarity = dict(zip(found.labels.tolist(), found.similarity.tolist(), strict=True))
+    apart = dict(zip(found.labels.tolist(), found.apart.tolist(), strict=True))
+    threshold = -found.cut.threshold
     new = work.identities[work.labels].copy()
     free = int(work.identities.max()) + 1
     moved, order = np.flatnonzero(found.second), np.argsort(found.identities)
@@ -143,35 +145,88 @@ def splits_result(work: Chosen, found: Splits, own: np.ndarray, most: int) -> Re
                 sides(identity), ("keep the identity", "become a new one"), strict=True
             )
         ]
-        title = f"{work.name(identity)}: cosine {similarity[identity]:.3f} between the groups"
+        title = f"{work.name(identity)}: {apart[identity]:.3f} apart"
         return Suspect(title, groups)
 
     return Result(
         "Identities that are two people",
         [
             f"{len(found.identities):,} of {len(work.identities):,} identities probably are two "
-            f"people: the cosine between the means of their two groups of images is at most "
-            f"{found.cut.threshold:.3f}. {counted(len(moved), 'image')} get a new identity.",
+            f"people: their two groups of images are at least {threshold:.3f} apart. "
+            f"{counted(len(moved), 'image')} get a new identity.",
             _estimate(found.cut, "identities", "are two people"),
             _shown(len(found.identities), most, "from the surest to the threshold"),
         ],
-        ("row", "image", "identity", "similarity", "new_label"),
+        ("row", "image", "identity", "apart", "new_label"),
         (
-            (*_row(work, row), round(similarity[identity], 5), int(subset[row, 1]))
+            (*_row(work, row), round(apart[identity], 5), int(subset[row, 1]))
             for identity in found.identities.tolist()
             for row in sides(identity)[1].tolist()
         ),
         Scores(
-            "cosine between the two groups of an identity",
-            {"this set": found.similarity, "two people, made from it": found.joined},
-            {"threshold": found.cut.threshold},
+            "how far apart the two groups of an identity are",
+            {"this set": found.apart, "two people, made from it": found.joined},
+            {"threshold": threshold},
         ),
         [suspect(int(found.identities[at])) for at in spread(len(found.identities), most)],
         subset,
         {
             "suspects": len(found.identities),
             "images": len(moved),
-            "threshold": found.cut.threshold,
+            "threshold": threshold,
+            **_cut_facts(found.cut),
+        },
+    )
+
+
+def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Result:
+    """The identities that are one person. own: cosine of each image with its center (M,)."""
+    pairs = list(zip(found.pairs.tolist(), found.similarities.tolist(), strict=True))
+    counts = np.bincount(work.labels)
+    target = np.arange(len(work.identities))
+    for label, lowest in found.target.items():
+        target[label] = lowest
+    subset = relabeled(work, work.identities[target[work.labels]])
+    new = dict(zip(work.labels.tolist(), subset[:, 1].tolist(), strict=True))
+
+    def suspect(pair: list[int], similarity: float) -> Suspect:
+        groups = [
+            _group(work, f"{work.name(one)}: {counted(int(counts[one]), 'image')}", best)
+            for one, best in ((one, _best(work, own, one)) for one in pair)
+        ]
+        names = " and ".join(work.name(one) for one in pair)
+        return Suspect(f"{names}: similarity {similarity:.3f}", groups)
+
+    threshold = -found.cut.threshold
+    merged = len(found.target) - len(set(found.target.values()))
+    return Result(
+        "Identities that are one person",
+        [
+            f"{len(pairs):,} pairs among {len(work.identities):,} identities probably are one "
+            f"person each: their similarity is at least {threshold:.3f}. {merged:,} identities "
+            "become part of another one.",
+            _estimate(found.cut, "identities", "are a person with another label too"),
+            _shown(len(pairs), most, "from the surest to the threshold"),
+        ],
+        ("identity", "images", "other", "other_images", "similarity", "new_label"),
+        (
+            (
+                *(work.name(one), int(counts[one]), work.name(other), int(counts[other])),
+                *(round(similarity, 5), new[one]),
+            )
+            for (one, other), similarity in pairs
+        ),
+        Scores(
+            "similarity of an identity and the one most similar to it",
+            {"this set": found.nearest, "one person, made from it": found.halves},
+            {"threshold": threshold},
+        ),
+        [suspect(*pairs[at]) for at in spread(len(pairs), most)],
+        subset,
+        {
+            "suspects": len(pairs),
+            "merged": merged,
+            "threshold": threshold,
             **_cut_facts(found.cut),
         },
     )
@@ -320,9 +375,9 @@ def _row(work: Chosen, image: int) -> tuple[object, ...]:
 def _estimate(cut: Cut, what: str, wrong: str) -> str:
     """What a threshold promises, in words."""
     return (
-        f"By the distributions, {100 * cut.share:.1f} % of the {what} {wrong}. Of those below the "
+        f"By the distributions, {100 * cut.share:.1f} % of the {what} {wrong}. Of those beyond the "
         f"threshold {100 * cut.precision:.0f} % are, and {100 * cut.recall:.0f} % of all that are "
-        "lie below it."
+        "lie beyond it."
     )
 
 

@@ -19,6 +19,7 @@ from data.read_image import read_pixels
 from data.types import Pixels
 from eval.cleaning.centers import Centers, robust_centers
 from eval.cleaning.duplicates import NEIGHBORS, find_duplicates
+from eval.cleaning.merge import find_merges
 from eval.cleaning.noise import PRECISION, find_noise
 from eval.cleaning.overlap import EXPECTED_FALSE, find_overlap, mean_centers
 from eval.cleaning.prune import (
@@ -35,6 +36,7 @@ from tools._clean_result import write_result
 from tools._clean_set import Chosen, chosen, embed_set, open_checked, open_test
 from tools._clean_show import (
     duplicates_result,
+    merges_result,
     noise_result,
     overlap_result,
     prune_result,
@@ -137,6 +139,22 @@ def split(
         return write_result(result, work, options.out / "split")
 
 
+def merge(
+    faces: str, *, source: ModelOptions, options: SetOptions, precision: Share = PRECISION
+) -> Record:
+    """Identities that are one person: they become one identity.
+
+    faces: any face set.
+    source: the model.
+    options: the images, and the folder for the results.
+    precision: expected share of the merged identities that are one person.
+    """
+    with opened(faces, source, options) as (work, _):
+        found = find_merges(work.vectors, work.labels, precision=precision, progress=PEOPLE)
+        result = merges_result(work, found, centers_of(work).own, options.shown)
+        return write_result(result, work, options.out / "merge")
+
+
 def overlap(
     faces: str,
     *,
@@ -230,7 +248,7 @@ def safe_name(path: str) -> str:
     return re.sub(r"[^\w.-]", "_", Path(path).name)
 
 
-METHODS: tuple[Callable[..., Record], ...] = (duplicates, noise, split, overlap, prune)
+METHODS: tuple[Callable[..., Record], ...] = (duplicates, noise, split, merge, overlap, prune)
 
 
 def main(argv: list[str] | None = None) -> int:
