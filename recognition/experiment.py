@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.decode_threads import decode_threads
 from data.fingerprint import Fingerprint, fingerprint_of
 from data.parts import find_part
+from data.size_schedule import SizeSchedule
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
 from eval.embed import ModelRun, Progress, embed_faces, not_shown
@@ -204,7 +205,7 @@ def build_parts(
         faces,
         config,
         batch_size=optim.batch_size,
-        size=config.data.size,
+        size=SizeSchedule(config.data.size, config.data.size_schedule or {}, optim.epochs),
         seed=run_.seed,
         threads=config.data.threads or decode_threads(),
         rank=ranks.rank,
@@ -215,6 +216,11 @@ def build_parts(
     )
 
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    if config.data.size_schedule and not getattr(backbone, "takes_smaller_images", False):
+        raise ValueError(
+            f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
+            "only; remove data.size_schedule, or choose iresnet or ir"
+        )
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
     frozen = freeze(backbone, config.init.freeze)
