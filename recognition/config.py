@@ -99,10 +99,14 @@ class OptimConfig:
     """Images per process and micro-batch. Batch norm needs at least two."""
     epochs: Count
     """Passes over the training set."""
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer of the backbone and of the class centers."""
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    """Optimizer of the backbone and of the class centers. muon: Muon for the convolutions, except
+    the first one and depthwise ones, and SGD for all else."""
+    muon_lr: Positive = 0.02
+    """Base learning rate of Muon's steps. The schedule multiplies it like `lr`, which is that of
+    all else."""
     momentum: ShareBelowOne = 0.9
-    """Momentum of SGD. AdamW does not use it."""
+    """Momentum of SGD and Muon. AdamW does not use it."""
     nesterov: bool = False
     """Nesterov's form of the momentum, for SGD."""
     weight_decay: NonNegative = 5e-4

@@ -235,7 +235,7 @@ def build_parts(
         head=head,
         ranks=ranks,
         seed=run_.seed,
-        optimizer_name=optim.name,
+        optimizer_name="adamw" if optim.name == "adamw" else "sgd",  # of centers
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         accumulation=optim.accumulation,
@@ -244,7 +244,8 @@ def build_parts(
     ).to(device)
     check_centers(config, classifier)
 
-    scaled = replace(optim, lr=optim.lr * rate_share(config, ranks.world))
+    share = rate_share(config, ranks.world)
+    scaled = replace(optim, lr=optim.lr * share, muon_lr=optim.muon_lr * share)
     optimizer = build_optimizer(scaled, backbone, frozen, classifier, fused=device.type == "cuda")
     steps_per_epoch = loader.steps.planned_per_epoch
     scheduler = build_part(

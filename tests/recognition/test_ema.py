@@ -30,7 +30,7 @@ data:
   augment: {shift: 1}
 backbone: {name: iresnet, depth: 18, width: 4, embedding: 8, dropout: 0.2}
 head: {name: cosface, scale: 16}
-optim: {lr: 0.05, batch_size: 12, epochs: 3, ema: 0.5}
+optim: {name: muon, lr: 0.05, batch_size: 12, epochs: 3, ema: 0.5}
 scheduler: {name: polynomial, power: 1}
 evaluate:
   every_epochs: 2
