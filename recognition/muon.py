@@ -60,20 +60,18 @@ def muon_hook(momentum: float) -> Callable[[torch.optim.Optimizer, Any, Any], No
 
     def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)
-        by_shape: dict[torch.Size, list[torch.Tensor]] = {}
+        by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for group in optimizer.param_groups:
             for weight in group["params"] if group["name"].startswith(GROUP) else ():
                 if weight.grad is not None:
-                    by_shape.setdefault(weight.shape, []).append(weight)
-        for shape, weights in by_shape.items():
+                    step = _nesterov(optimizer.state[weight], weight.grad, momentum, skipped)
+                    by_shape.setdefault(weight.shape, []).append((weight.grad, step))
+        for shape, pairs in by_shape.items():
             rows, columns = shape[0], shape[1:].numel()
-            steps = []
-            for weight in weights:
-                steps.append(_nesterov(optimizer.state[weight], weight.grad, momentum, skipped))
-            matrices = torch.stack([step.reshape(rows, columns) for step in steps])
+            matrices = torch.stack([step.reshape(rows, columns) for _, step in pairs])
             scale = max(1.0, rows / columns) ** 0.5
-            for weight, step in zip(weights, orthogonalized(matrices), strict=True):
-                weight.grad.copy_(scale * step.reshape(shape))
+            for (gradient, _), step in zip(pairs, orthogonalized(matrices), strict=True):
+                gradient.copy_(scale * step.reshape(shape))
 
     return torch.no_grad()(before_step)
 

@@ -115,7 +115,7 @@ class IR(nn.Module):
             x = recompute(unit, x) if self.checkpoint and self.training else unit(x)
         x = enlarged(x, self.side)
         with torch.autocast(x.device.type, enabled=False):
-            return self.output_layer(x.to(self.output_layer[3].weight.dtype))
+            return self.output_layer(x.to(self.output_layer[3].get_parameter("weight").dtype))
 
 
 MARK = "input_layer.0.weight"
