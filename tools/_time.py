@@ -31,7 +31,7 @@ LOGIT_PASSES = 25
 CENTER_PASSES = 6
 # A weight's step reads weight, gradient and momentum, and writes weight and momentum. AdamW has
 # a second moment.
-STEP_PASSES = {"sgd": 5, "adamw": 7}
+STEP_PASSES = {"sgd": 5, "adamw": 7, "muon": 5}  # Muon's matrix products are not counted
 TEACHER_PRODUCTS = 3  # no gradient reaches a teacher's centers
 PRODUCTS = 4  # of embeddings and centers, see recognition/classifiers/_margin_softmax.py
 
