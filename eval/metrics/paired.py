@@ -52,8 +52,9 @@ class Interval:
 def accuracy_difference(
     one: np.ndarray, other: np.ndarray, same: np.ndarray | None = None, *, seed: int = 0
 ) -> Interval:
-    """Points of accuracy of `one` above `other`, rows of right decisions bool (S,P) and (T,P).
+    """Points of accuracy of `one` above `other`, from right decisions bool (S,P) and (T,P).
 
+    Line s of a row is its seed s, and all seeds of both rows are judged on the same P pairs.
     same: bool (P,), which pairs are genuine; None draws both kinds together. seed: of the draws.
     """
     if one.shape[1] != other.shape[1]:
@@ -61,6 +62,24 @@ def accuracy_difference(
     strata = np.zeros(one.shape[1], bool) if same is None else same
     found = resample([accuracy(right) for right in (*one, *other)], strata, seed=seed)
     return difference(found[: len(one)], found[len(one) :], seed=seed)
+
+
+def seedwise_difference(one: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Interval:
+    """Points of accuracy of `one` above `other`, if each seed has pairs of its own.
+
+    one, other: right decisions bool (S,P); line s of both is of the same P pairs. Seeds are drawn
+    for both rows together, and pairs within each seed. seed: of the draws.
+    """
+    if one.shape != other.shape:
+        raise ValueError(f"decisions {one.shape} and {other.shape}: they must be of the same pairs")
+    gain = 100 * (one.astype(np.float64) - other)
+    rng = np.random.default_rng(seed)
+    seeds, pairs = gain.shape
+    shares = rng.multinomial(pairs, np.full(pairs, 1 / pairs), (RESAMPLES, seeds)) / pairs
+    means = (shares * gain).sum(2)
+    drawn = np.take_along_axis(means, rng.integers(seeds, size=means.shape), 1).mean(1)
+    low, high = np.percentile(drawn, INTERVAL)
+    return Interval(float(gain.mean()), float(low), float(high))
 
 
 def resample(
@@ -86,8 +105,8 @@ def _counts(same: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[
     step = max(1, AT_ONCE // max(len(same), 1))
     for start in range(0, count, step):
         counts = np.empty((min(step, count - start), len(same)))
-        for kind in kinds:
-            for row in counts:
+        for row in counts:
+            for kind in kinds:
                 row[kind] = np.bincount(rng.integers(len(kind), size=len(kind)), None, len(kind))
         yield counts
 
