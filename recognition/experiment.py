@@ -158,10 +158,9 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     parts.classifier, faces, lambda indices: of_images(indices=indices), ranks
                 )
             log.info(told)
-        if teacher is not None and teacher.record is not None:
-            shown = partial(evaluation_progress, name="teacher") if ranks.rank == 0 else not_shown
-            with _config_errors(source), _stoppable(shown, stop, ranks, device)(len(faces)) as on:
-                _complete_vectors(teacher, faces, ranks, device, on)
+        if teacher is not None:
+            with _config_errors(source):
+                _complete_vectors(teacher, faces, ranks, device, stop)
             teacher = None  # the memory of its model is free from here on
         train(config, parts, folder, evaluate, stop, resume=resume)
         if ranks.rank == 0:
@@ -170,17 +169,17 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
 
 
 def _complete_vectors(
-    teacher: TeacherSource,
-    faces: FaceSet,
-    ranks: Ranks,
-    device: torch.device,
-    advance: Callable[[int], None],
+    teacher: TeacherSource, faces: FaceSet, ranks: Ranks, device: torch.device, stop: Stop
 ) -> None:
-    """Compute what the file of a teacher's vectors lacks. advance: gets the numbers of images."""
-    assert teacher.model is not None
-    run = ModelRun(teacher.model, ranks, lambda block: nullcontext(advance))
-    of_images = partial(embed_faces, run, faces, teacher.model.size, mirror=True)
-    complete(teacher, faces, lambda indices: of_images(indices=indices), ranks, device)
+    """Compute what the file of a teacher's vectors lacks."""
+    if teacher.model is None or teacher.record is None:
+        return
+    shown = partial(evaluation_progress, name="the teacher's vectors")
+    told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
+    with told(len(faces)) as advance:
+        run = ModelRun(teacher.model, ranks, lambda block: nullcontext(advance))
+        of_images = partial(embed_faces, run, faces, teacher.model.size, mirror=True)
+        complete(teacher, faces, lambda indices: of_images(indices=indices), ranks, device)
 
 
 def _stoppable(progress: Progress, stop: Stop, ranks: Ranks, device: torch.device) -> Progress:

@@ -107,7 +107,7 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
         draw = parts.loader.draw
         sample = torch.from_numpy(draw(everyone.numpy(), 0, step)) if draw else None
         batches = [
-            Batch(images, labels, sample if micro == 0 else None, numbers.numpy())
+            Batch(images, labels, sample if micro == 0 else None, indices=numbers.numpy())
             for micro, (images, labels, numbers) in enumerate(own)
         ]
         before = progress.loss_sum
