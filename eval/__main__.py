@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
+from data.files import file_digest
 from data.parts import find_part, part_names
 from eval.benchmarks import PACKAGE, open_benchmark
 from eval.compare import compare
 from eval.embed import Embed, ModelRun
-from eval.extract import extract, file_digest, open_source
+from eval.extract import extract, open_source
 from eval.report.published import published_row
 from eval.report.tables import markdown
 from eval.report.write import as_json, write_report

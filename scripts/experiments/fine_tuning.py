@@ -24,6 +24,7 @@ import torch
 
 from data.files import atomic_write
 from data.pairs.drawn import from_faces
+from data.pairs.lists import Pairs
 from eval.benchmarks.pairs import score_pairs
 from eval.embed import embed_faces
 from eval.metrics import verification as metrics
@@ -76,11 +77,15 @@ def train(row: str, seed: int, model: Path, folder: Path) -> float:
 
 
 def test(model: Path, faces: str) -> dict[str, Any]:
-    """Figures on 2,000 pairs of a set, and the pairs that were judged correctly, as text."""
-    pairs = from_faces(faces, count=2000)
+    """Figures on 2,000 pairs of a set, as `judge` gives them."""
+    return judge(model, faces, from_faces(faces, count=2000))
+
+
+def judge(model: Path, name: str, pairs: Pairs) -> dict[str, Any]:
+    """Figures on pairs, and the pairs that were judged correctly, as text."""
     network = load_model(model, device="cpu")
     embeddings = embed_faces(network, pairs.images, network.size)
-    found = score_pairs(faces, embeddings, pairs.first, pairs.second, pairs.same).metrics
+    found = score_pairs(name, embeddings, pairs.first, pairs.second, pairs.same).metrics
     distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
     right = metrics.right_decisions(distances, pairs.same)
     kept = {key: round(found[key], 4) for key in ("accuracy", "tar@0.001", "auc", "eer")}
