@@ -1,5 +1,6 @@
 """What each method of `tools.clean` found: in words, as a table, and as pictures."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,8 +67,8 @@ def noise_result(work: Chosen, found: Noise, most: int) -> Result:
         kept(work, found.rows),
         {
             "suspects": len(found.rows),
-            "margin_threshold": margin.threshold,
-            "own_threshold": own.threshold,
+            "margin_threshold": _number(margin.threshold),
+            "own_threshold": _number(own.threshold),
             **_cut_facts(margin),
         },
     )
@@ -173,7 +174,7 @@ def splits_result(work: Chosen, found: Splits, own: np.ndarray, most: int) -> Re
         {
             "suspects": len(found.identities),
             "images": len(moved),
-            "threshold": threshold,
+            "threshold": _number(threshold),
             **_cut_facts(found.cut),
         },
     )
@@ -202,8 +203,8 @@ def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Re
     return Result(
         "Identities that are one person",
         [
-            f"{len(pairs):,} pairs among {len(work.identities):,} identities probably are one "
-            f"person each: their similarity is at least {threshold:.3f}. {merged:,} identities "
+            f"{counted(len(pairs), 'pair')} of {len(work.identities):,} identities probably are "
+            f"one person: their similarity is at least {threshold:.3f}. {merged:,} identities "
             "become part of another one.",
             _estimate(found.cut, "identities", "are a person with another label too"),
             _shown(len(pairs), most, "from the surest to the threshold"),
@@ -226,7 +227,7 @@ def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Re
         {
             "suspects": len(pairs),
             "merged": merged,
-            "threshold": threshold,
+            "threshold": _number(threshold),
             **_cut_facts(found.cut),
         },
     )
@@ -374,11 +375,18 @@ def _row(work: Chosen, image: int) -> tuple[object, ...]:
 
 def _estimate(cut: Cut, what: str, wrong: str) -> str:
     """What a threshold promises, in words."""
+    if not math.isfinite(cut.threshold):
+        return "No threshold has the precision that is wanted, so nothing is found."
     return (
         f"By the distributions, {100 * cut.share:.1f} % of the {what} {wrong}. Of those beyond the "
         f"threshold {100 * cut.precision:.0f} % are, and {100 * cut.recall:.0f} % of all that are "
         "lie beyond it."
     )
+
+
+def _number(value: float) -> float | None:
+    """The value as JSON has it, which knows no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _cut_facts(cut: Cut) -> dict[str, float]:
