@@ -304,18 +304,16 @@ def joined(place: Place) -> dict[str, Any]:
     labels, two = join(place.labels, place.seed)
     seconds = place.train("joined", np.arange(len(labels)), labels)
     splits = find_splits(place.vectors("joined"), labels)
-    pure = [
-        np.bincount(place.labels[(labels == label) & (splits.second == side)]).max()
-        for label in set(splits.identities.tolist()) & two
-        for side in (False, True)
-    ]
-    sizes = np.count_nonzero(np.isin(labels, list(set(splits.identities.tolist()) & two)))
+    found = set(splits.identities.tolist())
+    right = images = 0
+    for label in found & two:
+        for side in (False, True):
+            people = place.labels[(labels == label) & (splits.second == side)]
+            right += int(np.bincount(people).max())
+            images += len(people)
     return {
         "cpu_seconds": seconds,
-        "split": {
-            **found_of(set(splits.identities.tolist()), two),
-            "images_on_the_right_side": round(100 * float(sum(pure)) / max(1, sizes), 2),
-        },
+        "split": {**found_of(found, two), "right_side": round(100 * right / max(1, images), 2)},
     }
 
 
