@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.decode_threads import decode_threads
 from data.fingerprint import Fingerprint, fingerprint_of
 from data.parts import find_part
+from data.size_schedule import SizeSchedule
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
 from eval.embed import ModelRun, Progress, embed_faces, not_shown
@@ -229,7 +230,7 @@ def build_parts(
         faces,
         config,
         batch_size=optim.batch_size,
-        size=config.data.size,
+        size=SizeSchedule(config.data.size, config.data.size_schedule or {}, optim.epochs),
         seed=run_.seed,
         threads=config.data.threads or decode_threads(),
         rank=ranks.rank,
@@ -240,6 +241,11 @@ def build_parts(
     )
 
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    if config.data.size_schedule and not getattr(backbone, "takes_smaller_images", False):
+        raise ValueError(
+            f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
+            "only; remove data.size_schedule, or choose iresnet or ir"
+        )
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
     frozen = freeze(backbone, config.init.freeze)
@@ -254,7 +260,7 @@ def build_parts(
         head=head,
         ranks=ranks,
         seed=run_.seed,
-        optimizer_name=optim.name,
+        optimizer_name="adamw" if optim.name == "adamw" else "sgd",  # of centers
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         accumulation=optim.accumulation,
@@ -280,7 +286,8 @@ def build_parts(
         where = f"vectors in {source.file}" if source.file else "of the augmented batch"
         linear = ", after a linear map of the student's" if teacher.projection else ""
         log.info(f"teacher: {where}, {source.width} numbers per embedding{linear}")
-    scaled = replace(optim, lr=optim.lr * rate_share(config, ranks.world))
+    share = rate_share(config, ranks.world)
+    scaled = replace(optim, lr=optim.lr * share, muon_lr=optim.muon_lr * share)
     taught = teacher.parameters() if teacher else []
     fused = device.type == "cuda"
     optimizer = build_optimizer(scaled, backbone, frozen, classifier, taught, fused=fused)

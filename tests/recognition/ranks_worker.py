@@ -30,6 +30,7 @@ VARIANTS = {
     "full": ["classifier={name: full}"],
     "full, accumulated": ["classifier={name: full}", "optim.accumulation=2"],
     "full, fused": ["classifier={name: full, fused: true}"],
+    "full, muon": ["classifier={name: full}", "optim.name=muon"],
     "partial": ["classifier={name: partial, sample_rate: 0.4}"],
     "partial, accumulated": [
         "classifier={name: partial, sample_rate: 0.4}",
