@@ -18,11 +18,13 @@ from data.parts import find_part
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
 from eval.embed import ModelRun, Progress, embed_faces, not_shown
+from eval.report.pictures import worst_sheet
 from eval.report.published import published_row
 from eval.report.write import write_report
 from recognition.best_checkpoint import check_keep_best
 from recognition.checkpoint import newest
 from recognition.classifiers import ClassifierFacts
+from recognition.classifiers import Sizes as ClassifierSizes
 from recognition.classifiers._margin_softmax import SoftmaxOptions
 from recognition.compiled import compiled
 from recognition.config import Config, ConfigError, RunConfig
@@ -35,6 +37,7 @@ from recognition.distributed import (
     texts_of_all,
     told_once,
 )
+from recognition.doctor import chance_loss
 from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
 from recognition.logs import evaluation_progress, plot_training
@@ -53,6 +56,7 @@ from recognition.run_space import sizes_of
 from recognition.schedulers import Schedule
 from recognition.step_size import rate_share, with_step_size
 from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
+from recognition.trackers import check_trackers
 from recognition.trainer import train
 from recognition.training_set import open_training_set
 
@@ -73,6 +77,8 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
     launch = read_launch()
     device = choose_device(config, source, launch)
     prepare_device(config.run, device)
+    with _config_errors(source, "run.trackers: "):
+        check_trackers(config.run.trackers)
     config = with_saved_choices(config) if resume else config
     with ranks_of_this_run(device, launch) as ranks, ExitStack() as opened:
         begins = not resume or not _saved_on_rank_0(config, ranks, device)
@@ -111,6 +117,8 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                 )
         model = Model(parts.backbone, facts_of(config), device)
 
+        worst: dict[str, bytes] = {}
+
         def evaluate() -> dict[str, float]:
             """All ranks embed and compute the same figures, and rank 0 writes them."""
             share_buffers(parts.backbone, ranks)
@@ -125,6 +133,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     results.append(without_figures(item, str(error)))
             if ranks.rank == 0:
                 write_report(results, folder, published=config.evaluate.published)
+                worst.update({f"{r.name}/worst": worst_sheet(r.worst) for r in results if r.worst})
             return {
                 f"{result.name}/{metric}": value
                 for result in results
@@ -140,7 +149,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     parts.classifier, faces, lambda indices: of_images(indices=indices), ranks
                 )
             log.info(told)
-        train(config, parts, folder, evaluate, stop, resume=resume)
+        train(config, parts, folder, evaluate, stop, resume=resume, pictures=lambda: worst)
         if ranks.rank == 0:
             plot_training(folder)
     return folder
@@ -209,6 +218,8 @@ def build_parts(
     if config.init.freeze:
         log.info(f"init.freeze: {frozen.report(backbone)}")
     head = build_part("recognition.heads", config.head, seed=run_.seed)
+    chance = chance_loss(head, _compared(config, faces.num_classes, ranks))
+    chance *= facts.losses(config)
     classifier = build_part(
         "recognition.classifiers",
         config.classifier,
@@ -248,10 +259,21 @@ def build_parts(
         loss_scale=LossScale(device, enabled=run_.precision == "fp16"),
         statistics=[*backbone.buffers(), *head.buffers()],
         loader=loader,
+        chance_loss=chance,
         device=device,
         ranks=ranks,
         fingerprint=fingerprint,
     )
+
+
+def _compared(config: Config, classes: int, ranks: Ranks) -> int:
+    """The number of classes that an embedding is compared with in a step."""
+    facts: ClassifierFacts = find_part("recognition.classifiers", config.classifier.name).FACTS
+    sizes = ClassifierSizes(classes, ranks.world, 1, 0, 0, "cpu")
+    work = facts.work(config, sizes)
+    sub_centers: int = config.classifier.options.get("sub_centers", 1)
+    # Centers that are trained are divided among the ranks; others are on each of them.
+    return work.rows * (ranks.world if work.trained else 1) // sub_centers
 
 
 def _wrapped(

@@ -29,6 +29,7 @@ class Parts:
     no_sync: a context in which backward passes do not average gradients over ranks.
     center_factor: what the learning rate of the class centers is multiplied by.
     statistics: buffers of the backbone and the head, which forward passes change.
+    chance_loss: the loss of a network that tells nobody apart (recognition/doctor.py).
     fingerprint: that of the training set, which checkpoints hold; None leaves it out.
     """
 
@@ -42,6 +43,7 @@ class Parts:
     loss_scale: LossScale
     statistics: list[torch.Tensor]
     loader: Loader
+    chance_loss: float
     device: torch.device
     ranks: Ranks
     fingerprint: Fingerprint | None = None

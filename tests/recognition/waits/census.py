@@ -30,6 +30,7 @@ from recognition import experiment, trainer
 from recognition.config import Config
 from recognition.distributed import Ranks
 from recognition.parse import load_config
+from recognition.seen import Seen
 
 ROOT = Path(__file__).parents[3]
 GPU = torch.device("cuda", 0)
@@ -280,7 +281,7 @@ def waits_of(config: Config) -> dict[str, int]:
                 sampled = parts.loader.draw is not None and micro == 0
                 sample = torch.zeros(64, dtype=torch.int64, device=GPU) if sampled else None
                 batches.append(Batch(images.permute(0, 3, 1, 2), labels, sample))
-            trainer.optimizer_step(config, parts, batches, progress)
+            trainer.optimizer_step(config, parts, batches, progress, seen=Seen())
         return dict(census.waits)
 
 
