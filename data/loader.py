@@ -207,10 +207,11 @@ class Loader:
     def _finish(self, pending: "_Pending") -> Batch:
         """Waits until a batch is decoded, and puts it onto the device."""
         bad = [failure for future in pending.futures for failure in future.result()]
-        labels = self.faces.labels[pending.indices].astype(np.int64)
+        indices = np.array(pending.indices, np.int64)
+        labels = self.faces.labels[indices].astype(np.int64)
         self.seen += len(labels)
         if bad:
-            self._replace(pending, labels, bad)
+            self._replace(pending, labels, indices, bad)
 
         # The buffer is (B,H,W,3); seen as (B,3,H,W) it is channels_last without a copy.
         parts = [pending.buffer.permute(0, 3, 1, 2), torch.from_numpy(labels)]
@@ -218,8 +219,8 @@ class Loader:
             parts.append(pending.sample.result())
         if self.device.type == "cuda":
             parts[1] = parts[1].pin_memory()
-            return Batch(*self._to_cuda(parts))
-        return Batch(*(part.to(self.device) for part in parts))
+            return Batch(*self._to_cuda(parts), indices=indices)
+        return Batch(*(part.to(self.device) for part in parts), indices=indices)
 
     def _to_cuda(self, pinned: list[torch.Tensor]) -> list[torch.Tensor]:
         """Copies from pinned memory on a separate stream.
@@ -237,8 +238,8 @@ class Loader:
             copy.record_stream(current)
         return copies
 
-    def _replace(self, pending: "_Pending", labels: Int64, bad: Failures) -> None:
-        """Puts another image of the batch, with its label, into the place of each bad one.
+    def _replace(self, pending: "_Pending", labels: Int64, indices: Int64, bad: Failures) -> None:
+        """Puts another image of the batch, with label and index, into the place of each bad one.
 
         It is the next good image of the same person, else the next good image. All bad images of
         one person get the same one, so two images that were of one person still are.
@@ -259,7 +260,7 @@ class Loader:
                 same = usable[planned[usable] == label]
                 stand_ins[label] = int((same if len(same) else usable)[0])
             pending.buffer[row] = pending.buffer[stand_ins[label]]
-            labels[row] = labels[stand_ins[label]]
+            labels[row], indices[row] = labels[stand_ins[label]], indices[stand_ins[label]]
         self.skipped += len(bad)
         if self.skipped > SKIPS_ALLOWED + self.seen // 100:
             raise UnreadableImages(

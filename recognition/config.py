@@ -114,6 +114,10 @@ class OptimConfig:
     `centers` are the class centers. The other keys are names of the backbone's parameters, in which
     `*` stands for any text. Where several match, their factors are multiplied. null: one learning
     rate for all."""
+    ema: Positive | None = None
+    """Half-life of a moving average of the backbone's weights, in epochs, such as 0.2. The average
+    is evaluated beside the weights, and saved as the model `average` in the run folder. null: no
+    average."""
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
@@ -145,6 +149,60 @@ class InitConfig:
         for key in [key for key, given in needing.items() if given and self.weights is None]:
             found = getattr(self, key)
             raise ValueError(f"{key}: found {found!r} without init.weights, which it needs")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A trained model from whose embeddings the backbone learns, besides the classifier's loss."""
+
+    model: PathText | None = None
+    """The teacher: a run folder, a model folder, a published file of weights or an ONNX file, as
+    `--model` takes them. null: no teacher, or the stored `vectors` alone."""
+    color: Literal["rgb", "bgr"] | None = None
+    """Order of the color channels that `model` was trained on, where the file does not tell."""
+    vectors: PathText | None = None
+    """File of the teacher's embeddings of the training set: .npy (N, D), one row per image. With
+    `model` the run writes it, unless it is there. null: a file that is named by the model and the
+    set, in the folder `teacher_vectors` beside run.output."""
+    augmented: bool = False
+    """Give the augmented images of every batch to the teacher, which needs memory and time in each
+    step, and no file. They have data.size, and are resized to the teacher's size. false: the
+    teacher's embeddings of the images as the set has them are computed once, at the teacher's
+    size, each as the sum of those of the image and of its mirror image."""
+    cosine: NonNegative = 10.0
+    """Weight of the mean of 1 − cosine between the embedding and that of the teacher. Where they
+    have different lengths, a trained linear map of the embedding is compared. It is not exported.
+    """
+    centers: NonNegative = 0.0
+    """Weight of the loss of `head` with the teacher's class centers, which are moving averages of
+    its embeddings (AdaDistill, arXiv 2407.01332)."""
+    classifier: bool = True
+    """Learn from the classifier's own loss as well. false: its class centers are not trained, as in
+    AdaDistill."""
+    schedule: Literal["constant", "fade"] = "constant"
+    """Course of the weights `cosine` and `centers`. fade: in the last third of the run they fall
+    linearly to 0."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a teacher."""
+        return self.model is not None or self.vectors is not None
+
+    def __post_init__(self) -> None:
+        if not self.given:
+            return
+        if self.augmented and (self.vectors or not self.model):
+            raise ValueError(
+                "augmented: found True, expected teacher.model without teacher.vectors, because "
+                "the teacher embeds every batch"
+            )
+        if not (self.cosine or self.centers):
+            raise ValueError("cosine: found 0 with teacher.centers=0, so the teacher has no effect")
+        if not self.classifier and self.schedule == "fade":
+            raise ValueError(
+                "classifier: found False with teacher.schedule=fade, which leaves no loss at the "
+                "end of the run"
+            )
 
 
 @dataclass(frozen=True)
@@ -239,6 +297,8 @@ class Config:
     """What embeddings are compared with: all class centers, a sample of them, or a class pool."""
     init: InitConfig = InitConfig()
     """What the run starts from, and which of it stays as it is."""
+    teacher: TeacherConfig = TeacherConfig()
+    """A trained model from whose embeddings the backbone learns."""
     optim: OptimConfig
     """Optimizer of the backbone and of the class centers."""
     scheduler: Annotated[Part, PartOf("recognition.schedulers")]

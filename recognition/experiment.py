@@ -1,6 +1,7 @@
 """The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -38,6 +39,7 @@ from recognition.distributed import (
     told_once,
 )
 from recognition.doctor import chance_loss
+from recognition.ema import FOLDER, WeightAverage, measure_statistics, save_average
 from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
 from recognition.logs import evaluation_progress, plot_training
@@ -56,6 +58,8 @@ from recognition.run_space import sizes_of
 from recognition.schedulers import Schedule
 from recognition.step_size import rate_share, with_step_size
 from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
+from recognition.teacher import Teacher, build_teacher
+from recognition.teacher_vectors import TeacherSource, complete, open_teacher, vectors_of
 from recognition.trackers import check_trackers
 from recognition.trainer import train
 from recognition.training_set import open_training_set
@@ -91,12 +95,15 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             with _config_errors(source, "init.weights: "):
                 weights = read_weights(config.init) if begins else None
             fingerprint = fingerprint_of(faces)
+            with _config_errors(source):
+                teacher = open_teacher(config, faces, fingerprint, device)
         if changed and ranks.rank == 0:
             log.info(changed)
         with told_once(ranks, device):
-            check_same(_what_must_be_same(config, fingerprint, weights), ranks, device)
+            same = _what_must_be_same(config, fingerprint, weights, teacher)
+            check_same(same, ranks, device)
         with _config_errors(source):
-            parts = build_parts(config, faces, device, ranks, weights, fingerprint)
+            parts = build_parts(config, faces, device, ranks, weights, fingerprint, teacher)
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -119,9 +126,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
 
         worst: dict[str, bytes] = {}
 
-        def evaluate() -> dict[str, float]:
-            """All ranks embed and compute the same figures, and rank 0 writes them."""
-            share_buffers(parts.backbone, ranks)
+        def figures(into: Path) -> dict[str, float]:
             results = []
             for item, benchmark in zip(config.evaluate.sets, benchmarks, strict=True):
                 shown = partial(evaluation_progress, name=item["name"])
@@ -132,13 +137,29 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     log.warning("evaluate.sets: %s: no figures: %s", item["name"], error)
                     results.append(without_figures(item, str(error)))
             if ranks.rank == 0:
-                write_report(results, folder, published=config.evaluate.published)
+                write_report(results, into, published=config.evaluate.published)
+                of = "" if into == folder else f"{into.name}/"
+                sheets = {f"{of}{r.name}/worst": worst_sheet(r.worst) for r in results if r.worst}
+                worst.update(sheets)
                 worst.update({f"{r.name}/worst": worst_sheet(r.worst) for r in results if r.worst})
             return {
                 f"{result.name}/{metric}": value
                 for result in results
                 for metric, value in result.metrics.items()
             }
+
+        def evaluate() -> dict[str, float]:
+            """All ranks embed and compute the same figures, and rank 0 writes them."""
+            share_buffers(parts.backbone, ranks)
+            values = figures(folder)
+            if parts.average is not None:
+                with parts.average.in_place():
+                    measure_statistics(config, parts.backbone, faces, ranks)
+                    if ranks.rank == 0:
+                        save_average(config, parts.backbone, folder)
+                    of_average = figures(folder / FOLDER)
+                values |= {f"{FOLDER}/{name}": value for name, value in of_average.items()}
+            return values
 
         if begins and config.init.centers == "means":
             shown = partial(evaluation_progress, name="class means")
@@ -149,10 +170,29 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     parts.classifier, faces, lambda indices: of_images(indices=indices), ranks
                 )
             log.info(told)
+        if teacher is not None and teacher.record is not None:
+            shown = partial(evaluation_progress, name="teacher") if ranks.rank == 0 else not_shown
+            with _config_errors(source), _stoppable(shown, stop, ranks, device)(len(faces)) as on:
+                _complete_vectors(teacher, faces, ranks, device, on)
+            teacher = None  # the memory of its model is free from here on
         train(config, parts, folder, evaluate, stop, resume=resume, pictures=lambda: worst)
         if ranks.rank == 0:
             plot_training(folder)
     return folder
+
+
+def _complete_vectors(
+    teacher: TeacherSource,
+    faces: FaceSet,
+    ranks: Ranks,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> None:
+    """Compute what the file of a teacher's vectors lacks. advance: gets the numbers of images."""
+    assert teacher.model is not None
+    run = ModelRun(teacher.model, ranks, lambda block: nullcontext(advance))
+    of_images = partial(embed_faces, run, faces, teacher.model.size, mirror=True)
+    complete(teacher, faces, lambda indices: of_images(indices=indices), ranks, device)
 
 
 def _stoppable(progress: Progress, stop: Stop, ranks: Ranks, device: torch.device) -> Progress:
@@ -187,10 +227,12 @@ def build_parts(
     ranks: Ranks,
     weights: Weights | None = None,
     fingerprint: Fingerprint | None = None,
+    source: TeacherSource | None = None,
 ) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
 
     weights: what the backbone starts from; None for random weights and for a run that goes on.
+    source: where the vectors of a teacher come from; None for a run without one.
 
     Raises ValueError for options that can't go together.
     """
@@ -237,8 +279,27 @@ def build_parts(
     ).to(device)
     check_centers(config, classifier)
 
+    teacher: Teacher | None = None
+    if source is not None:
+        teacher = build_teacher(
+            config,
+            vectors_of(source),
+            width=source.width,
+            digest=source.digest,
+            backbone=backbone,
+            classifier=classifier,
+            head=build_part("recognition.heads", config.head, seed=run_.seed),
+            ranks=ranks,
+            device=device,
+            planned=loader.steps.epoch * optim.epochs,
+        )
+        where = f"vectors in {source.file}" if source.file else "of the augmented batch"
+        linear = ", after a linear map of the student's" if teacher.projection else ""
+        log.info(f"teacher: {where}, {source.width} numbers per embedding{linear}")
     scaled = replace(optim, lr=optim.lr * rate_share(config, ranks.world))
-    optimizer = build_optimizer(scaled, backbone, frozen, classifier, fused=device.type == "cuda")
+    taught = teacher.parameters() if teacher else []
+    fused = device.type == "cuda"
+    optimizer = build_optimizer(scaled, backbone, frozen, classifier, taught, fused=fused)
     steps_per_epoch = loader.steps.planned_per_epoch
     scheduler = build_part(
         "recognition.schedulers",
@@ -248,6 +309,7 @@ def build_parts(
         steps_per_epoch=steps_per_epoch,
     )
     forward, no_sync = _wrapped(backbone, device, ranks, run_)
+    half_life = optim.ema and optim.ema * loader.steps.epoch
     return Parts(
         backbone=backbone,
         forward=forward,
@@ -257,12 +319,17 @@ def build_parts(
         center_factor=center_factor(optim),
         scheduler=Schedule(scheduler, loader.steps),
         loss_scale=LossScale(device, enabled=run_.precision == "fp16"),
-        statistics=[*backbone.buffers(), *head.buffers()],
+        statistics=[
+            *(*backbone.buffers(), *head.buffers()),
+            *(teacher.statistics() if teacher else ()),
+        ],
         loader=loader,
-        chance_loss=chance,
+        chance_loss=math.inf if teacher else chance,
         device=device,
         ranks=ranks,
         fingerprint=fingerprint,
+        average=WeightAverage(backbone, half_life) if half_life else None,
+        teacher=teacher,
     )
 
 
@@ -332,7 +399,10 @@ def _saved_on_rank_0(config: Config, ranks: Ranks, device: torch.device) -> bool
 
 
 def _what_must_be_same(
-    config: Config, fingerprint: Fingerprint, weights: Weights | None
+    config: Config,
+    fingerprint: Fingerprint,
+    weights: Weights | None,
+    teacher: TeacherSource | None,
 ) -> dict[str, bytes]:
     """What has to be equal on all ranks. Only where the files are may differ."""
     here = replace(config.data, root=None, train=".", subset=None, threads=None)
@@ -340,7 +410,13 @@ def _what_must_be_same(
         "the config": to_yaml(replace(config, data=here)).encode(),
         "data.train": fingerprint.digest.encode(),
         "init.weights": weights.digest() if weights else b"",
+        "the teacher": _what_teaches(teacher).encode(),
     }
+
+
+def _what_teaches(teacher: TeacherSource | None) -> str:
+    """The teacher and whether its vectors have to be computed, which all ranks do together."""
+    return f"{teacher.digest} {teacher.record}" if teacher else ""
 
 
 def _open_training_faces(config: Config) -> FaceSet:

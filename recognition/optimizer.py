@@ -1,7 +1,7 @@
 """The optimizer of a run: which parameters it trains, and with which learning rate each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
 from recognition.config import OptimConfig
 from recognition.freeze import Frozen
 from recognition.name_patterns import match_names
-from recognition.parts import CLASSIFIER_GROUP
+from recognition.parts import CLASSIFIER_GROUP, TEACHER_GROUP
 
 CENTERS = "centers"
 """What `optim.lr_factors` calls the class centers; its other keys are patterns of names."""
@@ -43,18 +43,27 @@ def lr_factors(optim: OptimConfig, backbone: nn.Module) -> dict[str, float]:
 
 
 def build_optimizer(
-    optim: OptimConfig, backbone: nn.Module, frozen: Frozen, classifier: nn.Module, *, fused: bool
+    optim: OptimConfig,
+    backbone: nn.Module,
+    frozen: Frozen,
+    classifier: nn.Module,
+    teacher: Sequence[nn.Parameter] = (),
+    *,
+    fused: bool,
 ) -> torch.optim.Optimizer:
     """The run's optimizer, without the parameters that are frozen.
 
     A checkpoint finds a rank's centers by the name of their group. The first group has the learning
-    rate of `optim.lr`, and may be empty; every other group has a multiple of it. fused: one kernel
-    makes the whole step of many weights, instead of one per operation.
+    rate of `optim.lr`, and may be empty; every other group has a multiple of it. teacher: what is
+    trained for a teacher's sake. fused: one kernel makes the whole step of many weights, instead of
+    one per operation.
     """
     groups = _groups(optim, backbone, frozen)
     if centers := [p for p in classifier.parameters() if p.requires_grad]:
         lr = optim.lr * center_factor(optim)
         groups.append({"name": CLASSIFIER_GROUP, "params": centers, "lr": lr})
+    if teacher:
+        groups.append({"name": TEACHER_GROUP, "params": list(teacher)})
 
     if optim.name == "adamw":
         return torch.optim.AdamW(

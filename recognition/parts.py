@@ -10,15 +10,20 @@ from torch import nn
 
 from data.fingerprint import Fingerprint
 from data.loader import Loader
+from data.types import Batch
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 from recognition.distributed import Ranks
+from recognition.ema import WeightAverage
 from recognition.loss_scale import LossScale
 from recognition.schedulers import Schedule
+from recognition.teacher import Teacher
 
 State = dict[str, Any]
 CLASSIFIER_GROUP = "classifier"
-"""Name of the optimizer's group of class centers; all other groups hold the backbone."""
+"""Name of the optimizer's group of class centers."""
+TEACHER_GROUP = "teacher"
+"""Name of that of the linear map to a teacher's embeddings; all other groups hold the backbone."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,11 @@ class Parts:
     no_sync: a context in which backward passes do not average gradients over ranks.
     center_factor: what the learning rate of the class centers is multiplied by.
     statistics: buffers of the backbone and the head, which forward passes change.
-    chance_loss: the loss of a network that tells nobody apart (recognition/doctor.py).
+    chance_loss: the loss of a network that tells nobody apart (recognition/doctor.py); infinite
+    with a teacher, whose losses have no such bound.
     fingerprint: that of the training set, which checkpoints hold; None leaves it out.
+    average: that of the backbone's weights, where the run keeps one.
+    teacher: the losses of a trained model's embeddings, if the run has a teacher.
     """
 
     backbone: nn.Module
@@ -47,6 +55,25 @@ class Parts:
     device: torch.device
     ranks: Ranks
     fingerprint: Fingerprint | None = None
+    average: WeightAverage | None = None
+    teacher: Teacher | None = None
+
+    def loss(
+        self, images: torch.Tensor, batch: Batch, forward: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        """Mean loss of the global batch: the classifier's, and that of a teacher if there is one.
+
+        images: those of the batch as the network gets them. forward: the network, as in `forward`.
+        """
+        if self.teacher is None:
+            return self.classifier(forward, images, batch.labels, batch.sample)
+        return self.teacher.loss(self.classifier, forward, images, batch, self.loader.place)
+
+    def after_step(self, taken: torch.Tensor) -> None:
+        """Called after each optimizer step, as `Classifier.after_step`."""
+        self.classifier.after_step(taken)
+        if self.teacher is not None:
+            self.teacher.after_step(taken)
 
     def state_dict(self) -> tuple[State, State]:
         """(shared, local): what is equal on all ranks, and what only this rank holds."""
@@ -70,10 +97,15 @@ class Parts:
             original = getattr(self.loader.faces, "original_labels", None)
             if original is not None:
                 shared["faces"]["original_labels"] = torch.from_numpy(original)
+        if self.average is not None:
+            shared["average"] = self.average.state_dict()
         local = {
             "classifier": self.classifier.state_dict(),
             "optimizer": {i: s for i, s in optimizer["state"].items() if i in own_rows},
         }
+        if self.teacher is not None:
+            shared["teacher"] = self.teacher.digest
+            local["teacher"] = self.teacher.state_dict()
         return shared, local
 
     def load_state_dict(self, shared: State, locals_: list[State]) -> None:
@@ -81,10 +113,15 @@ class Parts:
 
         locals_: this rank's own state if as many ranks saved it, else the states of all that did.
         """
+        digest = None if self.teacher is None else self.teacher.digest
+        if shared.get("teacher") != digest:
+            raise ValueError("its teacher is another one")
         same_world = shared["world"] == self.ranks.world
         local = locals_[0] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])
         self.classifier.load_state_dict(local["classifier"])
+        if self.average is not None:
+            self.average.load_state_dict(shared["average"])
         # How a step is computed follows this run's device, not that of the run which saved.
         groups = [
             {**saved, "fused": own["fused"]}
@@ -98,3 +135,6 @@ class Parts:
         self.scheduler.load_state_dict(shared["scheduler"])
         self.loss_scale.load_state_dict(shared["scaler"])
         self.loader.load_state_dict(shared["loader"])
+        if self.teacher is not None:
+            taught = [saved["teacher"] for saved in locals_]
+            self.teacher.load_state_dict(taught, whole=not same_world)

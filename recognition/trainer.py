@@ -31,7 +31,7 @@ from recognition.logs import open_logs, read_metrics
 from recognition.loss_scale import LOWEST
 from recognition.memory import memory
 from recognition.parse import to_yaml
-from recognition.parts import CLASSIFIER_GROUP, Parts
+from recognition.parts import CLASSIFIER_GROUP, TEACHER_GROUP, Parts
 from recognition.seeds import seed_of
 from recognition.seen import Seen
 from recognition.step_times import StepTimes
@@ -190,7 +190,7 @@ def optimizer_step(
         with nullcontext() if last else parts.no_sync():
             with autocast(parts.device, config.run.precision):
                 forward = seen.noting(parts.forward, batch.labels) if seen else parts.forward
-                mean = parts.classifier(forward, images, batch.labels, batch.sample)
+                mean = parts.loss(images, batch, forward)
             batch_loss = mean / len(batches)
             parts.loss_scale.scaled(batch_loss).backward()
         loss += batch_loss.detach()
@@ -198,9 +198,11 @@ def optimizer_step(
     mark()
     norm, verdict = _prepare_gradients(config, parts, loss)
     known_loss = _step_if_taken(parts, loss, verdict.taken)
+    if parts.average is not None:
+        parts.average.update(parts.loader.steps.images, parts.loader.place, verdict.taken)
     parts.optimizer.zero_grad(set_to_none=True)
     statistics.put_back_unless(verdict.taken)
-    parts.classifier.after_step(verdict.taken)
+    parts.after_step(verdict.taken)
     parts.loss_scale.update(verdict.taken)
     parts.scheduler.advance(known_loss)
     progress.add(loss, norm, verdict, config.optim.clip_norm)
@@ -223,12 +225,17 @@ def _prepare_gradients(
     """Unscale and clip the gradients. Returns the norm of the backbone's, and the verdict."""
     weights = list(parts.backbone.parameters())
     backbone = [p.grad for p in weights if p.grad is not None]
-    classes = next((g for g in parts.optimizer.param_groups if g["name"] == CLASSIFIER_GROUP), None)
-    centers = [p.grad for p in classes["params"] if p.grad is not None] if classes else []
-    parts.loss_scale.unscale_([*backbone, *centers])
+    beside = [
+        weight.grad
+        for group in parts.optimizer.param_groups
+        if group["name"] in (CLASSIFIER_GROUP, TEACHER_GROUP)
+        for weight in group["params"]
+        if weight.grad is not None
+    ]
+    parts.loss_scale.unscale_([*backbone, *beside])
 
     norm = nn.utils.get_total_norm(backbone)
-    others = [*centers, *parts.classifier.own_gradients()]
+    others = [*beside, *parts.classifier.own_gradients()]
     norms = [norm, *(torch._foreach_norm(others) if others else ())]
     verdict = check_step(loss, norms, parts.ranks)
     if config.optim.clip_norm is not None:
@@ -295,10 +302,15 @@ class _Clock:
 
     def restart(self) -> None:
         self._began, self._waited = time.perf_counter(), self._loader.wait_seconds
+        self._began_cpu = time.process_time()
 
     def read(self) -> tuple[float, float]:
         """Seconds since the restart, and how many of them the loop waited for data."""
         return time.perf_counter() - self._began, self._loader.wait_seconds - self._waited
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all threads of this process since the restart, whatever they did."""
+        return time.process_time() - self._began_cpu
 
     def outside(self, state: str, action: Callable[[], T]) -> T:
         """What `action` returns; the time it takes does not count as training, but as `state`."""
@@ -339,6 +351,7 @@ def _log_line(
         "images_per_second": progress.steps * images_per_step / elapsed,
         "data_wait": waited / elapsed,
         "seconds": progress.seconds,
+        "cpu_seconds": clock.cpu_seconds(),
         "skipped_images": parts.loader.skipped,
     }
     if config.optim.clip_norm is not None:
@@ -349,6 +362,7 @@ def _log_line(
     line |= {f"seconds/{part}": value for part, value in seconds.items()}
     line |= memory(parts.device)
     line |= parts.scheduler.log()
+    line |= parts.teacher.log() if parts.teacher else {}
     line |= _learning_rates(parts)
     figures, norms = seen.measure()
     progress.loss_sum, progress.loss_count, progress.steps, progress.clipped_steps = 0.0, 0, 0, 0

@@ -152,6 +152,16 @@ def grid_accuracy(
     return Folds(accuracy, grid[best])
 
 
+def right_decisions(distances: np.ndarray, same: np.ndarray, *, folds: int = 10) -> np.ndarray:
+    """Which pairs `grid_accuracy` judges correctly, bool (P,), each at the threshold of its fold.
+
+    Their share is its mean accuracy, if all folds have equally many pairs.
+    """
+    thresholds = grid_accuracy(distances, same, folds=folds).thresholds
+    right: np.ndarray = (distances < thresholds[fold_of(len(distances), folds)]) == same
+    return right
+
+
 def exact_accuracy(distances: np.ndarray, same: np.ndarray, *, folds: int = 10) -> Folds:
     """As `grid_accuracy`, but every distance of the other folds is a threshold.
 
@@ -200,7 +210,7 @@ def fold_tar(
 
 def strict_threshold(impostors: np.ndarray, far: float) -> float:
     """The lowest score above which at most a share `far` of the impostors lies; -inf if all may."""
-    first_refused = len(impostors) - 1 - _allowed(far, len(impostors))
+    first_refused = len(impostors) - 1 - allowed(far, len(impostors))
     if first_refused < 0:
         return -np.inf
     return float(np.partition(impostors, first_refused)[first_refused])
@@ -252,11 +262,11 @@ def eer(curve: Roc) -> float:
 
 def tar_at_far(curve: Roc, far: float) -> float:
     """The highest TAR at a threshold whose FAR does not exceed `far` (strict)."""
-    k = np.searchsorted(curve.false_accepts, _allowed(far, curve.impostors), side="right") - 1
+    k = np.searchsorted(curve.false_accepts, allowed(far, curve.impostors), side="right") - 1
     return float(curve.true_accepts[k] / curve.genuine)
 
 
-def _allowed(rate: float, count: int) -> int:
+def allowed(rate: float, count: int) -> int:
     """How many of `count` a rate allows: 1e-3 of 3000 is 3, even if the product rounds down."""
     return int(np.floor(rate * count + 1e-9))
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data.augment import augment
 from data.options import options_of
 from data.parts import find_part, part_names
 from recognition import experiment, trainer
 from recognition.config import Part
+from recognition.distributed import Ranks
 from recognition.doctor import (
     AWAY,
     LINES,
@@ -35,6 +37,7 @@ from recognition.heartbeat import read_heartbeat
 from recognition.logs import read_metrics
 from recognition.parse import build_part, load_config
 from recognition.seen import Seen
+from recognition.training_set import open_training_set
 from tools import watch
 
 SMALL = """
@@ -97,12 +100,12 @@ def test_a_run_with_several_troubles(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its gradient is always clipped, its rate drops to nothing, and steps are skipped at last."""
-    calls, plain = 0, trainer.augment
+    calls = 0
 
     def spoiled(images: torch.Tensor, options: Any, seed: int) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return plain(images, options, seed) * (torch.nan if calls > 20 and calls % 2 else 1)
+        return augment(images, options, seed) * (torch.nan if calls > 20 and calls % 2 else 1)
 
     monkeypatch.setattr(trainer, "augment", spoiled)
     drops = "scheduler={name: multi_step, milestones: [1, 1.2], factor: 0.001}"
@@ -112,8 +115,8 @@ def test_a_run_with_several_troubles(
     assert len(_told(capsys)) == len(_troubles(lines))
 
 
-def _history(count: int = 60, **figures: Callable[[int], Any]) -> list[Window]:
-    """Log lines of a healthy run of 20 steps each, but for the given figures by line."""
+def _history(figures: Mapping[str, Callable[[int], Any]]) -> list[Window]:
+    """60 log lines of a healthy run, of 20 steps each, but for the given figures by line."""
     healthy: dict[str, Callable[[int], Any]] = {
         "loss": lambda i: 12 * math.exp(-i / 25) + 0.05 * math.sin(i),
         "learning_rate": lambda i: 0.1 * min((i + 1) / 5, 1) * (1 - i / 100) ** 2,
@@ -128,7 +131,7 @@ def _history(count: int = 60, **figures: Callable[[int], Any]) -> list[Window]:
     made = {**healthy, **figures}
     return [
         Window(step=20 * (i + 1), **{name: value(i) for name, value in made.items()})
-        for i in range(count)
+        for i in range(60)
     ]
 
 
@@ -161,7 +164,7 @@ WRONG: dict[str, tuple[dict[str, Callable[[int], Any]], str]] = {
 @pytest.mark.parametrize("trouble", WRONG)
 def test_a_figure_that_goes_wrong_is_found_within_some_lines(trouble: str) -> None:
     figures, advice = WRONG[trouble]
-    windows = _history(**figures)
+    windows = _history(figures)
     found = [examine(windows[: i + 1], FACTS) for i in range(len(windows))]
     first = next(i for i, one in enumerate(found) if one)
     assert 30 < first < 55
@@ -189,13 +192,13 @@ def test_a_figure_that_goes_wrong_is_found_within_some_lines(trouble: str) -> No
     ids=range(9),
 )
 def test_what_looks_alike_is_harmless(harmless: dict[str, Callable[[int], Any]]) -> None:
-    windows = _history(**harmless)
+    windows = _history(harmless)
     assert [dict(examine(windows[: i + 1], FACTS)) for i in range(60)] == [{}] * 60
 
 
 def test_a_rate_that_ends_at_zero_is_as_planned() -> None:
     facts = replace(FACTS, total_steps=60 * 20)
-    windows = _history(learning_rate=lambda i: 0.1 * max(0.0, 1 - i / 56) ** 2)
+    windows = _history({"learning_rate": lambda i: 0.1 * max(0.0, 1 - i / 56) ** 2})
     assert all(not examine(windows[: i + 1], facts) for i in range(60))
 
 
@@ -334,8 +337,8 @@ def test_a_run_whose_embeddings_are_all_the_same_has_the_loss_of_chance(
     overrides = [f"run.output={tmp_path}", f"classifier={classifier}"]
     overrides += ["data.train=synthetic:identities=60,images=4"]
     config = load_config(tmp_path / "small.yaml", overrides)
-    faces = experiment.open_training_set(config.data)
-    parts = experiment.build_parts(config, faces, torch.device("cpu"), experiment.Ranks())
+    faces = open_training_set(config.data)
+    parts = experiment.build_parts(config, faces, torch.device("cpu"), Ranks())
     same, constant = torch.ones(64), Constant()
     net: Any = parts.classifier
     with torch.no_grad():
