@@ -21,6 +21,7 @@ import torch
 
 from data.order import EpochOrder, Indices, shuffled, slice_for_rank
 from data.read_image import BadImage, ResizeNotice, read_into
+from data.size_schedule import SizeSchedule
 from data.steps import Steps
 from data.types import Batch, FaceSet, Int64, Pixels
 
@@ -44,7 +45,7 @@ class Loader:
 
     faces: any FaceSet.
     batch_size: images per rank and step.
-    size: side of the decoded square, in pixels.
+    size: side of the decoded square, in pixels; a schedule changes it during the run.
     threads: number of decoding threads; 0 decodes in the caller's thread.
     drop_last: False keeps a smaller last batch (one rank only).
     order: the order of images (default: shuffled by seed and epoch); see data/order.py.
@@ -70,7 +71,7 @@ class Loader:
         faces: FaceSet,
         *,
         batch_size: int,
-        size: int,
+        size: int | SizeSchedule,
         seed: int,
         threads: int,
         rank: int = 0,
@@ -85,7 +86,8 @@ class Loader:
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} ranks: expected 0…{world - 1}")
-        if batch_size < 1 or size < 1 or threads < 0 or prefetch < 1:
+        sizes = size if isinstance(size, SizeSchedule) else SizeSchedule(size)
+        if batch_size < 1 or sizes.full < 1 or threads < 0 or prefetch < 1:
             raise ValueError(
                 f"{batch_size=} {size=} {threads=} {prefetch=}: all but threads must be 1 or more"
             )
@@ -93,7 +95,7 @@ class Loader:
             raise ValueError(
                 "drop_last=False needs a single rank: several ranks may not divide the last batch"
             )
-        self.faces, self.size, self.threads, self.seed = faces, size, threads, seed
+        self.faces, self.sizes, self.threads, self.seed = faces, sizes, threads, seed
         self.batch_size, self.rank, self.world, self.drop_last = batch_size, rank, world, drop_last
         self.prefetch, self.device = prefetch, torch.device(device)
         self.draw = draw
@@ -109,7 +111,7 @@ class Loader:
         self.wait_seconds = 0.0
         self.skipped = 0
         self.seen = 0
-        self.notice = ResizeNotice(size)
+        self.notice = ResizeNotice(sizes.full)
         self._stream: torch.cuda.Stream | None = None
         for name, count in (("batch_size", batch_size), ("step_images", planned)):
             if count % self.order.group:
@@ -177,19 +179,20 @@ class Loader:
         step_images = self.steps.images
         coming = iter(starts)
         ahead: deque[_Pending] = deque()
-        decoder = _Decoder(
-            self.faces, self.size, self.threads, self.notice, pinned=self.device.type == "cuda"
-        )
+        decoder = _Decoder(self.faces, self.threads, self.notice, pinned=self.device.type == "cuda")
         try:
             for start in starts:
                 for later in islice(coming, self.prefetch - len(ahead)):
                     batch = indices[later : min(later + self.global_batch, stop)]
                     mine = slice_for_rank(batch, rank=self.rank, world=self.world)
+                    into_step = (later - starts.start) % step_images
+                    step_place = epoch * self.steps.epoch + later - into_step
                     sample = None
-                    if self.draw and (later - starts.start) % step_images == 0:
+                    if self.draw and into_step == 0:
                         labels = self.faces.labels[indices[later : min(later + step_images, stop)]]
                         sample = decoder.submit(self._drawn, self.draw, labels, epoch, later)
-                    ahead.append(decoder.begin(mine, sample))
+                    size = self.sizes.at(step_place, self.steps)
+                    ahead.append(decoder.begin(mine, size, sample))
                 began = time.perf_counter()
                 finished = self._finish(ahead.popleft())
                 self.wait_seconds += time.perf_counter() - began
@@ -287,19 +290,17 @@ class _Pending:
 class _Decoder:
     """Threads that fill buffers; an error other than a bad image reaches the consumer's thread."""
 
-    def __init__(
-        self, faces: FaceSet, size: int, threads: int, notice: ResizeNotice, *, pinned: bool
-    ) -> None:
-        self.faces, self.size, self.threads, self.pinned = faces, size, threads, pinned
+    def __init__(self, faces: FaceSet, threads: int, notice: ResizeNotice, *, pinned: bool) -> None:
+        self.faces, self.threads, self.pinned = faces, threads, pinned
         self.notice = notice
         self.executor = ThreadPoolExecutor(threads, "decode") if threads else None
         self.spare: list[Pixels] = []
         # These threads are the parallelism; OpenCV's own threads would only queue behind them.
         cv2.setNumThreads(1)
 
-    def begin(self, indices: Indices, sample: Future[torch.Tensor] | None) -> _Pending:
-        """Starts to decode a batch, in two chunks per thread."""
-        buffer = self._buffer((len(indices), self.size, self.size, 3))
+    def begin(self, indices: Indices, size: int, sample: Future[torch.Tensor] | None) -> _Pending:
+        """Starts to decode a batch, in two chunks per thread. size: side of its images."""
+        buffer = self._buffer((len(indices), size, size, 3))
         images = buffer.numpy()
         chunk = -(-len(indices) // (2 * self.threads or 1))
         futures = [

@@ -1,6 +1,6 @@
 """The two types that all parts share: a set of face images on disk, and a batch in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -40,4 +40,4 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     sample: torch.Tensor | None = None
-    indices: Int64 | None = None
+    indices: Int64 | None = field(default=None, kw_only=True)

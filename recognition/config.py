@@ -24,6 +24,9 @@ from data.options import (
 )
 from data.order import BALANCED_IMAGES
 
+Side = Annotated[int, Range(at_least=16)]
+ShareOfSteps = Annotated[float, Range(above=0, below=1)]
+
 
 class ConfigError(ValueError):
     """A mistake in a config or its overrides, as one line for the person who wrote it."""
@@ -60,8 +63,12 @@ class DataConfig:
     renumber: bool = False
     """Number the identities that have images 0, 1, …, so that no class center is without images.
     Checkpoints then hold the label that each class has in the set."""
-    size: Annotated[int, Range(at_least=16)] = 112
+    size: Side = 112
     """Side of the square input, in pixels."""
+    size_schedule: Mapping[Side, ShareOfSteps] | None = None
+    """Smaller sizes at the beginning of the run, each with the share of the run's steps that have
+    it, as in `{56: 0.5, 80: 0.2}`. The smallest comes first, and the rest of the run has
+    `data.size`. Such steps cost less, so the same compute shows more images. null: one size."""
     threads: Count | None = None
     """Threads that decode images, per process. null: one per core, divided by the processes of this
     machine."""
@@ -72,6 +79,14 @@ class DataConfig:
     draws its images in its own way."""
     augment: Augment = Augment()
     """Random changes of the training images, computed on the device."""
+
+    def __post_init__(self) -> None:
+        smaller = self.size_schedule or {}
+        if sum(smaller.values()) >= 1 or any(size >= self.size for size in smaller):
+            raise ValueError(
+                f"size_schedule: found {dict(smaller)}, expected sizes below data.size={self.size} "
+                "with shares of less than 1 in all, so that the run ends with the full size"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,10 +99,14 @@ class OptimConfig:
     """Images per process and micro-batch. Batch norm needs at least two."""
     epochs: Count
     """Passes over the training set."""
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer of the backbone and of the class centers."""
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    """Optimizer of the backbone and of the class centers. muon: Muon for the convolutions, except
+    the first one and depthwise ones, and SGD for all else."""
+    muon_lr: Positive = 0.02
+    """Base learning rate of Muon's steps. The schedule multiplies it like `lr`, which is that of
+    all else."""
     momentum: ShareBelowOne = 0.9
-    """Momentum of SGD. AdamW does not use it."""
+    """Momentum of SGD and Muon. AdamW does not use it."""
     nesterov: bool = False
     """Nesterov's form of the momentum, for SGD."""
     weight_decay: NonNegative = 5e-4

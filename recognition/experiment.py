@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.decode_threads import decode_threads
 from data.fingerprint import Fingerprint, fingerprint_of
 from data.parts import find_part
+from data.size_schedule import SizeSchedule
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
 from eval.embed import ModelRun, Progress, embed_faces, not_shown
@@ -170,10 +171,9 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     parts.classifier, faces, lambda indices: of_images(indices=indices), ranks
                 )
             log.info(told)
-        if teacher is not None and teacher.record is not None:
-            shown = partial(evaluation_progress, name="teacher") if ranks.rank == 0 else not_shown
-            with _config_errors(source), _stoppable(shown, stop, ranks, device)(len(faces)) as on:
-                _complete_vectors(teacher, faces, ranks, device, on)
+        if teacher is not None:
+            with _config_errors(source):
+                _complete_vectors(teacher, faces, ranks, device, stop)
             teacher = None  # the memory of its model is free from here on
         train(config, parts, folder, evaluate, stop, resume=resume, pictures=lambda: worst)
         if ranks.rank == 0:
@@ -182,17 +182,17 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
 
 
 def _complete_vectors(
-    teacher: TeacherSource,
-    faces: FaceSet,
-    ranks: Ranks,
-    device: torch.device,
-    advance: Callable[[int], None],
+    teacher: TeacherSource, faces: FaceSet, ranks: Ranks, device: torch.device, stop: Stop
 ) -> None:
-    """Compute what the file of a teacher's vectors lacks. advance: gets the numbers of images."""
-    assert teacher.model is not None
-    run = ModelRun(teacher.model, ranks, lambda block: nullcontext(advance))
-    of_images = partial(embed_faces, run, faces, teacher.model.size, mirror=True)
-    complete(teacher, faces, lambda indices: of_images(indices=indices), ranks, device)
+    """Compute what the file of a teacher's vectors lacks."""
+    if teacher.model is None or teacher.record is None:
+        return
+    shown = partial(evaluation_progress, name="the teacher's vectors")
+    told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
+    with told(len(faces)) as advance:
+        run = ModelRun(teacher.model, ranks, lambda block: nullcontext(advance))
+        of_images = partial(embed_faces, run, faces, teacher.model.size, mirror=True)
+        complete(teacher, faces, lambda indices: of_images(indices=indices), ranks, device)
 
 
 def _stoppable(progress: Progress, stop: Stop, ranks: Ranks, device: torch.device) -> Progress:
@@ -243,7 +243,7 @@ def build_parts(
         faces,
         config,
         batch_size=optim.batch_size,
-        size=config.data.size,
+        size=SizeSchedule(config.data.size, config.data.size_schedule or {}, optim.epochs),
         seed=run_.seed,
         threads=config.data.threads or decode_threads(),
         rank=ranks.rank,
@@ -254,6 +254,11 @@ def build_parts(
     )
 
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    if config.data.size_schedule and not getattr(backbone, "takes_smaller_images", False):
+        raise ValueError(
+            f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
+            "only; remove data.size_schedule, or choose iresnet or ir"
+        )
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
     frozen = freeze(backbone, config.init.freeze)
@@ -270,7 +275,7 @@ def build_parts(
         head=head,
         ranks=ranks,
         seed=run_.seed,
-        optimizer_name=optim.name,
+        optimizer_name="adamw" if optim.name == "adamw" else "sgd",  # of centers
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         accumulation=optim.accumulation,
@@ -296,7 +301,8 @@ def build_parts(
         where = f"vectors in {source.file}" if source.file else "of the augmented batch"
         linear = ", after a linear map of the student's" if teacher.projection else ""
         log.info(f"teacher: {where}, {source.width} numbers per embedding{linear}")
-    scaled = replace(optim, lr=optim.lr * rate_share(config, ranks.world))
+    share = rate_share(config, ranks.world)
+    scaled = replace(optim, lr=optim.lr * share, muon_lr=optim.muon_lr * share)
     taught = teacher.parameters() if teacher else []
     fused = device.type == "cuda"
     optimizer = build_optimizer(scaled, backbone, frozen, classifier, taught, fused=fused)

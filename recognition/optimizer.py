@@ -10,6 +10,7 @@ from torch import nn
 from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
 from recognition.config import OptimConfig
 from recognition.freeze import Frozen
+from recognition.muon import GROUP, muon_hook, muon_weights
 from recognition.name_patterns import match_names
 from recognition.parts import CLASSIFIER_GROUP, TEACHER_GROUP
 
@@ -82,6 +83,8 @@ def build_optimizer(
         nesterov=optim.nesterov,
         fused=fused,
     )
+    if optim.name == "muon":
+        sgd.register_step_pre_hook(muon_hook(optim.momentum))
     if fused and optim.momentum:
         # Torch would make it with its first step, and not fill it if that step is skipped.
         for group in sgd.param_groups:
@@ -91,20 +94,27 @@ def build_optimizer(
 
 
 def _groups(optim: OptimConfig, backbone: nn.Module, frozen: Frozen) -> list[dict[str, Any]]:
-    """The backbone's groups: one per learning rate and weight decay."""
+    """The backbone's groups: one per kind of step, learning rate and weight decay."""
     factors = lr_factors(optim, backbone)
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
-    for factor in dict.fromkeys([1.0, *factors.values()]):
-        for decays in (True, False) if optim.no_decay_1d else (True,):
-            name = "backbone" if decays else "backbone, no decay"
-            group: dict[str, Any] = {"name": name, "params": []}
-            if factor != 1.0:
-                group |= {"name": f"{name}, lr × {factor:g}", "lr": optim.lr * factor}
-            if not decays:
-                group["weight_decay"] = 0.0
-            groups[factor, decays] = group
+    by_muon = muon_weights(backbone) if optim.name == "muon" else frozenset()
+    # Muon's hook has the momentum, and SGD's own part of the step has none.
+    muon = {"lr": optim.muon_lr, "momentum": 0.0, "nesterov": False}
+    kinds: dict[str, dict[str, Any]] = {"backbone": {}} | ({GROUP: muon} if by_muon else {})
+    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
+    for kind, options in kinds.items():
+        for factor in dict.fromkeys([1.0, *factors.values()]):
+            for decays in (True, False) if optim.no_decay_1d else (True,):
+                name = kind if decays else f"{kind}, no decay"
+                group: dict[str, Any] = {"name": name, "params": [], **options}
+                if factor != 1.0:
+                    lr = options.get("lr", optim.lr) * factor
+                    group |= {"name": f"{name}, lr × {factor:g}", "lr": lr}
+                if not decays:
+                    group["weight_decay"] = 0.0
+                groups[kind, factor, decays] = group
     for name, weight in backbone.named_parameters():
         if name not in frozen.parameters:
+            kind = GROUP if name in by_muon else "backbone"
             decays = weight.ndim > 1 or not optim.no_decay_1d
-            groups[factors[name], decays]["params"].append(weight)
+            groups[kind, factors[name], decays]["params"].append(weight)
     return list(groups.values())

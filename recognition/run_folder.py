@@ -163,7 +163,8 @@ def _check_same(config: Config) -> None:
 def _lengthens(config: Config, key: str, before: object) -> bool:
     """Whether a run is given more epochs, and its schedule allows that."""
     longer = isinstance(before, int) and config.optim.epochs > before
-    planned = config.teacher.given and config.teacher.schedule == "fade"
+    fades = config.teacher.given and config.teacher.schedule == "fade"
+    planned = fades or config.data.size_schedule
     able = any_length(config.scheduler.name) and not planned
     return key == "optim.epochs" and longer and able
 
@@ -173,6 +174,11 @@ def _advice(config: Config, key: str, before: object) -> str:
         return "resume with the same value, or choose another folder"
     if config.optim.epochs < before:
         return "resume with the same value; run.max_steps ends a run earlier"
+    if config.data.size_schedule:
+        return (
+            "data.size_schedule is planned for the epochs of the run; start a new run in another "
+            f"folder with init.weights={config.run.output}"
+        )
     able = ", ".join(name for name in part_names(SCHEDULERS) if any_length(name))
     if any_length(config.scheduler.name):
         return "teacher.schedule=fade is planned for the epochs of the run; start a new run"

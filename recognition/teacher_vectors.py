@@ -225,8 +225,8 @@ def _read_record(file: Path) -> Record | None:
         return None
     try:
         tree = json.loads(read_file(path, _MOST_RECORD_BYTES))
-        texts = {key: str(tree[key]) for key in ("set", "model")}
-        return Record(**texts, **{key: int(tree[key]) for key in ("images", "size", "width")})
+        images, size, width = (int(tree[key]) for key in ("images", "size", "width"))
+        return Record(str(tree["set"]), images, str(tree["model"]), size, width)
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(
             f"teacher.vectors: {path}: not a record of vectors; remove it with {file}"
@@ -276,7 +276,7 @@ def _check_rows(file: Path, images: int, *, known: bool) -> int:
         if not finite.all():
             first = begin + int(np.argmin(finite))
             raise ValueError(f"teacher.vectors: {file}: row {first} holds NaN or infinity")
-    return rows.shape[1]
+    return int(rows.shape[1])
 
 
 def _open_part(file: Path, record: Record) -> IO[bytes]:

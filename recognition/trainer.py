@@ -216,7 +216,8 @@ def _network_input(
     seed = seed_of(config.run.seed, step, micro, parts.ranks.rank)
     torch.manual_seed(seed)  # for dropout and the like
     images = lay_out(batch.images, config.run.channels_last)
-    return lay_out(augment(images, config.data.augment, seed), config.run.channels_last)
+    options = config.data.augment.for_size(images.shape[-1], config.data.size)
+    return lay_out(augment(images, options, seed), config.run.channels_last)
 
 
 def _prepare_gradients(

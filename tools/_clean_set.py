@@ -23,7 +23,7 @@ import numpy as np
 from data.arrays import read_npy
 from data.decode import decode_into
 from data.faces import check_range, open_faces
-from data.files import atomic_write
+from data.files import atomic_write, file_digest
 from data.fingerprint import fingerprint_of
 from data.images import BytesImages, Images
 from data.pairs.lists import Pairs, from_bin, from_list
@@ -31,7 +31,7 @@ from data.read_image import BadImage, ResizeNotice, read_encoded, read_pixels
 from data.subset import choose
 from data.text import one_line
 from data.types import FaceSet, Int64, Pixels
-from eval.extract import file_digest, write_vectors
+from eval.extract import write_vectors
 from recognition.models.model import Model
 from tools._faces import counted
 from tools._kept import begin, read_lines, write_lines, write_settings

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eval.embed import normalized
 from eval.search import give_back
 
 BLOCK = 16_384  # rows at a time: 32 MB at D = 512
@@ -53,8 +54,7 @@ def robust_centers(
         weights = np.where(lost[labels] | (counts[labels] == 1), 1, fits).astype(np.float32)
         sums = identity_sums(vectors, labels, weights, classes)
         own = own_cosines(vectors, labels, weights, sums)
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return Centers(sums / np.where(lengths == 0, 1, lengths), sums, weights, own)
+    return Centers(normalized(sums), sums, weights, own)
 
 
 def identity_sums(

@@ -35,7 +35,10 @@ class Cut:
 
 
 def find_cut(scores: np.ndarray, wrong: np.ndarray, precision: float) -> Cut:
-    """The highest threshold with that expected precision.
+    """The threshold that finds the most, with at least that expected precision.
+
+    Of those thresholds it is the one with the most wrong ones beyond the right ones, π·W(t) minus
+    what else is in F(t): where both kinds lie apart, it lies between them.
 
     scores: float (N,), where low ones look wrong. wrong: float (M,), scores of ones that are known
     to be wrong.
@@ -43,14 +46,32 @@ def find_cut(scores: np.ndarray, wrong: np.ndarray, precision: float) -> Cut:
     if not len(scores) or not len(wrong):
         return Cut(-np.inf, 0.0, 1.0, 0.0)
     scores, wrong = np.sort(scores), np.sort(wrong)
-    all_below = np.searchsorted(scores, scores, side="right") / len(scores)
-    wrong_below = np.searchsorted(wrong, scores, side="right") / len(wrong)
-    counts = wrong_below >= min(LEAST, wrong_below.max())
-    share = float((all_below[counts] / wrong_below[counts]).min()) if wrong_below[-1] else 0.0
-    share = min(share, 1.0)
+    share = min(1.0, float(_ratios(scores, wrong).min()))
+    all_below, wrong_below = _below(scores, scores), _below(wrong, scores)
     expected = np.minimum(share * wrong_below / all_below, 1)
     good = np.flatnonzero((expected >= precision) & (wrong_below > 0))
     if not len(good):
         return Cut(-np.inf, share, 1.0, 0.0)
-    last = good[-1]
+    gain = 2 * share * wrong_below[good] - all_below[good]
+    last = good[np.flatnonzero(gain >= gain.max() - 1e-12)[-1]]
     return Cut(float(scores[last]), share, float(expected[last]), float(wrong_below[last]))
+
+
+def _ratios(scores: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """F(t) / W(t) at each score t of either kind (sorted) with a W(t) that is not too small.
+
+    F(t) gets two standard deviations of its count on top: the least of many ratios is too small by
+    chance, above all where few are wrong.
+    """
+    places = np.concatenate([scores, wrong])
+    wrong_below = _below(wrong, places)
+    counts = wrong_below >= LEAST
+    below = np.searchsorted(scores, places[counts], side="right")
+    ratios: np.ndarray = (below + 2 * np.sqrt(below + 1)) / len(scores) / wrong_below[counts]
+    return ratios
+
+
+def _below(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Share of the sorted values (N,) that are at most as high as each place (M,)."""
+    found: np.ndarray = np.searchsorted(values, places, side="right") / len(values)
+    return found

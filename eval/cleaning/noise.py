@@ -27,7 +27,7 @@ class Noise:
         identity.
     margin: float64 (N,), own - other.
     wrong_margin, wrong_own: float64 (N',), the same under wrong labels.
-    margin_cut, own_cut: the thresholds. An image is flagged if it is below one of them.
+    margin_cut, own_cut: the thresholds. An image is flagged if it is at or below one of them.
     """
 
     rows: np.ndarray
@@ -80,8 +80,11 @@ def find_noise(
     wrong_own = wrong_own[usable]
     wrong_margin = wrong_own - np.maximum(own, other)[usable]
     margin_cut = find_cut(margin[~alone], wrong_margin, precision)
-    own_cut = find_cut(own[~alone], wrong_own, precision)
-    flagged = ((margin <= margin_cut.threshold) | (own <= own_cut.threshold)) & ~alone
+    near_other = margin <= margin_cut.threshold
+    # The cosine alone is a weaker sign, and is needed for strangers only, who are near to nobody:
+    # half as many of its images may be right ones, so that both signs keep the promise together.
+    own_cut = find_cut(own[~alone], wrong_own, (1 + precision) / 2)
+    flagged = (near_other | (own <= own_cut.threshold)) & ~alone
     rows = np.flatnonzero(flagged)
     return Noise(
         rows[np.argsort(margin[rows], kind="stable")],

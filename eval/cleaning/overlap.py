@@ -1,18 +1,19 @@
 """People of a training set who are in a test set.
 
 A person of the test set is compared with an identity of the training set by the cosine of their
-centers. A center is a mean over all pictures of a person, so one picture that happens to look like
-somebody accuses nobody, unless it is the only one.
+centers, from which the mean of the test set's centers is subtracted. A center is a mean over all
+pictures of a person, so one picture that happens to look like somebody accuses nobody, unless it is
+the only one.
 
-Centers of few pictures, and of people who look like many others, have larger cosines with
-strangers. Therefore a cosine s of person p and identity c is normalized on both sides, as scores of
-voices are (symmetric normalization, Kenny, Odyssey 2010, section 5.2):
+Cosines near 1 lie close together, and the better a center is known, the larger are its cosines with
+strangers. Therefore Fisher's transformation s = artanh(cosine) makes the scores of strangers nearly
+normal, and the score of person p and identity c is normalized on both sides, as scores of voices
+are (symmetric normalization, Kenny, Odyssey 2010, section 5.2):
 
     z = ½·((s - μ_p)/σ_p + (s - μ_c)/σ_c).
 
-μ_p and σ_p are mean and standard deviation of the cosines of p with all identities, μ_c and σ_c
-those of c with all people of the test set. They follow exactly from the mean and the second moment
-of the centers: μ = ⟨p, m⟩ and σ² = pᵀMp - μ².
+μ_p and σ_p are mean and standard deviation of s over p and many identities, μ_c and σ_c those over
+c and many people of the test set.
 
 The threshold comes from the strangers among the scores themselves. Whoever the first match of a
 person is, the second is a stranger (if that person is not in the training set under two labels).
@@ -31,9 +32,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-from eval.embed import Progress, not_shown
+from eval.cleaning.centers import identity_sums, own_cosines
+from eval.embed import Progress, normalized, not_shown
 from eval.search import top_matches
 
+COHORT = 4096  # strangers that give mean and deviation: these are known to 1 %
+LARGEST = 0.9999  # cosine; Fisher's transformation of 1 is infinite
 CANDIDATES = 10  # identities per person whose scores are computed
 EXPECTED_FALSE = 0.1
 HIGHEST, LOWEST = 0.01, 0.5  # shares of people between which the line is fitted
@@ -48,7 +52,7 @@ class Overlap:
 
     people, identities: int64 (K,), the person of the test set and the identity of the training set
         of each accused pair, the highest score first.
-    scores: float64 (K,), z. cosines: float64 (K,), of the centers.
+    scores: float64 (K,), z. cosines: float64 (K,), of the centers without the mean.
     threshold: pairs with a score above it are accused.
     first, second: float64 (P,), scores of each person's best and second-best match.
     mean, deviation: of the normal distribution of the strangers' scores.
@@ -87,12 +91,14 @@ def find_overlap(
             f"expected {LEAST_PEOPLE} and {LEAST_IDENTITIES} or more, whose cosines show how alike "
             "strangers are"
         )
+    middle = people.mean(0)
+    identities, people = normalized(identities - middle), normalized(people - middle)
     found = top_matches(people, identities, CANDIDATES, progress=progress)
     person_mean, person_deviation = _moments(people, identities)
     identity_mean, identity_deviation = _moments(identities, people)
-    there = found.rows
-    by_person = (found.scores - person_mean[:, None]) / person_deviation[:, None]
-    by_identity = (found.scores - identity_mean[there]) / identity_deviation[there]
+    there, values = found.rows, _fisher(found.scores)
+    by_person = (values - person_mean[:, None]) / person_deviation[:, None]
+    by_identity = (values - identity_mean[there]) / identity_deviation[there]
     scores = (by_person + by_identity) / 2
     ordered = np.sort(scores, axis=1)[:, ::-1]
     mean, deviation = _strangers(ordered[:, 1], len(identities))
@@ -114,20 +120,43 @@ def find_overlap(
     )
 
 
+def mean_centers(vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centers float32 (C,D) of length 1, and the cosine of each image with its own, float64 (N,).
+
+    vectors: (N,D) of length 1, perhaps memory-mapped. labels: int64 (N,), 0…C-1 without gaps. All
+    images count alike. In a center that leaves out what does not fit, as `robust_centers` does, a
+    few pictures of an unclear identity would decide.
+    """
+    weights = np.ones(len(labels), np.float32)
+    sums = identity_sums(vectors, labels, weights, int(labels.max()) + 1)
+    return normalized(sums), own_cosines(vectors, labels, weights, sums)
+
+
+def _fisher(cosines: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.arctanh(np.clip(cosines, -LARGEST, LARGEST))
+    return found
+
+
 def _moments(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each row's products with all others, float64 (R,), (R,)."""
-    exact = others.astype(np.float64)
-    middle = exact.mean(0)
-    exact -= middle
-    spread = exact.T @ exact / len(exact)
-    rows = rows.astype(np.float64)
-    return rows @ middle, np.sqrt(np.vecdot(rows @ spread, rows))
+    """Mean and standard deviation (R,), (R,) of the transformed cosines of each row with others.
+
+    Of more than COHORT others, COHORT are used, spread evenly.
+    """
+    cohort = others[np.linspace(0, len(others) - 1, min(len(others), COHORT)).astype(int)]
+    mean, deviation = np.empty(len(rows)), np.empty(len(rows))
+    for start in range(0, len(rows), COHORT):
+        here = slice(start, start + COHORT)
+        values = _fisher(rows[here] @ cohort.T)
+        mean[here], deviation[here] = values.mean(1), values.std(1)
+    if not (deviation > 1e-6).all():
+        raise ValueError("a person matches all others alike; has the model diverged?")
+    return mean, deviation
 
 
 def _strangers(second: np.ndarray, identities: int) -> tuple[float, float]:
     """Mean and deviation of the normal scores of strangers, from each person's second match (P,).
 
-    ValueError if the matches are all alike.
+    ValueError if the scores are all alike.
     """
     falling = np.sort(second)[::-1]
     counts = np.geomspace(max(2, HIGHEST * len(falling)), LOWEST * len(falling), POINTS)
@@ -138,8 +167,6 @@ def _strangers(second: np.ndarray, identities: int) -> tuple[float, float]:
     if np.ptp(scores) < 1e-6:
         raise ValueError("the people of the test set all match alike; has the model diverged?")
     slope, start = np.polyfit(scores, quantiles, 1)
-    if not slope > 0:
-        raise ValueError("the scores of strangers have no distribution; has the model diverged?")
     return float(-start / slope), float(1 / slope)
 
 

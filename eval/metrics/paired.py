@@ -130,7 +130,8 @@ def _drawn(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return mean
     deviations = row[:, 0] - row[:, 0].mean()
     drawn = deviations[rng.integers(seeds, size=(len(mean), seeds))].mean(1)
-    return mean + drawn * sqrt(seeds / (seeds - 1))
+    moved: np.ndarray = mean + drawn * sqrt(seeds / (seeds - 1))
+    return moved
 
 
 def accuracy(right: np.ndarray) -> Figure:
@@ -154,8 +155,9 @@ def tar_at_far(distances: np.ndarray, same: np.ndarray, far: float) -> Figure:
         refused = accepted > allowed(far, len(impostors))
         first = np.where(refused[:, -1], refused.argmax(1), len(impostors))
         genuine_counts = np.cumsum(np.pad(counts[:, genuine], ((0, 0), (1, 0))), 1)
-        at = below[first][:, None]
-        return 100 * np.take_along_axis(genuine_counts, at, 1)[:, 0] / genuine_counts[:, -1]
+        found = np.take_along_axis(genuine_counts, below[first][:, None], 1)[:, 0]
+        share: np.ndarray = 100 * found / genuine_counts[:, -1]
+        return share
 
     return figure
 
@@ -175,7 +177,8 @@ def auc(distances: np.ndarray, same: np.ndarray) -> Figure:
         closer = np.cumsum(np.pad(counts[:, impostors], ((0, 0), (1, 0))), 1)
         beaten = closer[:, -1:] - (closer[:, ends[0]] + closer[:, ends[1]]) / 2
         weights = counts[:, genuine]
-        return 100 * (weights * beaten).sum(1) / weights.sum(1) / closer[:, -1]
+        share: np.ndarray = (weights * beaten).sum(1) / weights.sum(1) / closer[:, -1]
+        return 100 * share
 
     return figure
 

@@ -51,8 +51,9 @@ def _scores(arrays: dict[str, np.ndarray], name: str, path: Path) -> Scores:
     distances, same, digest = (
         arrays.get(f"{name}.{key}", np.empty(0)) for key in ("distances", "same", "digest")
     )
-    found = (distances.dtype, same.dtype, digest.dtype, distances.ndim, same.shape, digest.shape)
-    if found != (np.float32, np.bool_, np.uint8, 1, distances.shape, (16,)):
+    kinds = [str(array.dtype) for array in (distances, same, digest)]
+    shapes = [array.shape for array in (distances, same, digest)]
+    if kinds != ["float32", "bool", "uint8"] or shapes != [(len(same),), (len(same),), (16,)]:
         raise ValueError(f"{path}: no scores of {one_line(name)}: arrays missing or of other types")
     if not np.isfinite(distances).all():
         raise ValueError(f"{path}: the scores of {one_line(name)} are not all finite")

@@ -138,7 +138,7 @@ def test_changed_files_are_refused(tmp_path: Path) -> None:
     for key, arrays in changes.items():
         for array in arrays:
             file = io.BytesIO()
-            np.savez(file, **{**good, key: array})  # type: ignore[arg-type]
+            np.savez(file, **{**good, key: array})
             (folder / FILE).write_bytes(file.getvalue())
             with pytest.raises(ValueError, match=r"scores of people"):
                 read_scores(folder)

@@ -30,6 +30,7 @@ VARIANTS = {
     "full": ["classifier={name: full}"],
     "full, accumulated": ["classifier={name: full}", "optim.accumulation=2"],
     "full, fused": ["classifier={name: full, fused: true}"],
+    "full, muon": ["classifier={name: full}", "optim.name=muon"],
     "partial": ["classifier={name: partial, sample_rate: 0.4}"],
     "partial, accumulated": [
         "classifier={name: partial, sample_rate: 0.4}",
@@ -106,7 +107,7 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
         draw = parts.loader.draw
         sample = torch.from_numpy(draw(everyone.numpy(), 0, step)) if draw else None
         batches = [
-            Batch(images, labels, sample if micro == 0 else None, numbers.numpy())
+            Batch(images, labels, sample if micro == 0 else None, indices=numbers.numpy())
             for micro, (images, labels, numbers) in enumerate(own)
         ]
         before = progress.loss_sum

@@ -1,5 +1,6 @@
 """The losses of a teacher, its vectors, and runs that are taught."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,9 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import recognition.teacher_vectors
+from data.augment import augment
 from data.decode import decode
 from data.fingerprint import fingerprint_of
 from data.types import Batch, FaceSet
+from eval.embed import embed_faces
 from recognition import checkpoint, experiment, load, trainer
 from recognition.classifiers._margin_softmax import SoftmaxOptions
 from recognition.config import Config, ConfigError, TeacherConfig
@@ -244,12 +247,11 @@ def test_nothing_is_left_of_a_skipped_step(
     before = {name: value.clone() for name, value in _tensors(parts.state_dict())}
     assert any(name.startswith("/1/teacher") for name in before)
 
-    whole = trainer.augment
     last, calls = config.optim.accumulation, []
 
     def spoiled(*given: Any) -> torch.Tensor:
         calls.append(1)
-        return whole(*given) * (float("inf") if len(calls) == last else 1)
+        return augment(*given) * (float("inf") if len(calls) == last else 1)
 
     monkeypatch.setattr(trainer, "augment", spoiled)
     trainer.optimizer_step(config, parts, next(steps), progress)
@@ -379,11 +381,10 @@ def test_a_killed_computation_goes_on_behind_its_last_block(
     part.write_bytes(whole[: len(whole) - 17 * 24])
     path.unlink()
     embedded: list[int] = []
-    kept = experiment.embed_faces
 
     def counted(*given: Any, indices: Any, **options: Any) -> np.ndarray:
         embedded.append(len(indices))
-        return kept(*given, indices=indices, **options)
+        return embed_faces(*given, indices=indices, **options)
 
     monkeypatch.setattr(experiment, "embed_faces", counted)
     again = [*options, f"run.output={tmp_path / 'again'}"]
@@ -425,7 +426,7 @@ def test_vectors_of_another_set_or_model_are_refused_in_one_line(
     assert f"{moved} is of another model" in refused(f"teacher.model={taught}")
     assert "v.npy: not found; give teacher.model to compute it" in refused()
     with open(moved, "ab") as held:
-        recognition.teacher_vectors.fcntl.flock(held, recognition.teacher_vectors.fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match=r"v\.npy\.part is being written by another run"):
             _run(tmp_path, *options, f"run.output={tmp_path / 'o'}", f"teacher.model={model}")
     path.with_name("v.npy.json").write_text("[]")

@@ -39,7 +39,7 @@ def test_a_list_is_known_wherever_it_lies(tmp_path: Path) -> None:
 
 
 def test_numbered_images_are_told_apart_by_size(tmp_path: Path) -> None:
-    digests = []
+    digests: list[str] = []
     for shades in ((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 9)):
         folder = tmp_path / str(len(digests))
         (folder / "imgs").mkdir(parents=True)
