@@ -293,6 +293,10 @@ class RunConfig:
     additional ones."""
     keep: Count = 2
     """Number of checkpoints that are kept: the newest ones."""
+    trackers: Sequence[Annotated[str, PartOf("recognition.trackers")]] = ("tensorboard",)
+    """What shows the figures while the run goes on, besides metrics.jsonl. mlflow: the server or
+    store that MLFLOW_TRACKING_URI names, or mlflow.db beside the run folder. It also gets pictures
+    of the pairs of faces that an evaluation judged worst."""
     keep_best: str | None = None
     """Figure of a set in `evaluate.sets`, such as lfw/accuracy. The checkpoint with its best value
     is kept as well. null: only the newest ones are kept."""
