@@ -39,7 +39,7 @@ from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
 from recognition.logs import evaluation_progress, plot_training
 from recognition.loss_scale import LossScale
-from recognition.models.model import Model, build_backbone, facts_of
+from recognition.models.model import Model, build_backbone, facts_of, load_pretrained
 from recognition.optimizer import build_optimizer, center_factor
 from recognition.parse import build_part, to_yaml
 from recognition.parts import Parts
@@ -90,7 +90,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
         with told_once(ranks, device):
             check_same(_what_must_be_same(config, fingerprint, weights), ranks, device)
         with _config_errors(source):
-            parts = build_parts(config, faces, device, ranks, weights, fingerprint)
+            parts = build_parts(config, faces, device, ranks, weights, fingerprint, begins=begins)
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -178,10 +178,13 @@ def build_parts(
     ranks: Ranks,
     weights: Weights | None = None,
     fingerprint: Fingerprint | None = None,
+    *,
+    begins: bool = True,
 ) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
 
     weights: what the backbone starts from; None for random weights and for a run that goes on.
+    begins: False for a run that goes on, whose checkpoint has all weights.
 
     Raises ValueError for options that can't go together.
     """
@@ -202,7 +205,10 @@ def build_parts(
         step_images=optim.step_images,
     )
 
-    backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    backbone = build_backbone(config)
+    if begins and (line := load_pretrained(backbone, config)):
+        log.info(line)
+    backbone = place_backbone(backbone, device, run_.channels_last)
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
     frozen = freeze(backbone, config.init.freeze)

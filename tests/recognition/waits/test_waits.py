@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data.parts import part_names
+from tests.backbones import installed_backbones
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -46,7 +47,7 @@ def cases() -> dict[str, list[str]]:
         found[schedule] = [f"scheduler={{name: {schedule}}}"]
     found["AdamW"] = ["optim.name=adamw", "optim.nesterov=false", "classifier={name: partial}"]
     found["augmentation"] = [f"data.augment={AUGMENT}"]
-    for name in part_names("recognition.backbones"):
+    for name in installed_backbones():
         found[f"backbone {name}"] = [f"backbone={{name: {name}}}", "run.channels_last=true"]
     return found
 
