@@ -38,6 +38,7 @@ from recognition.distributed import (
 from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
 from recognition.logs import evaluation_progress, plot_training
+from recognition.lora import add_lora
 from recognition.loss_scale import LossScale
 from recognition.models.model import Model, build_backbone, facts_of, load_pretrained
 from recognition.optimizer import build_optimizer, center_factor
@@ -211,9 +212,13 @@ def build_parts(
     backbone = place_backbone(backbone, device, run_.channels_last)
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
-    frozen = freeze(backbone, config.init.freeze)
+    lora = config.init.lora
+    frozen = freeze(backbone, config.init.freeze, more=lora.rank > 0)
     if config.init.freeze:
         log.info(f"init.freeze: {frozen.report(backbone)}")
+    if lora.rank:
+        frozen, line = add_lora(backbone, lora, frozen)
+        log.info(line)
     head = build_part("recognition.heads", config.head, seed=run_.seed)
     classifier = build_part(
         "recognition.classifiers",

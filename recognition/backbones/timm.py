@@ -8,6 +8,7 @@ standard deviation that its pretrained weights want. Both numbers are kept among
 that training, evaluation and exported files all use them.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,7 +179,6 @@ def load_pretrained(backbone: nn.Module, source: str, options: Mapping[str, Any]
     """
     assert isinstance(backbone, TimmBackbone)
     model, side = options["model"], options["resize"] or size
-    given: dict[str, Any] = {"pretrained": True}
     if source != OWN:
         state = _read_state(source)
         nothing = {
@@ -201,8 +201,7 @@ def load_pretrained(backbone: nn.Module, source: str, options: Mapping[str, Any]
             )
         loaded = _with_state(state, source, options, side)
     else:
-        net = _network(model, options["options"], side, options["pool"], **given)
-        loaded = net.state_dict()
+        loaded = _downloaded(options, side)
     backbone.net.load_state_dict(loaded)
     numbers = sum(tensor.numel() for tensor in loaded.values())
     mean, std = (
@@ -230,6 +229,23 @@ def _with_state(
         )
     except ValueError as error:
         raise ValueError(f"backbone.weights: {source} does not fit: {error}") from None
+    return dict(net.state_dict())
+
+
+def _downloaded(options: Mapping[str, Any], side: int) -> dict[str, torch.Tensor]:
+    """The state dict of timm's network with the weights that timm downloads, or has downloaded."""
+    hub = logging.getLogger("huggingface_hub")  # it tells of every try
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
+    try:
+        net = _network(options["model"], options["options"], side, options["pool"], pretrained=True)
+    except ValueError as error:
+        raise ValueError(
+            f"backbone.weights: found {OWN!r}, but it can't load them ({error}); download the file "
+            "on another machine, and give its path"
+        ) from None
+    finally:
+        hub.setLevel(level)
     return dict(net.state_dict())
 
 
