@@ -6,6 +6,7 @@ bytes that are there.
 
 import math
 import os
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import IO
@@ -14,6 +15,8 @@ import numpy as np
 
 from data.files import open_file
 
+# What numpy raises for headers that are no text of a dictionary.
+NO_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
 BEGIN = b"\x93NUMPY\x01\x00"  # numpy writes version 1.0 for arrays of plain numbers and bytes
 
 
@@ -48,7 +51,10 @@ def _read_array(file: IO[bytes], size: int, where: str) -> np.ndarray:
     """The array in the next `size` bytes of a file."""
     if file.read(len(BEGIN)) != BEGIN:
         raise ValueError(f"{where}: does not begin as an array of numbers in .npy format")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except NO_HEADER as error:
+        raise ValueError(f"{where}: its header cannot be read ({error})") from None
     rest = size - file.tell()
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != rest:
         raise ValueError(

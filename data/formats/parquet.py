@@ -167,7 +167,7 @@ def open_set(path: str) -> ParquetSet:
                 sources.append((shard, group))
                 rows.append(facts.num_rows)
                 sizes.append(_bytes_of(facts, image, f"{shard}: group {group}"))
-            labels.append(file.read(columns=[label]).column(0))
+            labels.append(file.read(columns=[label], use_threads=False).column(0))
         except (arrow.ArrowException, OSError) as error:
             raise ValueError(
                 f"{shard}: is no readable Parquet file ({_first_line(error)})"

@@ -4,9 +4,11 @@
 
 A small set of synthetic faces is written in every file format, and each copy is broken again and
 again: bytes of headers and indices (.idx, record frames and headers with and without an .idx, zip
-directories and local headers, tar headers, LMDB pages) are flipped, set, cut out or doubled, or the
-file is truncated. The bytes of images, and labels in .cls files, stay as they are. Each broken set
-is opened, and every image is read and decoded in a separate process.
+directories and local headers, tar headers, LMDB pages, page headers and footer of a Parquet file,
+the header of an index list) are flipped, set, cut out or doubled, or the file is truncated. The
+bytes of images, their labels and row numbers stay as they are, because nothing tells that another
+label or number was meant. Each broken set is opened, and every image is read and decoded in a
+separate process.
 
 Allowed are a ValueError, an OSError, and images of the set, with one label per identity and one
 identity per label. Everything else is a failure: another exception, a wrong image under a label, a
@@ -24,8 +26,13 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from data.decode import decode_any
-from data.faces import open_faces
+from data.faces import CHOSEN, open_faces
+from data.formats._record_bytes import HEADER
 from data.formats.synthetic import SyntheticSet, open_set
 from data.options import Count, CountOrZero
 from data.writers.records import write_records
@@ -35,45 +42,80 @@ from tools._cli import Failed, command
 
 SOURCE = "synthetic:identities=3,images=3,size=24"
 LONGEST = 10  # seconds
-# kind -> (path to open, file to break)
-PATHS = {
-    "idx": ("idx/a.rec", "idx/a.idx"),
-    "rec": ("rec/a.rec", "rec/a.rec"),
-    "lost": ("lost/a.rec", "lost/a.rec"),  # without its .idx
-    "zip": ("zip/a.zip", "zip/a.zip"),
-    "tar": ("tar/a.tar", "tar/a.tar"),
-    "lmdb": ("lmdb/data.mdb", "lmdb/data.mdb"),
+# kind -> (file to open, file to break), in a folder with the name of the kind
+FILES = {
+    "idx": ("a.rec", "a.idx"),
+    "rec": ("a.rec", "a.rec"),
+    "lost": ("a.rec", "a.rec"),  # without its .idx
+    "zip": ("a.zip", "a.zip"),
+    "tar": ("a.tar", "a.tar"),
+    "lmdb": ("data.mdb", "data.mdb"),
+    "parquet": ("a.parquet", "a.parquet"),
+    "subset": ("a.rec", "a.npy"),
 }
 OUTCOMES = ("refused", "partly", "whole")
 
 
 def make(faces: SyntheticSet, folder: Path) -> None:
-    """Write the sets of PATHS under `folder`."""
-    for kind, (path, _) in PATHS.items():
+    """Write the sets of FILES under `folder`."""
+    for kind, (name, _) in FILES.items():
         (folder / kind).mkdir()
-        target = str(folder / path)
+        target = folder / kind / name
         if kind == "lmdb":
-            write_lmdb(faces, folder / kind)
+            write_lmdb(faces, target.parent)
+        elif kind == "parquet":
+            _write_parquet(faces, target)
         elif kind in ("zip", "tar"):
-            write_shards(faces, target, kind=kind, shard=0, progress=lambda done: None)
+            write_shards(faces, str(target), kind=kind, shard=0, progress=lambda done: None)
         else:
-            write_records(faces, target, size=(24, 24), progress=lambda done: None)
+            write_records(faces, str(target), size=(24, 24), progress=lambda done: None)
     (folder / "lost/a.idx").unlink()
+    np.save(folder / "subset/a.npy", np.arange(len(faces)))
+
+
+def _write_parquet(faces: SyntheticSet, path: Path) -> None:
+    images = [faces.read(index) for index in range(len(faces))]
+    table = pa.table({"image": pa.array(images, pa.binary()), "label": faces.labels})
+    pq.write_table(
+        table,
+        path,
+        row_group_size=4,
+        compression="none",
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
+
+
+def path_of(kind: str, folder: Path) -> str:
+    """What is opened."""
+    path = folder / kind / FILES[kind][0]
+    return f"{CHOSEN}{folder / kind / FILES[kind][1]};{path}" if kind == "subset" else str(path)
 
 
 def headers(data: bytes, kind: str, images: list[bytes]) -> list[int]:
-    """Positions that are not inside the bytes of an image, nor of a tar's label."""
+    """Positions that are inside neither an image nor a label."""
     inside = bytearray(len(data))
+    label = -HEADER.size + 4 if kind in ("rec", "lost") else 0  # begins behind the flag
     for image in images if kind != "idx" else []:
         at = data.find(image)
         while at >= 0:  # LMDB's page splits leave copies behind
             inside[at : at + len(image)] = b"\1" * len(image)
+            if label:
+                inside[at + label : at + label + 4] = b"\1" * 4
             at = data.find(image, at + 1)
     outside = [at for at, one in enumerate(inside) if not one]
-    if kind == "tar":  # nothing in a tar tells that a label in a .cls was another one
+    if kind == "tar":
         outside = [at for at in outside if not data[at & -512 :][:512].rstrip(b"\0").isdigit()]
     if kind == "lmdb":  # most of a page is empty: spare the zeros behind its header
         outside = [at for at in outside if data[at] or at % 4096 < 160]
+    if kind == "parquet":
+        metadata = pq.read_metadata(pa.BufferReader(data))
+        for group in range(metadata.num_row_groups):
+            column = metadata.row_group(group).column(1)
+            end = column.data_page_offset + column.total_compressed_size
+            outside = [at for at in outside if not column.data_page_offset <= at < end]
+    if kind == "subset":
+        outside = outside[: len(data) - 8 * len(images)]
     return outside
 
 
@@ -147,21 +189,20 @@ def break_and_read(folder: Path, count: int, seed: int) -> Counter[tuple[str, st
     images = [faces.read(index) for index in range(len(faces))]
     pictures = [_hash(decode_any(data).tobytes()) for data in images]
     identities = dict(zip(pictures, faces.labels.tolist(), strict=True))
-    whole = {kind: (folder / file).read_bytes() for kind, (_, file) in PATHS.items()}
+    whole = {kind: (folder / kind / file).read_bytes() for kind, (_, file) in FILES.items()}
     places = {kind: headers(data, kind, images) for kind, data in whole.items()}
 
     counts: Counter[tuple[str, str]] = Counter()
     reader = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     for number in range(count):
-        kind = list(PATHS)[number % len(PATHS)]
-        path, file = PATHS[kind]
-        target = folder / file
+        kind = list(FILES)[number % len(FILES)]
+        target = folder / kind / FILES[kind][1]
         rng = random.Random(f"{seed}/{number}")
         target.write_bytes(broken(whole[kind], places[kind], rng))
         for stale in target.parent.glob("*.npz"):
             stale.unlink()
         try:
-            result = reader.submit(outcome, str(folder / path), identities).result()
+            result = reader.submit(outcome, path_of(kind, folder), identities).result()
         except BrokenProcessPool:
             result = f"crashed, or needed more than {LONGEST} s"
             reader = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
@@ -181,8 +222,8 @@ def run(*, count: Count = 2000, seed: CountOrZero = 0) -> dict[str, int]:
     """
     with tempfile.TemporaryDirectory() as folder:
         counts = break_and_read(Path(folder), count, seed)
-    for kind in PATHS:
-        print(f"{kind:6}", {result: counts[kind, result] for result in (*OUTCOMES, "FAILED")})
+    for kind in FILES:
+        print(f"{kind:7}", {result: counts[kind, result] for result in (*OUTCOMES, "FAILED")})
     failures = sum(often for (_, result), often in counts.items() if result == "FAILED")
     print(f"{count} broken sets, {failures} failures")
     record = {"cases": count, "failures": failures}

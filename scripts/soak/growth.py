@@ -33,7 +33,7 @@ from data.formats.synthetic import open_set
 from data.loader import Loader
 from data.options import Count
 from data.writers.folder import write_folder
-from scripts.soak.data_fuzz import PATHS, make
+from scripts.soak.data_fuzz import FILES, make, path_of
 from tools._cli import Failed, command
 
 SHARES = 40  # samples of a run
@@ -99,7 +99,7 @@ def read_sets(count: int) -> list[Sample]:
     with tempfile.TemporaryDirectory() as folder:
         make(open_set(FACES), Path(folder))
         write_folder(open_set(FACES), f"{folder}/folder", progress=lambda done: None)
-        paths = [f"{folder}/{path}" for path in ("folder", *(path for path, _ in PATHS.values()))]
+        paths = [f"{folder}/folder", *(path_of(kind, Path(folder)) for kind in FILES)]
         done = 0
         while done < count:
             for path in paths:

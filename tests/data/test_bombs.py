@@ -408,6 +408,16 @@ def test_npy_files_are_read_as_numpy_reads_them(tmp_path: Path) -> None:
         read_npy(tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize("broken", [b"{'''", b"(" * 118, b"{1: 2, 'shape': 3}", b"\xff" * 50])
+def test_an_npy_whose_header_is_no_dictionary_is_refused(tmp_path: Path, broken: bytes) -> None:
+    np.save(tmp_path / "a.npy", np.arange(9))
+    whole = bytearray((tmp_path / "a.npy").read_bytes())
+    whole[10 : 10 + len(broken)] = broken
+    (tmp_path / "a.npy").write_bytes(whole)
+    with pytest.raises(ValueError, match="a.npy: its header cannot be read"):
+        read_npy(tmp_path / "a.npy")
+
+
 def test_labels_of_a_numbered_folder_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "pair_label.npy").write_bytes(npy(np.ones(3, bool), (10**12,)))
     with pytest.raises(ValueError, match=r"pair_label\.npy: declares bool \(1000000000000,\)"):
