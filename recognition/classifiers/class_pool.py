@@ -20,7 +20,14 @@ from data.loader import Loader
 from data.options import Positive, Share, ShareBelowOne
 from data.types import FaceSet
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes, Work
+from recognition.classifiers import (
+    ClassifierFacts,
+    Memory,
+    Overrides,
+    Sizes,
+    Work,
+    refuse_teacher_centers,
+)
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
@@ -311,6 +318,7 @@ def _check(config: Config) -> None:
             f"data.order: found {order!r}, expected 'shuffled', because the "
             f"{config.classifier.name} classifier draws the images in its own way"
         )
+    refuse_teacher_centers(config)
 
 
 def _near(batch_size: int) -> int:
