@@ -44,8 +44,9 @@ from recognition.ema import FOLDER, WeightAverage, measure_statistics, save_aver
 from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
 from recognition.logs import evaluation_progress, plot_training
+from recognition.lora import add_lora
 from recognition.loss_scale import LossScale
-from recognition.models.model import Model, build_backbone, facts_of
+from recognition.models.model import Model, build_backbone, facts_of, load_pretrained
 from recognition.optimizer import build_optimizer, center_factor
 from recognition.parse import build_part, to_yaml
 from recognition.parts import Parts
@@ -104,7 +105,9 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             same = _what_must_be_same(config, fingerprint, weights, teacher)
             check_same(same, ranks, device)
         with _config_errors(source):
-            parts = build_parts(config, faces, device, ranks, weights, fingerprint, teacher)
+            parts = build_parts(
+                config, faces, device, ranks, weights, fingerprint, teacher, begins=begins
+            )
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -228,10 +231,13 @@ def build_parts(
     weights: Weights | None = None,
     fingerprint: Fingerprint | None = None,
     source: TeacherSource | None = None,
+    *,
+    begins: bool = True,
 ) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
 
     weights: what the backbone starts from; None for random weights and for a run that goes on.
+    begins: False for a run that goes on, whose checkpoint has all weights.
     source: where the vectors of a teacher come from; None for a run without one.
 
     Raises ValueError for options that can't go together.
@@ -253,7 +259,10 @@ def build_parts(
         step_images=optim.step_images,
     )
 
-    backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    backbone = build_backbone(config)
+    if begins and (line := load_pretrained(backbone, config)):
+        log.info(line)
+    backbone = place_backbone(backbone, device, run_.channels_last)
     if config.data.size_schedule and not getattr(backbone, "takes_smaller_images", False):
         raise ValueError(
             f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
@@ -261,9 +270,13 @@ def build_parts(
         )
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
-    frozen = freeze(backbone, config.init.freeze)
+    lora = config.init.lora
+    frozen = freeze(backbone, config.init.freeze, more=lora.rank > 0)
     if config.init.freeze:
         log.info(f"init.freeze: {frozen.report(backbone)}")
+    if lora.rank:
+        frozen, line = add_lora(backbone, lora, frozen)
+        log.info(line)
     head = build_part("recognition.heads", config.head, seed=run_.seed)
     chance = chance_loss(head, _compared(config, faces.num_classes, ranks))
     chance *= facts.losses(config)
