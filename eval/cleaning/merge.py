@@ -23,7 +23,7 @@ from eval.search import top_matches
 PRECISION = 0.9
 NEIGHBORS = 10  # of each center, of which the first is the candidate and the others the crowd
 LEAST = 4  # images of an identity that is halved
-HALVED = 2000  # identities that are halved at most: enough for a distribution
+HALVED = 500  # identities that are halved at most: enough for a distribution
 
 
 @dataclass(frozen=True)

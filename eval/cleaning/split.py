@@ -18,7 +18,7 @@ AT_LEAST = 3  # images of each person
 LEAST_SHARE = 0.2  # of the identity's images: fewer are wrong images, not a person
 PRECISION = 0.9
 ROUNDS = 10
-JOINED = 2000  # pairs of identities that are joined at most: enough for a distribution
+JOINED = 500  # pairs of identities that are joined at most: enough for a distribution
 
 
 @dataclass(frozen=True)
