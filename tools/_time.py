@@ -14,7 +14,7 @@ import torch
 from recognition.classifiers import ClassifierFacts, Sizes
 from recognition.classifiers._matmul import matmul_type
 from recognition.config import Config, Part
-from tools._backbone import Traced, trace
+from tools._backbone import Traced, share_of_full_size, trace
 from tools._cards import Card, Kind
 from tools._cuda import COMPILED
 from tools._teacher import teacher_need
@@ -75,12 +75,14 @@ def _full(config: Config) -> Kind:
 
 
 def load(config: Config, facts: ClassifierFacts, sizes: Sizes) -> Load:
-    """What one optimizer step of a config asks of one rank."""
+    """What one optimizer step of a config asks of one rank; the mean over `data.size_schedule`."""
     optim, options = config.optim, config.backbone.options
     images = facts.trained_images(config)
     recomputed = options.get("checkpoint") is True
     traced = _without_recomputation(config, images)
     work = facts.work(config, sizes)
+
+    smaller = share_of_full_size(config)
 
     # The backward pass costs two forward passes.
     passes = 4 if recomputed else 3
@@ -99,11 +101,11 @@ def load(config: Config, facts: ClassifierFacts, sizes: Sizes) -> Load:
     backbone_kind, classifier_kind = product_kinds(config)
     return Load(
         images=optim.batch_size * optim.accumulation * sizes.ranks,
-        backbone=2 * backbone * traced.multiply_adds * optim.accumulation,
+        backbone=2 * smaller * backbone * traced.multiply_adds * optim.accumulation,
         backbone_kind=backbone_kind,
         classifier=2 * PRODUCTS * work.samples * work.rows * sizes.embedding * optim.accumulation,
         classifier_kind=classifier_kind,
-        activations=moved * kept * sum(traced.activations) * optim.accumulation,
+        activations=smaller * moved * kept * sum(traced.activations) * optim.accumulation,
         classifier_bytes=(LOGIT_PASSES * logits + CENTER_PASSES * centers) * optim.accumulation,
         step=STEP_PASSES[optim.name] * trained,
         sent=ring * (weights + 2 * embeddings * optim.accumulation),
