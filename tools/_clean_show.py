@@ -188,7 +188,8 @@ def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Re
     for label, lowest in found.target.items():
         target[label] = lowest
     subset = relabeled(work, work.identities[target[work.labels]])
-    new = dict(zip(work.labels.tolist(), subset[:, 1].tolist(), strict=True))
+    new = np.empty_like(target)
+    new[work.labels] = subset[:, 1]
 
     def suspect(pair: list[int], similarity: float) -> Suspect:
         groups = [
@@ -213,7 +214,7 @@ def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Re
         (
             (
                 *(work.name(one), int(counts[one]), work.name(other), int(counts[other])),
-                *(round(similarity, 5), new[one]),
+                *(round(similarity, 5), int(new[one])),
             )
             for (one, other), similarity in pairs
         ),

@@ -27,7 +27,7 @@ from eval.cleaning.overlap import find_overlap, mean_centers
 from eval.cleaning.prune import true_probabilities
 from eval.cleaning.split import find_splits
 from eval.embed import normalized
-from eval.search import ENTRIES, PROBES
+from eval.search import ENTRIES, PROBES, top_matches
 from recognition.memory import peak_bytes, resident_bytes
 from scripts._tables import TableRow, show_table
 from scripts.bench._measure import in_own_process
@@ -36,7 +36,7 @@ from tools._cli import command
 BLOCK = 4096
 SPREAD = 1.0  # of the images of an identity, in lengths of its center
 NEAR = 0.98
-METHODS = ("noise", "merge", "split", "duplicates", "overlap", "prune")
+METHODS = ("nearest center alone", "noise", "merge", "split", "duplicates", "overlap", "prune")
 
 
 def write_vectors(folder: Path, images: int, identities: int, dimension: int, test: int) -> None:
@@ -70,7 +70,14 @@ def method(folder: str, name: str) -> dict[str, float]:
         own, others = (mean_centers(*_read(folder, which))[0] for which in ("training", "test"))
         find_overlap(own, others)
 
+    def nearest() -> None:
+        every = np.arange(int(labels.max()) + 1)
+        drawn = np.random.default_rng(0).standard_normal((len(every), vectors.shape[1]))
+        centers = normalized(drawn).astype(np.float32)
+        top_matches(vectors, centers, 1, other_than=(labels, every))
+
     tasks: dict[str, Callable[[], Any]] = {
+        "nearest center alone": nearest,
         "noise": lambda: find_noise(vectors, labels),
         "merge": lambda: find_merges(vectors, labels),
         "split": lambda: find_splits(vectors, labels),
@@ -99,6 +106,7 @@ def products(folder: str, name: str) -> dict[str, float]:
         within(NEIGHBORS)
 
     tasks: dict[str, Callable[[], Any]] = {
+        "nearest center alone": lambda: _multiply(drawn, images, identities),
         "noise": lambda: _multiply(drawn, images, identities),
         "merge": lambda: _multiply(drawn, identities, identities),
         "split": lambda: within(0),
