@@ -27,6 +27,7 @@ from eval.embed import Progress, not_shown
 PROBES, ENTRIES = 4096, 4096  # rows of a block: 64 MB of products
 PAIRS = 4096  # pairs whose vectors are in float64 at a time: 16 MB a side at D = 512
 CROWDED = 16  # more entries than this and 4k pass at first only where the gallery begins
+GROUPS = 64  # of the entries of a block
 LONGEST = 1.001  # a vector of length 1 whose numbers were rounded, even to float16
 
 Ids = tuple[np.ndarray, np.ndarray]
@@ -75,6 +76,7 @@ def top_matches(
         for start in range(0, len(probes), PROBES):
             here = slice(start, start + PROBES)
             block = _block(probes, here).copy()
+            give_back(probes)
             ids = (other_than[0][here], other_than[1]) if other_than else None
             rows[here], scores[here] = _search_block(block, gallery, k, ids)
             advance(len(block))
@@ -101,9 +103,9 @@ def _search_block(
         entries = _block(gallery, here)
         products = np.matmul(probes, entries.T, out=memory[:, : len(entries)])
         hit = np.flatnonzero(products.max(1) >= floor)
-        near = products[hit]
+        near = products if len(hit) == len(products) else products[hit]
         if ids:
-            near[ids[0][hit, None] == ids[1][here]] = -np.inf
+            near[_equal_ids(ids[0][hit], ids[1][here])] = -np.inf
         row, entry = _may_be_first(near, floor[hit], k, 2 * epsilon)
         exact = _exact_products(probes, hit[row], entries, entry)
         rows[hit], scores[hit] = _merge(rows[hit], scores[hit], row, start + entry, exact)
@@ -112,19 +114,52 @@ def _search_block(
     return rows, scores
 
 
+def _equal_ids(probes: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column int64 (M,), (M,) of each pair of a probe (q,) and an entry (g,) of one id."""
+    order = np.argsort(entries, kind="stable")
+    first, last = (np.searchsorted(entries, probes, side, order) for side in ("left", "right"))
+    counts = last - first
+    row = np.repeat(np.arange(len(probes)), counts)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return row, order[first[row] + place]
+
+
 def _may_be_first(
     products: np.ndarray, floor: np.ndarray, k: int, margin: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row and column int64 (M,) of each product (q,g) that may be among the first k of its row."""
-    may = (products >= floor[:, None]) & (products > -np.inf)
+    lowest = floor.copy()
+    may = products >= lowest[:, None]
     crowded = np.flatnonzero(np.count_nonzero(may, axis=1) > 4 * k + CROWDED)
     if len(crowded):
-        near = products[crowded]
-        kth = near.shape[1] - k
-        lowest = _below(np.partition(near, kth, axis=1)[:, kth].astype(np.float64) - margin)
-        may[crowded] &= near >= lowest[:, None]
+        near = products if len(crowded) == len(products) else products[crowded]
+        reached = _reached_by(near, k).astype(np.float64)
+        lowest[crowded] = np.maximum(floor[crowded], _below(reached - margin))
+        may[crowded] = near >= lowest[crowded, None]
+    free = np.flatnonzero(lowest == -np.inf)  # fewer than k entries may be found so far
+    may[free] &= products[free] > -np.inf
     rows, columns = np.nonzero(may)
     return rows, columns
+
+
+def _reached_by(products: np.ndarray, k: int) -> np.ndarray:
+    """A number for each row that at least k of its products (q,g) reach, float32 (q,).
+
+    It is the k-th largest of the maxima of disjoint groups: these are products of the row, and
+    finding them is far quicker than finding the k-th largest product.
+    """
+    count = products.shape[1]
+    if count < k:
+        return np.full(len(products), -np.inf, np.float32)
+    if 4 * k <= GROUPS <= count // 2:
+        size = count // GROUPS
+        products = products[:, : GROUPS * size].reshape(len(products), GROUPS, size).max(2)
+    if k == 1:
+        best: np.ndarray = products.max(1)
+        return best
+    kth = products.shape[1] - k
+    found: np.ndarray = np.partition(products, kth, axis=1)[:, kth]
+    return found
 
 
 def _exact_products(

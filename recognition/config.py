@@ -144,6 +144,24 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """LoRA (arXiv 2106.09685): some linear layers learn a change of low rank."""
+
+    rank: CountOrZero = 0
+    """Rank of the change. 0: no LoRA."""
+    targets: Sequence[str] = ()
+    """Names of the weights of linear layers that stay as they are and get a change, such as
+    `*.qkv.weight`; `*` stands for any text. All other weights are trained as usual, unless
+    `init.freeze` names them."""
+    alpha: Positive | None = None
+    """The change is multiplied by alpha / rank. null: by 1."""
+
+    def __post_init__(self) -> None:
+        if self.targets and not self.rank:
+            raise ValueError(f"targets: found {list(self.targets)} with init.lora.rank 0")
+
+
+@dataclass(frozen=True)
 class InitConfig:
     """What the run starts from, and which of it stays as it is."""
 
@@ -159,6 +177,8 @@ class InitConfig:
     freeze: Sequence[str] = ()
     """Names of the backbone's parameters that stay as they are, such as `layer1.*`; `*` stands for
     any text. A batch norm whose parameters are all frozen also keeps its running statistics."""
+    lora: LoraConfig = LoraConfig()
+    """LoRA (arXiv 2106.09685): some linear layers learn a change of low rank."""
     centers: Literal["random", "means"] = "random"
     """How the class centers start. means: at the mean embedding of each person's images, which the
     loaded model computes before the first step."""
@@ -293,6 +313,10 @@ class RunConfig:
     additional ones."""
     keep: Count = 2
     """Number of checkpoints that are kept: the newest ones."""
+    trackers: Sequence[Annotated[str, PartOf("recognition.trackers")]] = ("tensorboard",)
+    """What shows the figures while the run goes on, besides metrics.jsonl. mlflow: the server or
+    store that MLFLOW_TRACKING_URI names, or mlflow.db beside the run folder. It also gets pictures
+    of the pairs of faces that an evaluation judged worst."""
     keep_best: str | None = None
     """Figure of a set in `evaluate.sets`, such as lfw/accuracy. The checkpoint with its best value
     is kept as well. null: only the newest ones are kept."""

@@ -1,6 +1,7 @@
 """The one place where the parts meet: from a config to a trained and evaluated run folder."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -19,11 +20,13 @@ from data.size_schedule import SizeSchedule
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
 from eval.embed import ModelRun, Progress, embed_faces, not_shown
+from eval.report.pictures import worst_sheet
 from eval.report.published import published_row
 from eval.report.write import write_report
 from recognition.best_checkpoint import check_keep_best
 from recognition.checkpoint import newest
 from recognition.classifiers import ClassifierFacts
+from recognition.classifiers import Sizes as ClassifierSizes
 from recognition.classifiers._margin_softmax import SoftmaxOptions
 from recognition.compiled import compiled
 from recognition.config import Config, ConfigError, RunConfig
@@ -36,12 +39,14 @@ from recognition.distributed import (
     texts_of_all,
     told_once,
 )
+from recognition.doctor import chance_loss
 from recognition.ema import FOLDER, WeightAverage, measure_statistics, save_average
 from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
 from recognition.logs import evaluation_progress, plot_training
+from recognition.lora import add_lora
 from recognition.loss_scale import LossScale
-from recognition.models.model import Model, build_backbone, facts_of
+from recognition.models.model import Model, build_backbone, facts_of, load_pretrained
 from recognition.optimizer import build_optimizer, center_factor
 from recognition.parse import build_part, to_yaml
 from recognition.parts import Parts
@@ -57,6 +62,7 @@ from recognition.step_size import rate_share, with_step_size
 from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
 from recognition.teacher import Teacher, build_teacher
 from recognition.teacher_vectors import TeacherSource, complete, open_teacher, vectors_of
+from recognition.trackers import check_trackers
 from recognition.trainer import train
 from recognition.training_set import open_training_set
 
@@ -77,6 +83,8 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
     launch = read_launch()
     device = choose_device(config, source, launch)
     prepare_device(config.run, device)
+    with _config_errors(source, "run.trackers: "):
+        check_trackers(config.run.trackers)
     config = with_saved_choices(config) if resume else config
     with ranks_of_this_run(device, launch) as ranks, ExitStack() as opened:
         begins = not resume or not _saved_on_rank_0(config, ranks, device)
@@ -97,7 +105,9 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             same = _what_must_be_same(config, fingerprint, weights, teacher)
             check_same(same, ranks, device)
         with _config_errors(source):
-            parts = build_parts(config, faces, device, ranks, weights, fingerprint, teacher)
+            parts = build_parts(
+                config, faces, device, ranks, weights, fingerprint, teacher, begins=begins
+            )
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -118,7 +128,9 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                 )
         model = Model(parts.backbone, facts_of(config), device)
 
-        def figures(folder: Path) -> dict[str, float]:
+        worst: dict[str, bytes] = {}
+
+        def figures(into: Path) -> dict[str, float]:
             results = []
             for item, benchmark in zip(config.evaluate.sets, benchmarks, strict=True):
                 shown = partial(evaluation_progress, name=item["name"])
@@ -129,7 +141,11 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     log.warning("evaluate.sets: %s: no figures: %s", item["name"], error)
                     results.append(without_figures(item, str(error)))
             if ranks.rank == 0:
-                write_report(results, folder, published=config.evaluate.published)
+                write_report(results, into, published=config.evaluate.published)
+                of = "" if into == folder else f"{into.name}/"
+                sheets = {f"{of}{r.name}/worst": worst_sheet(r.worst) for r in results if r.worst}
+                worst.update(sheets)
+                worst.update({f"{r.name}/worst": worst_sheet(r.worst) for r in results if r.worst})
             return {
                 f"{result.name}/{metric}": value
                 for result in results
@@ -162,7 +178,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             with _config_errors(source):
                 _complete_vectors(teacher, faces, ranks, device, stop)
             teacher = None  # the memory of its model is free from here on
-        train(config, parts, folder, evaluate, stop, resume=resume)
+        train(config, parts, folder, evaluate, stop, resume=resume, pictures=lambda: worst)
         if ranks.rank == 0:
             plot_training(folder)
     return folder
@@ -215,10 +231,13 @@ def build_parts(
     weights: Weights | None = None,
     fingerprint: Fingerprint | None = None,
     source: TeacherSource | None = None,
+    *,
+    begins: bool = True,
 ) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
 
     weights: what the backbone starts from; None for random weights and for a run that goes on.
+    begins: False for a run that goes on, whose checkpoint has all weights.
     source: where the vectors of a teacher come from; None for a run without one.
 
     Raises ValueError for options that can't go together.
@@ -240,7 +259,10 @@ def build_parts(
         step_images=optim.step_images,
     )
 
-    backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    backbone = build_backbone(config)
+    if begins and (line := load_pretrained(backbone, config)):
+        log.info(line)
+    backbone = place_backbone(backbone, device, run_.channels_last)
     if config.data.size_schedule and not getattr(backbone, "takes_smaller_images", False):
         raise ValueError(
             f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
@@ -248,10 +270,16 @@ def build_parts(
         )
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
-    frozen = freeze(backbone, config.init.freeze)
+    lora = config.init.lora
+    frozen = freeze(backbone, config.init.freeze, more=lora.rank > 0)
     if config.init.freeze:
         log.info(f"init.freeze: {frozen.report(backbone)}")
+    if lora.rank:
+        frozen, line = add_lora(backbone, lora, frozen)
+        log.info(line)
     head = build_part("recognition.heads", config.head, seed=run_.seed)
+    chance = chance_loss(head, _compared(config, faces.num_classes, ranks))
+    chance *= facts.losses(config)
     classifier = build_part(
         "recognition.classifiers",
         config.classifier,
@@ -315,12 +343,23 @@ def build_parts(
             *(teacher.statistics() if teacher else ()),
         ],
         loader=loader,
+        chance_loss=math.inf if teacher else chance,
         device=device,
         ranks=ranks,
         fingerprint=fingerprint,
         average=WeightAverage(backbone, half_life) if half_life else None,
         teacher=teacher,
     )
+
+
+def _compared(config: Config, classes: int, ranks: Ranks) -> int:
+    """The number of classes that an embedding is compared with in a step."""
+    facts: ClassifierFacts = find_part("recognition.classifiers", config.classifier.name).FACTS
+    sizes = ClassifierSizes(classes, ranks.world, 1, 0, 0, "cpu")
+    work = facts.work(config, sizes)
+    sub_centers: int = config.classifier.options.get("sub_centers", 1)
+    # Centers that are trained are divided among the ranks; others are on each of them.
+    return work.rows * (ranks.world if work.trained else 1) // sub_centers
 
 
 def _wrapped(

@@ -28,14 +28,15 @@ class Frozen:
         )
 
 
-def freeze(backbone: nn.Module, patterns: Sequence[str]) -> Frozen:
+def freeze(backbone: nn.Module, patterns: Sequence[str], *, more: bool = False) -> Frozen:
     """Freeze the parameters whose names match one of the patterns.
 
     A batch norm whose parameters are all frozen stays in evaluation mode: it keeps its running
     statistics, and normalizes by them. The name of a batch norm without parameters is that of its
     statistics, such as `features.running_mean`.
 
-    Raises ValueError for a pattern that matches nothing, and where nothing is left to train.
+    more: parameters are added later, so that all of these may be frozen. Raises ValueError for a
+    pattern that matches nothing, and where nothing is left to train.
     """
     weights = dict(backbone.named_parameters())
     norms = {
@@ -48,7 +49,7 @@ def freeze(backbone: nn.Module, patterns: Sequence[str]) -> Frozen:
     matched = frozenset(name for some in found for name in some)
     for name in matched & weights.keys():
         weights[name].requires_grad_(False)
-    if matched and not any(weight.requires_grad for weight in weights.values()):
+    if matched and not more and not any(weight.requires_grad for weight in weights.values()):
         raise ValueError(
             f"init.freeze: found {list(patterns)}, which leaves nothing of the backbone to train; "
             "freeze less"

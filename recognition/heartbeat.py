@@ -1,12 +1,13 @@
 """heartbeat.json: what a run is doing, for `python -m tools.watch` and for scripts.
 
     {"pid", "host", "process_start", "time", "state", "reason", "step", "total", "loss",
-     "images_per_second", "eta_seconds"}
+     "images_per_second", "eta_seconds", "trouble"}
 
 state: training, evaluating, saving; at the end finished, stopped (by a signal), or failed with the
-reason. The file is written by rank 0, atomically, at most every ten seconds while training goes on,
-and whenever the state changes. A process that is killed leaves the state that it was in, and `pid`
-tells that it is gone.
+reason. trouble: what the run doctor finds wrong, as a list of texts. The file is written by rank 0,
+atomically, at most every ten seconds while training goes on, and whenever the state or the number
+of troubles changes. A process that is killed leaves the state that it was in, and `pid` tells that
+it is gone.
 """
 
 import json
@@ -34,6 +35,7 @@ class Heartbeat:
         self._began = self._written = time.perf_counter()
         self._loss: float | None = None
         self._rate: float | None = None
+        self._trouble: list[str] = []
         self._step, self._state = first, "training"
         self._write()
 
@@ -46,6 +48,14 @@ class Heartbeat:
     def logged(self, loss: float, images_per_second: float) -> None:
         """The figures of a log line, which the next heartbeats show."""
         self._loss, self._rate = loss, images_per_second
+
+    def troubles(self, texts: list[str]) -> None:
+        """What is wrong from now on. A change is written at once."""
+        if texts != self._trouble:
+            changed = len(texts) != len(self._trouble)
+            self._trouble = texts
+            if changed:
+                self._write()
 
     def doing(self, state: str, reason: str | None = None) -> None:
         """The run is in another state from now on."""
@@ -70,6 +80,7 @@ class Heartbeat:
             "loss": self._loss if finite else None,
             "images_per_second": self._rate,
             "eta_seconds": None if self._state in ENDED else eta,
+            "trouble": self._trouble,
         }
         # Not flushed to disk: that may take seconds, and after a crash nobody is alive anyway. A
         # full disk is told by what must be saved. `watch` shows how old the heartbeat is.
@@ -121,7 +132,10 @@ def read_heartbeat(folder: Path) -> dict[str, Any] | None:
     for key, kinds in expected.items():
         if not isinstance(found, dict) or not isinstance(found.get(key, ...), kinds):
             raise ValueError(f"{path}: not a heartbeat (no usable {key!r})")
-    return {key: found[key] for key in expected}
+    trouble = found.get("trouble", [])  # earlier versions knew none
+    if not isinstance(trouble, list) or not all(isinstance(text, str) for text in trouble):
+        raise ValueError(f"{path}: not a heartbeat (no usable 'trouble')")
+    return {**{key: found[key] for key in expected}, "trouble": trouble}
 
 
 def is_alive(beat: dict[str, Any]) -> bool | None:

@@ -1,95 +1,161 @@
-"""The logs of a run: lines on the terminal, metrics.jsonl with TensorBoard, and training.png.
+"""The logs of a run: lines on the terminal, metrics.jsonl, its trackers, and training.png.
 
-recognition/heartbeat.py writes the file that says what the run is doing now.
+recognition/heartbeat.py writes the file that says what the run is doing now, and
+recognition/doctor.py finds what is wrong with it.
 """
 
 import json
 import os
-import re
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from data.files import atomic_write, naming
 from data.text import one_line
+from recognition.config import Config
+from recognition.doctor import Doctor, Facts
 from recognition.heartbeat import Heartbeat, heartbeat
+from recognition.parse import to_tree
 from recognition.parts import Parts
+from recognition.run_folder import flat
 from recognition.stop import Stopped
+from recognition.trackers import TrackedRun
+from recognition.tracking import Tracking, tracking
 
+HISTOGRAMS = 100  # of the embeddings' lengths, at most, in a run
 MARKED_POINTS = 60  # runs with at most so many log lines show each of them as a point
 EVALUATION_SECONDS = 30  # between two lines about how far an evaluation is
 
 
 @contextmanager
 def open_logs(
-    folder: Path, parts: Parts, *, total_steps: int, first_step: int
+    config: Config, folder: Path, parts: Parts, *, total_steps: int, first_step: int
 ) -> Iterator["RunLogs"]:
     """The logs of a run that starts or resumes at `first_step`; only rank 0 writes any."""
     if parts.ranks.rank != 0:
-        yield RunLogs(None, None, None)
+        yield RunLogs()
         return
-    threads = parts.loader.threads
+    facts = Facts(
+        total_steps=total_steps,
+        chance_loss=parts.chance_loss,
+        clip_norm=config.optim.clip_norm,
+        threads=parts.loader.threads,
+        cores=os.cpu_count() or 1,
+    )
+    run = TrackedRun(folder, flat(to_tree(config)), first_step)
+    stops = (Stopped, KeyboardInterrupt)
     with (
-        Console(total_steps, first_step, threads=threads) as console,
+        Console(total_steps, first_step) as console,
         Metrics(folder, first_step) as metrics,
         heartbeat(folder, total=total_steps, first=first_step, stops=(Stopped,)) as beat,
+        tracking(config.run.trackers, run, console.say, stops) as trackers,
     ):
-        yield RunLogs(console, metrics, beat)
+        doctor = Doctor(facts, read_metrics(folder))
+        yield RunLogs(_Files(console, metrics, beat, doctor, trackers, total_steps))
 
 
 @dataclass(frozen=True)
 class RunLogs:
-    """Where the lines of a run go: to the terminal and to files, or nowhere."""
+    """Where the lines of a run go: to the terminal, files and trackers, or nowhere."""
 
-    console: "Console | None"
-    metrics: "Metrics | None"
-    beat: Heartbeat | None
+    files: "_Files | None" = None
 
     def stepped(self, step: int) -> None:
         """Tell the heartbeat that a step was made."""
-        if self.beat:
-            self.beat.stepped(step)
+        if self.files:
+            self.files.beat.stepped(step)
 
     def doing(self, state: str) -> None:
         """Tell the heartbeat what the run does from now on: training, evaluating or saving."""
-        if self.beat:
-            self.beat.doing(state)
+        if self.files:
+            self.files.beat.doing(state)
 
-    def log(self, step: int, line: dict[str, Any]) -> None:
-        """Log the figures of a window of training steps."""
-        if self.console and self.metrics and self.beat:
-            self.console.log(step, line)
-            self.metrics.write(step, line)
-            self.beat.logged(line["loss"], line["images_per_second"])
+    def log(self, step: int, line: dict[str, Any], norms: np.ndarray) -> None:
+        """Log the figures of a window of training steps.
+
+        norms: the lengths (N,) of the embeddings of a batch.
+        """
+        if self.files:
+            self.files.log(step, line, norms)
 
     def evaluated(
-        self, step: int, epoch: int, values: dict[str, float], seconds: dict[str, float]
+        self,
+        step: int,
+        values: dict[str, float],
+        figures: dict[str, float],
+        pictures: Callable[[], Mapping[str, bytes]],
     ) -> None:
-        """Log the figures of an evaluation. seconds: by what took them, besides training."""
-        if self.console and self.metrics:
-            self.console.evaluated(step, values)
-            shown = {f"seconds/{part}": value for part, value in seconds.items()}
-            self.metrics.write(step, {"epoch": float(epoch), **values, **shown})
+        """Log an evaluation. figures: others than those of `values`, such as the time it took.
+
+        pictures: PNGs by name, for the trackers.
+        """
+        if self.files:
+            self.files.evaluated(step, values, figures, pictures)
+
+
+class _Files:
+    """The logs of rank 0."""
+
+    def __init__(
+        self,
+        console: "Console",
+        metrics: "Metrics",
+        beat: Heartbeat,
+        doctor: Doctor,
+        trackers: Tracking,
+        total_steps: int,
+    ) -> None:
+        self.console, self.metrics, self.beat = console, metrics, beat
+        self.doctor, self.trackers = doctor, trackers
+        self._between, self._next_histogram = total_steps // HISTOGRAMS, 0
+
+    def log(self, step: int, line: dict[str, Any], norms: np.ndarray) -> None:
+        self.console.log(step, line)
+        self._write(step, line)
+        self.beat.logged(line["loss"], line["images_per_second"])
+        if step >= self._next_histogram:
+            self.trackers.histogram(step, "embedding_norms", norms)
+            self._next_histogram = step + self._between
+
+    def evaluated(
+        self,
+        step: int,
+        values: dict[str, float],
+        figures: dict[str, float],
+        pictures: Callable[[], Mapping[str, bytes]],
+    ) -> None:
+        self.console.evaluated(step, values)
+        self._write(step, {**figures, **values})
+        if self.trackers:
+            for name, png in pictures().items():
+                self.trackers.picture(step, name, png)
+
+    def _write(self, step: int, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, with what the doctor finds wrong, also told at once."""
+        trouble, told = self.doctor.look({"step": step, **line})
+        for text in told:
+            self.console.say(f"warning: step {step}: {text}")
+        self.beat.troubles(list(self.doctor.found.values()))
+        self.metrics.write(step, {**line, "trouble": trouble} if trouble else line)
+        self.trackers.scalars(step, line)
 
 
 class Console:
     """Shows the log lines of a run of `total` steps that starts at step `first`.
 
     On a terminal it is a progress bar with the time left; in a file it is one line per log window.
-    threads: the number of decode threads, for advice when they are too few.
     """
 
-    def __init__(self, total: int, first: int, *, threads: int) -> None:
+    def __init__(self, total: int, first: int) -> None:
         self._total, self._first = total, first
-        self._threads = threads
         self._began = time.perf_counter()
-        self._advised_epoch = -1
         self._bar: Any = None
 
     def __enter__(self) -> "Console":
@@ -117,7 +183,7 @@ class Console:
             self._bar.stop()
 
     def log(self, step: int, line: dict[str, Any]) -> None:
-        """Show one line of metrics.jsonl, and advice once per epoch where data are too slow."""
+        """Show one line of metrics.jsonl."""
         loss, lr = f"loss {line['loss']:.4f}", f"lr {line['learning_rate']:.6f}"
         speed = f"{line['images_per_second']:.0f} images/s"
         if self._bar is not None:  # fits 80 columns
@@ -130,19 +196,14 @@ class Console:
             eta = f"ETA {minutes}:{seconds:02d}"
             print(f"{place}  {loss}  {lr}  {speed}  {wait}  {eta}", flush=True)
 
-        advice = wait_advice(line["data_wait"], threads=self._threads, cores=os.cpu_count() or 1)
-        epoch = int(line["epoch"])
-        if advice and epoch != self._advised_epoch:
-            self._advised_epoch = epoch
-            self._say(advice)
-
     def evaluated(self, step: int, values: dict[str, float]) -> None:
         """Show the accuracies of an evaluation; the other figures are in results.md."""
         accuracies = {name: value for name, value in values.items() if name.endswith("/accuracy")}
         shown = "  ".join(f"{name} {value:.3f}" for name, value in (accuracies or values).items())
-        self._say(f"step {step}: {shown or 'nothing to evaluate: evaluate.sets is empty'}")
+        self.say(f"step {step}: {shown or 'nothing to evaluate: evaluate.sets is empty'}")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Show a line of text."""
         if self._bar is not None:
             self._bar.console.print(one_line(text), highlight=False, markup=False)
         else:
@@ -168,34 +229,15 @@ def evaluation_progress(total: int, *, name: str) -> Iterator[Callable[[int], No
     yield advance
 
 
-def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
-    """What to change if a run waits for data during more than a tenth of its time, else None.
-
-    share: the share of the time spent waiting, 0 to 1. threads: decode threads.
-    """
-    if share <= 0.10:
-        return None
-    waited = f"{share:.0%} of the time was spent waiting for data: "
-    if threads < cores:
-        return waited + f"raise data.threads from {threads} towards this machine's {cores} cores"
-    return waited + (
-        "all cores decode already; store images at the size that is trained on "
-        "(python -m tools.convert), or, if the cores are idle, move the set to a faster disk or "
-        "use data.order=block"
-    )
-
-
 class Metrics:
-    """metrics.jsonl and TensorBoard of a run.
+    """metrics.jsonl of a run.
 
     A resume drops the lines after `resumed_step`, because those steps are trained again. It also
     drops lines that are damaged, and says how many.
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path, self._event_folder = folder / "metrics.jsonl", folder / "tensorboard"
+        self._path = folder / "metrics.jsonl"
         lines, damaged = _read(self._path)
         if damaged:
             print(f"{self._path}: {damaged} damaged lines were removed", flush=True)
@@ -203,9 +245,6 @@ class Metrics:
         with atomic_write(self._path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         self._file = open(self._path, "a")  # noqa: SIM115  closed by close()
-        with naming(self._event_folder):
-            self._events = SummaryWriter(str(self._event_folder), purge_step=resumed_step + 1)
-        self._hook, threading.excepthook = threading.excepthook, _leave_out_os_errors
 
     def __enter__(self) -> "Metrics":
         return self
@@ -221,32 +260,15 @@ class Metrics:
             self.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Write one line of metrics.jsonl, and each of its numbers to TensorBoard."""
+        """Write one line."""
         with naming(self._path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-        with naming(self._event_folder):
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and name != "epoch":
-                    self._events.add_scalar(_tag(name), value, step)
 
     def close(self) -> None:
-        """Flush and close both files."""
-        threading.excepthook = self._hook
-        with naming(self._event_folder):
-            self._events.close()
+        """Flush and close the file."""
         with naming(self._path):
             self._file.close()
-
-
-def _leave_out_os_errors(failure: threading.ExceptHookArgs) -> None:
-    """Print no traceback of TensorBoard's thread; the next `write` raises its error once more."""
-    if not issubclass(failure.exc_type, OSError):
-        threading.__excepthook__(failure)
-
-
-def _tag(name: str) -> str:
-    return re.sub(r"[<>&\"']", "_", one_line(name))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

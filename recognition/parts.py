@@ -34,6 +34,8 @@ class Parts:
     no_sync: a context in which backward passes do not average gradients over ranks.
     center_factor: what the learning rate of the class centers is multiplied by.
     statistics: buffers of the backbone and the head, which forward passes change.
+    chance_loss: the loss of a network that tells nobody apart (recognition/doctor.py); infinite
+    with a teacher, whose losses have no such bound.
     fingerprint: that of the training set, which checkpoints hold; None leaves it out.
     average: that of the backbone's weights, where the run keeps one.
     teacher: the losses of a trained model's embeddings, if the run has a teacher.
@@ -49,20 +51,23 @@ class Parts:
     loss_scale: LossScale
     statistics: list[torch.Tensor]
     loader: Loader
+    chance_loss: float
     device: torch.device
     ranks: Ranks
     fingerprint: Fingerprint | None = None
     average: WeightAverage | None = None
     teacher: Teacher | None = None
 
-    def loss(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def loss(
+        self, images: torch.Tensor, batch: Batch, forward: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
         """Mean loss of the global batch: the classifier's, and that of a teacher if there is one.
 
-        images: those of the batch as the network gets them.
+        images: those of the batch as the network gets them. forward: the network, as in `forward`.
         """
         if self.teacher is None:
-            return self.classifier(self.forward, images, batch.labels, batch.sample)
-        return self.teacher.loss(self.classifier, self.forward, images, batch, self.loader.place)
+            return self.classifier(forward, images, batch.labels, batch.sample)
+        return self.teacher.loss(self.classifier, forward, images, batch, self.loader.place)
 
     def after_step(self, taken: torch.Tensor) -> None:
         """Called after each optimizer step, as `Classifier.after_step`."""

@@ -46,6 +46,7 @@ _FREE_ON_RESUME = [
     "run.checkpoint_steps",
     "run.keep",
     "run.keep_best",
+    "run.trackers",
 ]
 
 

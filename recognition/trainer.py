@@ -7,13 +7,14 @@ a resumed run computes the same numbers.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ from recognition.memory import memory
 from recognition.parse import to_yaml
 from recognition.parts import CLASSIFIER_GROUP, TEACHER_GROUP, Parts
 from recognition.seeds import seed_of
+from recognition.seen import Seen
 from recognition.step_times import StepTimes
 from recognition.stop import Agreement, Stop, Stopped
 
@@ -50,10 +52,10 @@ class Progress:
     """How far the run is. Its position is that of the loader, which counts in images.
 
     step: optimizer steps that were made, of whatever size. loss_sum, loss_count: finite losses
-    since the last log line. steps: steps since then. seconds: time spent training. skipped_steps:
-    all of the run. skipped_in_a_row, bad_losses_in_a_row: the last steps, up to now, that were
-    skipped, and whose losses were not finite. gradient_norm: that of the last step's backbone
-    gradient, before clipping.
+    since the last log line. steps: steps since then. clipped_steps: those of them whose gradient
+    was clipped. seconds: time spent training. skipped_steps: all of the run. skipped_in_a_row,
+    bad_losses_in_a_row: the last steps, up to now, that were skipped, and whose losses were not
+    finite. gradient_norm: that of the last step's backbone gradient, before clipping.
 
     Counts stay on the device until the next log line: adding to them does not wait for the step.
     """
@@ -65,10 +67,13 @@ class Progress:
     skipped_steps: int | torch.Tensor = 0
     skipped_in_a_row: int | torch.Tensor = 0
     bad_losses_in_a_row: int | torch.Tensor = 0
+    clipped_steps: int | torch.Tensor = 0
     gradient_norm: float | torch.Tensor = 0.0
     seconds: float = 0.0
 
-    def add(self, loss: torch.Tensor, norm: torch.Tensor, verdict: Verdict) -> None:
+    def add(
+        self, loss: torch.Tensor, norm: torch.Tensor, verdict: Verdict, clip_norm: float | None
+    ) -> None:
         """Count a step."""
         self.step += 1
         self.steps += 1
@@ -78,6 +83,8 @@ class Progress:
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * ~verdict.taken
         self.bad_losses_in_a_row = (self.bad_losses_in_a_row + 1) * ~verdict.loss_finite
         self.gradient_norm = norm
+        if clip_norm is not None:
+            self.clipped_steps = self.clipped_steps + (norm > clip_norm)
 
     def fetch(self) -> None:
         """Bring what is on the device to the CPU. It waits for the last step."""
@@ -94,6 +101,7 @@ def train(
     stop: Stop | None = None,
     *,
     resume: bool = False,
+    pictures: Callable[[], Mapping[str, bytes]] = dict,
 ) -> Progress:
     """Train to the end of `optim.epochs`, and write metrics and checkpoints into `folder`.
 
@@ -101,7 +109,8 @@ def train(
 
     evaluate: called on all ranks after every `evaluate.every_epochs` epochs and at the end, when
     the checkpoint is saved; it returns the metrics to log. stop: what asks the run to stop.
-    resume: start from the newest checkpoint, and make up an evaluation that it misses.
+    resume: start from the newest checkpoint, and make up an evaluation that it misses. pictures:
+    PNGs by name that show the last evaluation, for the trackers.
 
     A step whose loss or gradients are not finite is skipped. Raises TrainingError if too many of
     them follow each other, or if the weights are not finite. When a signal came it writes a
@@ -115,26 +124,29 @@ def train(
     log_steps = min(config.run.log_steps, max(1, total // LEAST_LINES))
     owed = resume and _evaluation_owed(config, parts, progress, folder)
     agreement = Agreement(parts.ranks, parts.device)
-    with open_logs(folder, parts, total_steps=total, first_step=progress.step) as logs:
-        clock = _Clock(parts, logs.doing)
+    with open_logs(config, folder, parts, total_steps=total, first_step=progress.step) as logs:
+        clock, seen = _Clock(parts, logs.doing), Seen()
 
         def evaluate_now() -> None:
             values = clock.outside("evaluating", evaluate)
             mark_best(config, folder, values, parts.ranks)
-            logs.evaluated(progress.step, parts.loader.epoch, values, clock.take_outside())
+            figures = _evaluation_figures(parts, clock)
+            logs.evaluated(progress.step, values, figures, pictures)
 
         if owed:
             evaluate_now()
         for batches in islice(_steps(parts.loader, config), total - progress.step):
-            optimizer_step(config, parts, batches, progress, clock.times.mark)
+            last = progress.step + 1 == total
+            logged = last or _due(progress.step + 1, log_steps)
+            noting = seen if logged else None
+            optimizer_step(config, parts, batches, progress, clock.times.mark, noting)
             stop.nothing_to_save = False
             logs.stepped(progress.step)
             epoch, epoch_ends = parts.loader.epoch, parts.loader.consumed == 0
-            last = progress.step == total
 
-            if _due(progress.step, log_steps) or last:
-                line = _log_line(config, parts, progress, clock)
-                logs.log(progress.step, line)
+            if logged:
+                line, norms = _log_line(config, parts, progress, clock, seen)
+                logs.log(progress.step, line, norms)
                 _check_loss(config, progress, line, last=last)
 
             stops, saved = agreement.stops(stop), False
@@ -158,12 +170,13 @@ def optimizer_step(
     batches: list[Batch],
     progress: Progress,
     mark: Callable[[], None] = lambda: None,
+    seen: Seen | None = None,
 ) -> None:
     """One step on the mean loss of the micro-batches, and one of the schedule on that loss.
 
     A step whose loss or gradients are not finite changes nothing but the loss scale and the
     progress (see recognition/finite.py). mark: called where the step begins, where its backward
-    passes end, and where it ends.
+    passes end, and where it ends. seen: notes the embeddings of the last micro-batch.
     """
     mark()
     loss = torch.zeros((), device=parts.device)
@@ -176,7 +189,8 @@ def optimizer_step(
         last = micro == len(batches) - 1
         with nullcontext() if last else parts.no_sync():
             with autocast(parts.device, config.run.precision):
-                mean = parts.loss(images, batch)
+                forward = seen.noting(parts.forward, batch.labels) if seen else parts.forward
+                mean = parts.loss(images, batch, forward)
             batch_loss = mean / len(batches)
             parts.loss_scale.scaled(batch_loss).backward()
         loss += batch_loss.detach()
@@ -191,7 +205,7 @@ def optimizer_step(
     parts.after_step(verdict.taken)
     parts.loss_scale.update(verdict.taken)
     parts.scheduler.advance(known_loss)
-    progress.add(loss, norm, verdict)
+    progress.add(loss, norm, verdict, config.optim.clip_norm)
     mark()
 
 
@@ -316,8 +330,13 @@ class _Clock:
         return taken
 
 
-def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -> dict[str, Any]:
-    """One line of the logs. Only here does the loop wait for the device, to read the loss."""
+def _log_line(
+    config: Config, parts: Parts, progress: Progress, clock: _Clock, seen: Seen
+) -> tuple[dict[str, Any], np.ndarray]:
+    """One line of the logs, and the lengths of the embeddings that `seen` has noted.
+
+    Only here does the loop wait for the device, to read the loss.
+    """
     progress.fetch()
     loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
     elapsed, waited = clock.read()
@@ -336,6 +355,8 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
         "cpu_seconds": clock.cpu_seconds(),
         "skipped_images": parts.loader.skipped,
     }
+    if config.optim.clip_norm is not None:
+        line["clipped"] = progress.clipped_steps / progress.steps
     if parts.loss_scale.enabled:
         line["loss_scale"] = parts.loss_scale.value()
     seconds = {"data": waited, **clock.times.read(), **clock.take_outside()}
@@ -343,9 +364,26 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
     line |= memory(parts.device)
     line |= parts.scheduler.log()
     line |= parts.teacher.log() if parts.teacher else {}
-    progress.loss_sum, progress.loss_count, progress.steps = 0.0, 0, 0
+    line |= _learning_rates(parts)
+    figures, norms = seen.measure()
+    progress.loss_sum, progress.loss_count, progress.steps, progress.clipped_steps = 0.0, 0, 0, 0
     clock.restart()
-    return line
+    return {**line, **figures}, norms
+
+
+def _learning_rates(parts: Parts) -> dict[str, float]:
+    """The learning rate of each group of parameters, where they differ."""
+    rates = {group["name"]: group["lr"] for group in parts.optimizer.param_groups}
+    first = parts.optimizer.param_groups[0]["lr"]
+    rates.setdefault(CLASSIFIER_GROUP, first * parts.center_factor)
+    differ = set(rates.values()) != {first}
+    return {f"learning_rate/{name}": rate for name, rate in rates.items()} if differ else {}
+
+
+def _evaluation_figures(parts: Parts, clock: _Clock) -> dict[str, float]:
+    """What the logs say of an evaluation besides its results: when it was and what took time."""
+    seconds = {f"seconds/{part}": value for part, value in clock.take_outside().items()}
+    return {"epoch": float(parts.loader.epoch), "images": parts.loader.place, **seconds}
 
 
 def _check_loss(config: Config, progress: Progress, line: dict[str, Any], *, last: bool) -> None:

@@ -3,17 +3,17 @@
 import json
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from recognition.backbones.vit import VisionTransformer
 from recognition.config import Config, Part
-from recognition.parse import build_part
+from recognition.models.recognize import blank
 
 BACKBONES = "recognition.backbones"
+FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ def _trace(name: str, options: str, images: int, size: int, precision: str) -> T
             copies.add(storage._cdata)
         return tensor
 
+    net = blank(Part(name, json.loads(options)), size)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        net = build_part(BACKBONES, Part(name, json.loads(options)), size=size)
+        net.to_empty(device="cpu")
         inputs = torch.zeros(images, 3, size, size)
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        counter = FlopCounterMode(display=False)
+        counter = count_products()
         with hooks, counter, autocast(torch.device("cpu"), precision):
             outputs = net(inputs)
     for parameter in net.parameters():
@@ -76,7 +77,7 @@ def _trace(name: str, options: str, images: int, size: int, precision: str) -> T
         parameters=tuple(p.untyped_storage().nbytes() for p in net.parameters()),
         activations=tuple(s.nbytes() for at, s in saved.items() if at not in copies),
         weight_copies=sum(s.nbytes() for at, s in saved.items() if at in copies),
-        multiply_adds=multiply_adds(net, counter, images),
+        multiply_adds=multiply_adds(counter),
         embedding=outputs.shape[1],
     )
 
@@ -89,16 +90,17 @@ def _is_weight(tensor: torch.Tensor) -> bool:
     return hasattr(node, "variable")
 
 
-def multiply_adds(net: nn.Module, counter: FlopCounterMode, images: int = 1) -> float:
-    """Multiply-adds of the counted forward pass of `images` images.
+def count_products() -> FlopCounterMode:
+    """Counts matrix products, convolutions and attention; some versions of torch leave it out."""
+    return FlopCounterMode(display=False, custom_mapping={FUSED_ATTENTION: _attention})
 
-    Attention is added by a formula, because some versions of torch do not count fused attention.
-    """
-    counted = counter.get_flop_counts()["Global"].items()
-    dense = sum(count for kind, count in counted if "attention" not in str(kind)) / 2
-    if not isinstance(net, VisionTransformer):
-        return dense
-    _, tokens, width = net.pos_embed.shape
-    if net.training:  # a share of the patches skips the blocks
-        tokens = int(tokens * (1 - net.mask))
-    return dense + 2 * tokens**2 * width * len(net.blocks) * images
+
+def _attention(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def multiply_adds(counter: FlopCounterMode) -> float:
+    """Multiply-adds of the counted forward pass."""
+    return sum(counter.get_flop_counts()["Global"].values()) / 2

@@ -95,7 +95,7 @@ def histogram_png(scores: Scores) -> bytes:
     if known:
         axes.set_yscale("log")
     axes.set(xlabel=scores.axis, ylabel="share, %")
-    if known or scores.thresholds:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
     return png(figure, dpi=100)
 

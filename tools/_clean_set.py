@@ -268,9 +268,9 @@ def chosen(
     part = None if table is None else choose(faces, table, str(subset))
     rows = np.arange(len(faces)) if part is None else part.rows
     labels = faces.labels if part is None else part.labels
-    good = ~np.isin(rows, [row for row, _ in embedded.bad])
-    wanted = set(rows.tolist()) if part is not None and embedded.bad else None
-    bad = [one for one in embedded.bad if wanted is None or one[0] in wanted]
+    broken = np.array([row for row, _ in embedded.bad], np.int64)
+    good, wanted = ~np.isin(rows, broken), np.isin(broken, rows)
+    bad = [one for one, here in zip(embedded.bad, wanted, strict=True) if here]
     if not good.all():
         rows, labels = rows[good], labels[good]
     if not len(rows):

@@ -1,5 +1,6 @@
 """What each method of `tools.clean` found: in words, as a table, and as pictures."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,8 +67,8 @@ def noise_result(work: Chosen, found: Noise, most: int) -> Result:
         kept(work, found.rows),
         {
             "suspects": len(found.rows),
-            "margin_threshold": margin.threshold,
-            "own_threshold": own.threshold,
+            "margin_threshold": _number(margin.threshold),
+            "own_threshold": _number(own.threshold),
             **_cut_facts(margin),
         },
     )
@@ -173,7 +174,7 @@ def splits_result(work: Chosen, found: Splits, own: np.ndarray, most: int) -> Re
         {
             "suspects": len(found.identities),
             "images": len(moved),
-            "threshold": threshold,
+            "threshold": _number(threshold),
             **_cut_facts(found.cut),
         },
     )
@@ -187,7 +188,8 @@ def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Re
     for label, lowest in found.target.items():
         target[label] = lowest
     subset = relabeled(work, work.identities[target[work.labels]])
-    new = dict(zip(work.labels.tolist(), subset[:, 1].tolist(), strict=True))
+    new = np.empty_like(target)
+    new[work.labels] = subset[:, 1]
 
     def suspect(pair: list[int], similarity: float) -> Suspect:
         groups = [
@@ -202,8 +204,8 @@ def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Re
     return Result(
         "Identities that are one person",
         [
-            f"{len(pairs):,} pairs among {len(work.identities):,} identities probably are one "
-            f"person each: their similarity is at least {threshold:.3f}. {merged:,} identities "
+            f"{counted(len(pairs), 'pair')} of {len(work.identities):,} identities probably are "
+            f"one person: their similarity is at least {threshold:.3f}. {merged:,} identities "
             "become part of another one.",
             _estimate(found.cut, "identities", "are a person with another label too"),
             _shown(len(pairs), most, "from the surest to the threshold"),
@@ -212,7 +214,7 @@ def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Re
         (
             (
                 *(work.name(one), int(counts[one]), work.name(other), int(counts[other])),
-                *(round(similarity, 5), new[one]),
+                *(round(similarity, 5), int(new[one])),
             )
             for (one, other), similarity in pairs
         ),
@@ -226,7 +228,7 @@ def merges_result(work: Chosen, found: Merges, own: np.ndarray, most: int) -> Re
         {
             "suspects": len(pairs),
             "merged": merged,
-            "threshold": threshold,
+            "threshold": _number(threshold),
             **_cut_facts(found.cut),
         },
     )
@@ -374,11 +376,18 @@ def _row(work: Chosen, image: int) -> tuple[object, ...]:
 
 def _estimate(cut: Cut, what: str, wrong: str) -> str:
     """What a threshold promises, in words."""
+    if not math.isfinite(cut.threshold):
+        return "No threshold has the precision that is wanted, so nothing is found."
     return (
         f"By the distributions, {100 * cut.share:.1f} % of the {what} {wrong}. Of those beyond the "
         f"threshold {100 * cut.precision:.0f} % are, and {100 * cut.recall:.0f} % of all that are "
         "lie beyond it."
     )
+
+
+def _number(value: float) -> float | None:
+    """The value as JSON has it, which knows no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _cut_facts(cut: Cut) -> dict[str, float]:

@@ -96,8 +96,10 @@ def duplicates(
     neighbors: nearest identities of each identity that are compared with it.
     """
     with opened(faces, source, options) as (work, model):
-        copies = None if near is not None else copy_cosines(work, model, options.mirror)
-        threshold = float(near if copies is None else np.quantile(copies, COPY_SHARE))
+        copies, threshold = None, near
+        if threshold is None:
+            copies = copy_cosines(work, model, options.mirror)
+            threshold = float(np.quantile(copies, COPY_SHARE))
         found = find_duplicates(
             *(work.vectors, work.labels, work.digests, centers_of(work), threshold),
             neighbors=neighbors,

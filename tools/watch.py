@@ -1,4 +1,4 @@
-"""Shows what a run is doing: alive or not, its last step, the time left, why it stopped.
+"""Shows what a run is doing: alive or not, its last step, the time left, what is wrong with it.
 
     python -m tools.watch RUN
 
@@ -88,6 +88,7 @@ def describe(shown: dict[str, Any]) -> list[str]:
         lines.append(
             ", ".join([f"step {shown['step']} of {shown['total']}", *filter(None, figures)]) + left
         )
+    lines += [f"warning: {text}" for text in shown.get("trouble", [])]
     lines.append(f"newest checkpoint: {shown['checkpoint'] or 'none yet'}")
     lines += [f"  {_line(content)}" for content in shown["last"]]
     # What a file says must not move the cursor of a terminal.

@@ -62,13 +62,9 @@ def identity_sums(
 ) -> np.ndarray:
     """The weighted sum of the vectors of each identity, float32 (classes,D)."""
     sums = np.zeros((classes, vectors.shape[1]), np.float32)
-    for here in _blocks(len(labels)):
-        order = np.argsort(labels[here], kind="stable")
-        own = labels[here][order]
-        weighted = vectors[here][order] * weights[here][order, None]
-        first = np.flatnonzero(np.r_[True, own[1:] != own[:-1]])
-        sums[own[first]] += np.add.reduceat(weighted, first, axis=0)
-        give_back(vectors)
+    for rows, block in _blocks(vectors, labels):
+        for identity, here in _runs(labels[rows]):
+            sums[identity] += weights[rows[here]] @ block[here]
     return sums
 
 
@@ -77,16 +73,36 @@ def own_cosines(
 ) -> np.ndarray:
     """Cosine of each image with the sum of its identity without the image itself, float64 (N,)."""
     own = np.zeros(len(labels))
-    for here in _blocks(len(labels)):
-        block = np.asarray(vectors[here], np.float32)
-        rest = sums[labels[here]] - weights[here, None] * block
-        lengths = np.linalg.norm(rest, axis=1)
-        # What rounding leaves of an identity with one image is no direction.
-        left = lengths > 1e-4
-        np.divide(np.vecdot(block, rest), lengths, out=own[here], where=left)
-        give_back(vectors)
+    for rows, block in _blocks(vectors, labels):
+        for identity, here in _runs(labels[rows]):
+            part = block[here]
+            rest = sums[identity] - weights[rows[here], None] * part
+            lengths = np.sqrt(np.vecdot(rest, rest))
+            # What rounding leaves of an identity with one image is no direction.
+            left = lengths > 1e-4
+            own[rows[here]] = np.where(left, np.vecdot(part, rest) / np.where(left, lengths, 1), 0)
     return own
 
 
-def _blocks(count: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
+def _blocks(vectors: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Numbers of some rows, sorted by label, and their vectors in float32."""
+    for start in range(0, len(labels), BLOCK):
+        own = labels[start : start + BLOCK]
+        block = np.asarray(vectors[start : start + BLOCK], np.float32)
+        give_back(vectors)
+        if (own[1:] >= own[:-1]).all():
+            yield start + np.arange(len(own)), block
+        else:
+            order = np.argsort(own, kind="stable")
+            yield start + order, block[order]
+
+
+def _runs(labels: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """Each label, and where it is; the labels are sorted.
+
+    The vectors of a run stay in the cache of a core, which makes the sums several times faster than
+    those of a whole block.
+    """
+    first = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]]).tolist()
+    for start, stop in zip(first, [*first[1:], len(labels)], strict=True):
+        yield int(labels[start]), slice(start, stop)

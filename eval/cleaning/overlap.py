@@ -148,13 +148,15 @@ def _moments(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarr
         here = slice(start, start + COHORT)
         values = _fisher(rows[here] @ cohort.T)
         mean[here], deviation[here] = values.mean(1), values.std(1)
+    if not (deviation > 1e-6).all():
+        raise ValueError("a person matches all others alike; has the model diverged?")
     return mean, deviation
 
 
 def _strangers(second: np.ndarray, identities: int) -> tuple[float, float]:
     """Mean and deviation of the normal scores of strangers, from each person's second match (P,).
 
-    ValueError if the matches are all alike.
+    ValueError if the scores are all alike.
     """
     falling = np.sort(second)[::-1]
     counts = np.geomspace(max(2, HIGHEST * len(falling)), LOWEST * len(falling), POINTS)
@@ -165,8 +167,6 @@ def _strangers(second: np.ndarray, identities: int) -> tuple[float, float]:
     if np.ptp(scores) < 1e-6:
         raise ValueError("the people of the test set all match alike; has the model diverged?")
     slope, start = np.polyfit(scores, quantiles, 1)
-    if not slope > 0:
-        raise ValueError("the scores of strangers have no distribution; has the model diverged?")
     return float(-start / slope), float(1 / slope)
 
 

@@ -142,7 +142,8 @@ def _kept(ordered: _Ordered, t: float, at_least: int) -> np.ndarray:
     # Images of equal p(true) are not told apart by any t: the first ones are kept.
     short = np.repeat(_numbers(ordered, kept) < at_least, ordered.counts)
     place = np.arange(len(kept)) - np.repeat(ordered.starts, ordered.counts)
-    return kept | (short & (place < at_least))
+    kept |= short & (place < at_least)
+    return kept
 
 
 def _spread(ordered: _Ordered, t: np.ndarray) -> np.ndarray:

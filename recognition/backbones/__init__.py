@@ -3,6 +3,10 @@
 A file whose published weights can be loaded also exports two things. `MARK` is the name of a
 parameter that no other backbone has. `recognize` gives the options of `build`, and the size of the
 input, for the shapes of all parameters; it may raise KeyError or ValueError for other shapes.
+
+A file whose networks can start from weights of another kind has the option `weights`, and exports
+`load_pretrained(backbone, weights, options, size)`. Only a new run calls it; it returns a line for
+the log.
 """
 
 import math

@@ -1,7 +1,9 @@
 """Gradient checkpointing: less memory, for a second forward pass of each block of a backbone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,11 +38,33 @@ def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     Values, gradients and batch-norm statistics are those of `block(x)`. It costs about a third more
     time.
     """
+    result: torch.Tensor = _recomputed(block, block, x)
+    return result
+
+
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """`forward(*inputs, **named)`, which runs `block`, without its inner activations."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _still_statistics(block)
 
+    call = partial(checkpoint, forward, *inputs, use_reentrant=False, **named)
     # A compiled graph updates the statistics once, and does not allow a context.
-    if torch.compiler.is_compiling():
-        return checkpoint(block, x, use_reentrant=False)
-    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return call() if torch.compiler.is_compiling() else call(context_fn=contexts)
+
+
+def recompute_itself(block: nn.Module) -> None:
+    """Make a block of a foreign network recompute itself in training, as `recompute` does.
+
+    It gets a class of its own, so that neither the names of its parameters nor the network around
+    it change.
+    """
+    kind = type(block)
+
+    def forward(self: nn.Module, *inputs: Any, **named: Any) -> Any:
+        plain = partial(kind.forward, self)
+        if not self.training:
+            return plain(*inputs, **named)
+        return _recomputed(self, plain, *inputs, **named)
+
+    block.__class__ = type(kind.__name__, (kind,), {"forward": forward})

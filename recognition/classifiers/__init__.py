@@ -150,6 +150,8 @@ class ClassifierFacts:
     """Images per micro-batch whose activations the backward pass needs."""
     work: Callable[[Config, Sizes], Work] = every_class
     """What the classifier computes, for the planner's time."""
+    losses: Callable[[Config], int] = lambda config: 1
+    """Margin-softmax losses per sample, whose sum is the loss of a step."""
     images_per_epoch: Callable[[int], int] = lambda images: images
     """Images that an epoch shows of a set with this many."""
     lighter: Callable[[Config], list[Overrides]] = lambda config: []

@@ -368,6 +368,8 @@ FACTS = ClassifierFacts(
     check=_check,
     trained_images=_trained_images,
     work=_work,
+    # One for each of the pool's two slots; with `swap`, for both orders of the halves.
+    losses=lambda config: 4 if config.classifier.options["swap"] else 2,
     images_per_epoch=lambda images: 3 * images,
     instead=_instead,
     make_loader=make_loader,

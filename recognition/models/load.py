@@ -11,6 +11,7 @@ import yaml
 from data.files import read_file
 from recognition.config import ConfigError, Part
 from recognition.device import kind_of_device, place_backbone
+from recognition.lora import has_lora, merged
 from recognition.models.facts import COLOR_UNKNOWN, Color, ModelFacts, Normalization
 from recognition.models.model import Model, facts_of
 from recognition.models.model_folder import FACTS, WEIGHTS, read_facts
@@ -87,7 +88,7 @@ def _read(file: Path, color: Color | None) -> tuple[ModelFacts, State]:
         return _own(file, _run_facts(folder), str(folder / RUN_CONFIG), color)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{file}: expected a name that ends in {', '.join(SUFFIXES)}")
-    tree = read_tensor_file(file)
+    tree = _without_lora(read_tensor_file(file), file)
     found = find_backbone(tree, file.stat().st_size, str(file))
     f2c = tree.keys() >= _F2C_KEYS
     said, where = _stated_color(file)
@@ -108,6 +109,18 @@ def _read(file: Path, color: Color | None) -> tuple[ModelFacts, State]:
     )
 
 
+def _without_lora(tree: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """What a file holds; the model.pt of a run with LoRA becomes the state dict of its model."""
+    if not has_lora(tree):
+        return tree
+    tensors = {name: value for name, value in tree.items() if isinstance(value, torch.Tensor)}
+    try:
+        check_worth(tensors, file.stat().st_size)
+        return merged(tensors)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
 def _own(
     file: Path, facts: ModelFacts, source: str, color: Color | None
 ) -> tuple[ModelFacts, State]:
@@ -120,7 +133,7 @@ def _own(
     tensors = {name: value for name, value in tree.items() if isinstance(value, torch.Tensor)}
     try:
         check_worth(tensors, file.stat().st_size)
-        return facts, fit_state(blank(facts.architecture, facts.size), tensors)
+        return facts, fit_state(blank(facts.architecture, facts.size), merged(tensors))
     except ValueError as error:
         raise ValueError(
             f"{file}: not the weights of {facts.architecture.name} in {Path(source).name}: {error}"

@@ -11,6 +11,7 @@ from torch import nn
 from data.decode import DecodeError, decode_any, resize_into
 from data.files import read_file
 from data.limits import MOST_IMAGE_BYTES
+from data.parts import find_part
 from recognition.config import Config, Part
 from recognition.device import autocast, lay_out
 from recognition.freeze import evaluating
@@ -19,6 +20,8 @@ from recognition.parse import build_part
 
 BATCH = 64  # pictures that are embedded at a time on a CPU
 CUDA_BATCH = 256
+WEIGHTS = "weights"
+"""Option of a backbone: what a new run starts from. A trained model does not need it."""
 
 Images = torch.Tensor | Sequence[str | Path | np.ndarray]
 
@@ -176,10 +179,31 @@ def build_backbone(config: Config) -> nn.Module:
     return backbone
 
 
+def load_pretrained(backbone: nn.Module, config: Config) -> str | None:
+    """Load the weights that the option `weights` of the backbone names, as a new run does.
+
+    Returns a line about them; None if the backbone has no such option, or no weights are named.
+    Raises OSError, or a ValueError that says what is wrong with them.
+    """
+    part = config.backbone
+    weights = part.options.get(WEIGHTS)
+    if weights is None:
+        return None
+    if config.init.weights is not None:
+        raise ValueError(
+            f"init.weights: found {config.init.weights!r} beside backbone.weights, {weights!r}; "
+            "leave one of them out"
+        )
+    load = find_part("recognition.backbones", part.name).load_pretrained
+    line: str = load(backbone, weights, part.options, config.data.size)
+    return line
+
+
 def facts_of(config: Config) -> ModelFacts:
     """What a config says of the model that its run trains."""
+    options = {name: value for name, value in config.backbone.options.items() if name != WEIGHTS}
     return ModelFacts(
-        architecture=config.backbone,
+        architecture=Part(config.backbone.name, options),
         size=config.data.size,
         precision=config.run.precision,
         channels_last=config.run.channels_last,

@@ -17,6 +17,7 @@ BACKBONES = "recognition.backbones"
 State = Mapping[str, torch.Tensor]
 _DEEPEST = 2  # mappings in the mapping that a checkpoint of a training code is
 _NAMED = 3  # names in an error
+TIMM_INSIDE = "net."
 # First words of names that belong to the loss with which a backbone was trained.
 _HEADS = {"centers", "classifier", "criterion", "fc", "fc7", "head", "kernel", "loss", "margin"}
 # What some codes leave out. Neither has any effect on an embedding.
@@ -51,6 +52,9 @@ def find_backbone(tree: Mapping[str, Any], file_bytes: int, source: str) -> Foun
         for name in part_names(BACKBONES)
         for prefix in _prefixes(state, name)
     ]
+    # A network of timm inside a backbone has some of the names that mark our own.
+    inner = [f"{prefix}{TIMM_INSIDE}" for _, name, prefix in places if name == "timm"]
+    places = [one for one in places if one[2] not in inner]
     if not places:
         held = [name for state in _states(tree) for name in state]
         raise ValueError(

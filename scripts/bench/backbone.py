@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from data.options import Count, CountOrZero
 from data.parts import find_part
@@ -27,7 +26,7 @@ from recognition.distributed import Ranks
 from recognition.heads import cosface
 from scripts._tables import show_table
 from scripts.bench._measure import in_own_process, in_turn
-from tools._backbone import BACKBONES, multiply_adds
+from tools._backbone import BACKBONES, count_products, multiply_adds
 from tools._cli import command
 
 Variant = Literal["plain", "channels_last", "bf16", "bf16_compile", "rounded"]
@@ -112,14 +111,14 @@ def zoo(batch: int, steps: int) -> Iterator[dict[str, Any]]:
     """One row per backbone: parameters, multiply-adds of a forward pass, images/s in bf16."""
     for name, options in ZOO.items():
         backbone = name.partition(" ")[0]
-        with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        with FakeTensorMode(), count_products() as counter:
             net = find_part(BACKBONES, backbone).build(**options).eval()
             net(torch.empty(1, 3, 112, 112))
         found = in_own_process(measure, backbone, options, "bf16", batch, 112, steps)
         yield {
             "backbone": name,
             "parameters, M": sum(parameter.numel() for parameter in net.parameters()) / 1e6,
-            "multiply-adds, G": multiply_adds(net, counter) / 1e9,
+            "multiply-adds, G": multiply_adds(counter) / 1e9,
             "forward, images/s": batch / statistics.median(found["forward"]),
             "training, images/s": batch / statistics.median(found["seconds"]),
         }

@@ -27,6 +27,7 @@ from recognition.experiment import build_parts
 from recognition.logs import open_logs
 from recognition.parse import load_config
 from recognition.parts import Parts
+from recognition.seen import Seen
 from recognition.training_set import open_training_set
 from scripts._tables import show_table
 from scripts.bench._measure import median_ratio
@@ -67,21 +68,23 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         open_logs(
+            config,
             Path(folder),
             ours,
             total_steps=steps * (rounds + 1),
             first_step=0,
         ) as logs,
     ):
-        clock = trainer._Clock(ours, logs.doing)
+        clock, seen = trainer._Clock(ours, logs.doing), Seen()
 
         def block() -> float:
             start = time.process_time()
-            for batches in islice(again, steps):
-                trainer.optimizer_step(config, ours, batches, progress, clock.times.mark)
+            for number, batches in enumerate(islice(again, steps), 1):
+                noting = seen if number == steps else None
+                trainer.optimizer_step(config, ours, batches, progress, clock.times.mark, noting)
                 logs.stepped(progress.step)
-            line = trainer._log_line(config, ours, progress, clock)
-            logs.log(progress.step, line)
+            line, norms = trainer._log_line(config, ours, progress, clock, seen)
+            logs.log(progress.step, line, norms)
             return time.process_time() - start
 
         for _ in range(rounds + 1):

@@ -5,8 +5,7 @@
 
 FOLDER holds what configs/faces_cpu.yaml names. The teacher is that config, shortened to four
 epochs. Every finished run leaves a JSON file in docs/results/distillation, so the command may be
-stopped and started again. Differences between rows are paired: their 95 % intervals come from 2,000
-bootstrap resamples of the seeds, and of LFW's 6,000 pairs for each seed.
+stopped and started again. Differences between rows are paired (eval/metrics/paired.py).
 """
 
 import json
@@ -14,6 +13,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ import torch
 
 from data.files import atomic_write
 from data.pairs.lists import from_list
+from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow, show_table
-from scripts.experiments.fine_tuning import difference, judge, right_of
+from scripts.experiments.fine_tuning import judge, right_of
 from tools._cli import Failed, command
 
 CONFIG = "configs/faces_cpu.yaml"
@@ -99,15 +100,17 @@ def table(results: Path) -> list[TableRow]:
         line: dict[str, object] = {"row": row, "seeds": len(own)}
         for figure in ("accuracy", "tar@0.001", "auc"):
             line[figure] = f"{np.mean([one[figure] for one in own.values()]):.2f}"
-        shared = [seed for seed in own if seed in found[ALONE] and row not in (TEACHER, ALONE)]
-        both = [
-            np.stack([right_of(some[seed]) for seed in shared])
-            for some in (own, found[ALONE])
-            if shared
-        ]
-        line["better than alone by"] = difference(*both) if both else ""
+        compared = row not in (TEACHER, ALONE) and found[ALONE]
+        line["better than alone by"] = (
+            str(accuracy_difference(decisions(own), decisions(found[ALONE]))) if compared else ""
+        )
         lines.append(line)
     return lines
+
+
+def decisions(figures: Mapping[int, TableRow]) -> np.ndarray:
+    """Which of LFW's pairs each seed of a row judged correctly, bool (seeds, 6000)."""
+    return np.stack([right_of(figures[seed]) for seed in sorted(figures)])
 
 
 def run_experiment(

@@ -15,7 +15,7 @@ from data.f2c_loader import dual_loader, dual_order, single_image_identities
 from data.loader import Loader
 from data.order import balanced, block_shuffled, named_order, shuffled
 from data.types import Int64
-from recognition.logs import wait_advice
+from recognition.doctor import wait_advice
 
 counts = st.integers(1, 400)
 seeds = st.integers(0, 2**31)

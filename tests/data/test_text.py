@@ -9,7 +9,6 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -30,6 +29,7 @@ from eval.report.result import Curve, Result, WorstPair, histogram
 from eval.report.write import write_report
 from eval.stored import load_stored
 from recognition.logs import Console, Metrics
+from recognition.trackers import mlflow, tensorboard
 from scripts._tables import csv_table, markdown_line
 from tools import make_pairs
 
@@ -150,21 +150,20 @@ def test_logs_survive_any_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = Metrics(tmp_path, 0)
-    tags: list[str] = []
-    metrics._events = SimpleNamespace(  # type: ignore[assignment]
-        add_scalar=lambda tag, *_: tags.append(tag), close=lambda: None
-    )
     metrics.write(1, {f"{EVIL}/accuracy": 99.0})
     metrics.close()
-    assert not re.search("[<>&\"']", tags[0])
-    assert not HIDDEN.search(tags[0])
+    tag = tensorboard.tag(f"{EVIL}/accuracy")
+    assert not re.search("[<>&\"']", tag)
+    assert not HIDDEN.search(tag)
+    assert re.fullmatch(r"[\w\-. /]+", mlflow.key(f"{EVIL}/accuracy"), re.ASCII)
+    assert ".." not in mlflow.key("../../x").split("/")
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)[f"{EVIL}/accuracy"] == 99.0
 
     values = {"[red]x[/]\x1b[2J\n/accuracy": 99.0}
     for terminal in (False, True):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
-        with Console(10, 0, threads=1) as console:
+        with Console(10, 0) as console:
             console.evaluated(5, values)
         assert r"[red]x[/]\x1b[2J\x0a/accuracy" in capsys.readouterr().out.replace("\n", "")
 

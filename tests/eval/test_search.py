@@ -60,6 +60,7 @@ def test_equal_and_excluded_entries(
         patch.setattr(search, "PROBES", data.draw(st.integers(1, 5)))
         patch.setattr(search, "ENTRIES", data.draw(st.integers(1, 70)))
         patch.setattr(search, "PAIRS", data.draw(st.integers(1, 5)))
+        patch.setattr(search, "GROUPS", data.draw(st.sampled_from([1, 4, 8, 64])))
         few_are_a_crowd = data.draw(st.booleans())
         patch.setattr(search, "CROWDED", -3 * min(k, entries) if few_are_a_crowd else 2)
         found = top_matches(one, other, k, other_than=ids if exclude else None)

@@ -95,6 +95,7 @@ DISTRIBUTIONS = {
     "uvicorn": "gradio",
     "pillow_heif": "pillow-heif",
     "pydantic_core": "pydantic",  # pydantic pins its version
+    "mlflow": "mlflow-skinny",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -105,6 +106,7 @@ ELSEWHERE = {"mxnet"}
 OPTIONAL = {
     "fastapi": "demo",
     "gradio": "demo",
+    "mlflow": "mlflow",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "pillow_heif": "heic",

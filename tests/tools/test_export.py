@@ -20,11 +20,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import recognition
-from data.parts import part_names
 from recognition.config import Part
 from recognition.models.facts import ModelFacts, Normalization
 from recognition.models.model_folder import write_model_folder
 from recognition.parse import build_part, load_config, to_yaml
+from tests.backbones import installed_backbones
 from tools import _onnx, export
 from tools._model import ModelOptions
 from tools._model_record import read_record, without_folders
@@ -37,9 +37,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "iresnet": {"depth": 18, "width": 8, "embedding": 64},
     "ir": {"depth": 18, "width": 16, "embedding": 64, "se": True},
     "mobilefacenet": {"width": 16, "embedding": 64},
+    "timm": {
+        "model": "convnext_atto",
+        "options": {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]},
+        "embedding": 64,
+    },
     "vit": {"width": 32, "depth": 1, "heads": 2, "patch": 8, "embedding": 64},
 }
-BACKBONES = part_names("recognition.backbones")
+BACKBONES = installed_backbones()
 RESULTS = [
     {
         "name": "my|pairs",

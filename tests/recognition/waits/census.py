@@ -30,6 +30,7 @@ from recognition import experiment, trainer
 from recognition.config import Config
 from recognition.distributed import Ranks
 from recognition.parse import load_config
+from recognition.seen import Seen
 from recognition.teacher_vectors import TeacherSource
 
 ROOT = Path(__file__).parents[3]
@@ -287,7 +288,7 @@ def waits_of(config: Config) -> dict[str, int]:
                 sample = torch.zeros(64, dtype=torch.int64, device=GPU) if sampled else None
                 numbers = np.arange(12)
                 batches.append(Batch(images.permute(0, 3, 1, 2), labels, sample, indices=numbers))
-            trainer.optimizer_step(config, parts, batches, progress)
+            trainer.optimizer_step(config, parts, batches, progress, seen=Seen())
         return dict(census.waits)
 
 

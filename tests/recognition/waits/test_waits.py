@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data.parts import part_names
+from tests.backbones import installed_backbones
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -49,7 +50,7 @@ def cases() -> dict[str, list[str]]:
         taught = ["teacher.centers=1", "teacher.vectors=VECTORS", "optim.accumulation=2"]
         found[f"{name}, taught"] = [f"classifier={CLASSIFIERS[name]}", *taught]
     found["augmentation"] = [f"data.augment={AUGMENT}"]
-    for name in part_names("recognition.backbones"):
+    for name in installed_backbones():
         found[f"backbone {name}"] = [f"backbone={{name: {name}}}", "run.channels_last=true"]
     return found
 
