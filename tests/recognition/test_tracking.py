@@ -282,6 +282,7 @@ def _only_run(uri: str) -> tuple[Any, Any]:
 
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("fastface")
+    assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     return client, run
 
