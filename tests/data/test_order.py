@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.f2c_loader import dual_loader, dual_order, single_image_identities
+from data.f2c_loader import dual_loader, dual_order
 from data.loader import Loader
 from data.order import balanced, block_shuffled, named_order, shuffled
+from data.pair_loader import single_image_identities
 from data.types import Int64
 from recognition.logs import wait_advice
 
