@@ -49,10 +49,12 @@ def pair_order(
     """
     table = ByIdentity(labels)
     visited = np.flatnonzero(table.counts > 1 if leave_out_single else table.counts)
-    steps = len(labels) // (2 * pairs)
     rng = np.random.default_rng([seed, epoch, 1])
-    picked = visited[in_rounds(len(visited), steps * pairs, rng, per_round=len(visited))]
-    first, second = (some.reshape(steps, pairs) for some in two_images(table, picked, rng))
+    picked = visited[in_rounds(len(visited), len(labels) // 2, rng, per_round=len(visited))]
+    steps = len(labels) // (2 * pairs)
+    first, second = (
+        images[: steps * pairs].reshape(steps, pairs) for images in two_images(table, picked, rng)
+    )
     return np.concatenate([first, second], axis=1).reshape(-1)
 
 

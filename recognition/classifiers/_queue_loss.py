@@ -39,7 +39,7 @@ def queue_loss(
     head, (parts, count, _) = options.head, probes.shape
     mine = slice(ranks.rank * count, (ranks.rank + 1) * count)
     norms = torch.linalg.vector_norm(probes, dim=2)
-    units = probes / norms.clamp_min(SMALLEST_NORM)[..., None]
+    units = probes / norms.clamp_min(SMALLEST_NORM).unsqueeze(2)
     cos_t = (units * features[:, mine]).sum(2)
 
     # The head computes statistics and random draws over the probes of all ranks: (2, V·G).

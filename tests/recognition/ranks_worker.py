@@ -33,6 +33,7 @@ VARIANTS = {
         "optim.accumulation=2",
     ],
     "class_pool": ["classifier={name: class_pool, size: 0.9}"],
+    "semi_siamese": ["classifier={name: semi_siamese, size: 0.9, agents: 2}"],
 }
 PLAIN = (
     *("run.compile=false", "run.precision=fp32", "run.channels_last=false", "data.train=unused"),
@@ -53,8 +54,9 @@ def batches_of(step: int, config: Config, ranks: Ranks) -> list[tuple[torch.Tens
     for _ in range(config.optim.accumulation):
         images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=draw)
         labels = torch.randint(CLASSES, (IMAGES,), generator=draw)
-        # The class pool's two halves share most identities, and each rank gets a part of both.
-        half, shared = IMAGES // 2, IMAGES // 3
+        # The two halves share identities, and each rank gets a part of both.
+        half = IMAGES // 2
+        shared = half if config.classifier.name == "semi_siamese" else IMAGES // 3
         labels[half : half + shared] = labels[:shared]
         parts = [
             torch.cat([own.chunk(ranks.world)[ranks.rank] for own in whole.chunk(2)])
@@ -90,12 +92,13 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
         losses.append(progress.loss_sum - before)
     state: dict[str, Any] = parts.classifier.state_dict()
     rows = {name: state[name] for name in parts.classifier.row_state if name in state}
-    pool = {name: value for name, value in state.items() if name.startswith("pool.")}
+    gallery = ("pool.", "queue.", "agents.")
+    shared = {name: value for name, value in state.items() if name.startswith(gallery)}
     return {
         "losses": torch.stack([torch.as_tensor(loss) for loss in losses]),
         **{f"backbone.{name}": value for name, value in parts.backbone.state_dict().items()},
         **{f"rows.{name}": value for name, value in rows.items()},
-        **pool,
+        **shared,
     }
 
 
