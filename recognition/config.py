@@ -114,6 +114,10 @@ class OptimConfig:
     `centers` are the class centers. The other keys are names of the backbone's parameters, in which
     `*` stands for any text. Where several match, their factors are multiplied. null: one learning
     rate for all."""
+    ema: Positive | None = None
+    """Half-life of a moving average of the backbone's weights, in epochs, such as 0.2. The average
+    is evaluated beside the weights, and saved as the model `average` in the run folder. null: no
+    average."""
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:

@@ -35,6 +35,7 @@ from recognition.distributed import (
     texts_of_all,
     told_once,
 )
+from recognition.ema import FOLDER, WeightAverage, measure_statistics, save_average
 from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
 from recognition.logs import evaluation_progress, plot_training
@@ -111,9 +112,7 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                 )
         model = Model(parts.backbone, facts_of(config), device)
 
-        def evaluate() -> dict[str, float]:
-            """All ranks embed and compute the same figures, and rank 0 writes them."""
-            share_buffers(parts.backbone, ranks)
+        def figures(folder: Path) -> dict[str, float]:
             results = []
             for item, benchmark in zip(config.evaluate.sets, benchmarks, strict=True):
                 shown = partial(evaluation_progress, name=item["name"])
@@ -130,6 +129,19 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                 for result in results
                 for metric, value in result.metrics.items()
             }
+
+        def evaluate() -> dict[str, float]:
+            """All ranks embed and compute the same figures, and rank 0 writes them."""
+            share_buffers(parts.backbone, ranks)
+            values = figures(folder)
+            if parts.average is not None:
+                with parts.average.in_place():
+                    measure_statistics(config, parts.backbone, faces, ranks)
+                    if ranks.rank == 0:
+                        save_average(config, parts.backbone, folder)
+                    of_average = figures(folder / FOLDER)
+                values |= {f"{FOLDER}/{name}": value for name, value in of_average.items()}
+            return values
 
         if begins and config.init.centers == "means":
             shown = partial(evaluation_progress, name="class means")
@@ -237,6 +249,7 @@ def build_parts(
         steps_per_epoch=steps_per_epoch,
     )
     forward, no_sync = _wrapped(backbone, device, ranks, run_)
+    half_life = optim.ema and optim.ema * loader.steps.epoch
     return Parts(
         backbone=backbone,
         forward=forward,
@@ -251,6 +264,7 @@ def build_parts(
         device=device,
         ranks=ranks,
         fingerprint=fingerprint,
+        average=WeightAverage(backbone, half_life) if half_life else None,
     )
 
 

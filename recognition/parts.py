@@ -13,6 +13,7 @@ from data.loader import Loader
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 from recognition.distributed import Ranks
+from recognition.ema import WeightAverage
 from recognition.loss_scale import LossScale
 from recognition.schedulers import Schedule
 
@@ -30,6 +31,7 @@ class Parts:
     center_factor: what the learning rate of the class centers is multiplied by.
     statistics: buffers of the backbone and the head, which forward passes change.
     fingerprint: that of the training set, which checkpoints hold; None leaves it out.
+    average: that of the backbone's weights, where the run keeps one.
     """
 
     backbone: nn.Module
@@ -45,6 +47,7 @@ class Parts:
     device: torch.device
     ranks: Ranks
     fingerprint: Fingerprint | None = None
+    average: WeightAverage | None = None
 
     def state_dict(self) -> tuple[State, State]:
         """(shared, local): what is equal on all ranks, and what only this rank holds."""
@@ -68,6 +71,8 @@ class Parts:
             original = getattr(self.loader.faces, "original_labels", None)
             if original is not None:
                 shared["faces"]["original_labels"] = torch.from_numpy(original)
+        if self.average is not None:
+            shared["average"] = self.average.state_dict()
         local = {
             "classifier": self.classifier.state_dict(),
             "optimizer": {i: s for i, s in optimizer["state"].items() if i in own_rows},
@@ -83,6 +88,8 @@ class Parts:
         local = locals_[0] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])
         self.classifier.load_state_dict(local["classifier"])
+        if self.average is not None:
+            self.average.load_state_dict(shared["average"])
         # How a step is computed follows this run's device, not that of the run which saved.
         groups = [
             {**saved, "fused": own["fused"]}

@@ -184,6 +184,8 @@ def optimizer_step(
     mark()
     norm, verdict = _prepare_gradients(config, parts, loss)
     known_loss = _step_if_taken(parts, loss, verdict.taken)
+    if parts.average is not None:
+        parts.average.update(parts.loader.steps.images, parts.loader.place, verdict.taken)
     parts.optimizer.zero_grad(set_to_none=True)
     statistics.put_back_unless(verdict.taken)
     parts.classifier.after_step(verdict.taken)
@@ -281,10 +283,15 @@ class _Clock:
 
     def restart(self) -> None:
         self._began, self._waited = time.perf_counter(), self._loader.wait_seconds
+        self._began_cpu = time.process_time()
 
     def read(self) -> tuple[float, float]:
         """Seconds since the restart, and how many of them the loop waited for data."""
         return time.perf_counter() - self._began, self._loader.wait_seconds - self._waited
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all threads of this process since the restart, whatever they did."""
+        return time.process_time() - self._began_cpu
 
     def outside(self, state: str, action: Callable[[], T]) -> T:
         """What `action` returns; the time it takes does not count as training, but as `state`."""
@@ -320,6 +327,7 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
         "images_per_second": progress.steps * images_per_step / elapsed,
         "data_wait": waited / elapsed,
         "seconds": progress.seconds,
+        "cpu_seconds": clock.cpu_seconds(),
         "skipped_images": parts.loader.skipped,
     }
     if parts.loss_scale.enabled:

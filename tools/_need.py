@@ -60,6 +60,9 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         "batch": config.optim.batch_size * 3 * config.data.size**2 * (1 + 4 + 4),
         **classifier.kept,
     }
+    averaged = weights if config.optim.ema else 0
+    if averaged:
+        always["average of the weights"] = averaged
     backward = {
         "activations": activations + 2 * largest,
         "logits (one chunk)": classifier.chunk,
@@ -80,7 +83,7 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
             # A chunk has four (B,c) and two (c,D) matrices in four bytes; these are one of each in
             # two bytes, at most a quarter.
             backward["chunk in low precision"] = classifier.chunk // 4
-    moments = sum(backward.values()), sum(step.values()) + classifier.step
+    moments = sum(backward.values()), sum(step.values()) + averaged + classifier.step
     return {**always, **backward, **step, "peak": sum(always.values()) + max(moments)}
 
 

@@ -200,7 +200,7 @@ def fold_tar(
 
 def strict_threshold(impostors: np.ndarray, far: float) -> float:
     """The lowest score above which at most a share `far` of the impostors lies; -inf if all may."""
-    first_refused = len(impostors) - 1 - _allowed(far, len(impostors))
+    first_refused = len(impostors) - 1 - allowed(far, len(impostors))
     if first_refused < 0:
         return -np.inf
     return float(np.partition(impostors, first_refused)[first_refused])
@@ -252,11 +252,11 @@ def eer(curve: Roc) -> float:
 
 def tar_at_far(curve: Roc, far: float) -> float:
     """The highest TAR at a threshold whose FAR does not exceed `far` (strict)."""
-    k = np.searchsorted(curve.false_accepts, _allowed(far, curve.impostors), side="right") - 1
+    k = np.searchsorted(curve.false_accepts, allowed(far, curve.impostors), side="right") - 1
     return float(curve.true_accepts[k] / curve.genuine)
 
 
-def _allowed(rate: float, count: int) -> int:
+def allowed(rate: float, count: int) -> int:
     """How many of `count` a rate allows: 1e-3 of 3000 is 3, even if the product rounds down."""
     return int(np.floor(rate * count + 1e-9))
 

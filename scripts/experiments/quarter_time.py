@@ -2,15 +2,15 @@
 
     python -m scripts.experiments.quarter_time FACES
 
-FACES holds train.rec, lfw_112.zip and protocol/ (LFW's lists). The parts are:
+FACES holds train.rec, lfw_112.zip and protocol/ (LFW's lists). All runs train on train.rec; its
+people are not in LFW. A row of the table is a schedule, and the stages of every row are:
 
-    a            trains on train.rec and tests on the 6,000 LFW pairs
-    b            adds the people of LFW's View 1 training list and tests on pairsDevTest
-    c            is part a with the doubled baseline as its baseline
-    doubled      gives the baselines twice the epochs, which shows whether they had converged; the
-                 one on part a's data also four times the epochs
-    tune         chose the base learning rate on pairsDevTrain
-    sensitivity  varies the constants of FastFace on part a's data
+    tune    one run with seed 0 per peak learning rate of the same small grid. The best on the 3,200
+            pairs of View 1 is chosen. If it is at an end of the grid, one more rate is tried there.
+    test    four more seeds with the chosen rate. The figures are those on the 6,000 pairs of LFW.
+
+The baseline and the doubled baseline have four and eight times the epochs of the other rows. The
+doubled baseline has the baseline's rate and three seeds. No other constant is tuned for any row.
 
 Every run is train.py with configs/quarter_time.yaml and the overrides that --list prints. A
 finished run is one JSON file in --results and is not run again. An unfinished run continues from
@@ -26,60 +26,68 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 import recognition
 from data.files import atomic_write
-from data.pairs.lists import from_list
+from data.images import open_images
+from data.pairs.lists import index_names, read_pair_list
 from data.parts import hint
 from eval.benchmarks.pairs import score_pairs
 from eval.embed import embed_faces
 from eval.metrics import verification as metrics
+from recognition.parse import load_config
 from scripts._curves import run_curve, thinned, training_lines
-from scripts.experiments.view1_faces import alternating, write_view1
+from scripts.experiments.view1_faces import alternating
+from tools._backbone import trace
 from tools._cli import Failed, command
 
-Part = Literal["a", "b", "c", "doubled", "tune", "sensitivity"]
 CONFIG = "configs/quarter_time.yaml"
-IMAGES = {"train": 5_998, "view1": 15_523}
-BATCH = 16
-EPOCHS = {"train": 24, "view1": 8}  # of a baseline
-TUNE_EPOCHS = 16
-FALL = {"train": 10.0, "view1": 12.0}  # about how much the loss falls over a run, for λ
-POINTS = 200  # kept of a loss curve
+IMAGES, BATCH = 5_998, 16
+EPOCHS = 12  # of a row at a quarter of the baseline's images
+LENGTHS = {"baseline": 4 * EPOCHS, "doubled": 8 * EPOCHS}
+SEEDS = {"doubled": 3}  # of the test stage; other rows have five
+RATES = (0.05, 0.1, 0.025)  # peak learning rates, in the order in which they are tried
+FALL = 10.0  # about how much the loss falls over a run, for the thresholds λ
+WARMUP = 100  # steps
+PUBLISHED_WINDOW = 4000 / 202_325  # Moving Haar's, as a share of the published run
+KEPT = ("accuracy", "accuracy_std", "exact_accuracy", "tar@0.01", "auc")
+POINTS = 100  # kept of a loss curve
+
+Record = Mapping[str, Any]
+"""A finished run, as its JSON file holds it."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training. rate: peak learning rate. overrides: of the config, besides these fields."""
 
-    part: str  # of the experiment
-    row: str  # of the part's table
+    row: str
+    rate: float
     seed: int
-    data: str  # a key of IMAGES
     epochs: int
     overrides: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return f"{self.part}_{self.row}_{self.seed}"
+        return f"{self.row}_{self.rate:g}_{self.seed}"
 
 
-def steps(data: str, epochs: int) -> int:
+def steps(epochs: int) -> int:
     """Optimizer steps of a run: incomplete batches are dropped."""
-    return IMAGES[data] // BATCH * epochs
+    return IMAGES // BATCH * epochs
 
 
 def schedule(name: str, **options: object) -> str:
-    """The override for a schedule with a warm-up of 100 steps."""
+    """The override for a schedule."""
     given = "".join(f", {key}: {value}" for key, value in options.items())
-    return f"scheduler={{name: {name}{given}, warmup_steps: 100}}"
+    return f"scheduler={{name: {name}{given}, warmup_steps: {WARMUP}}}"
 
 
 def multi_step(epochs: int) -> str:
@@ -87,143 +95,184 @@ def multi_step(epochs: int) -> str:
     return schedule("multi_step", milestones=[epochs * part for part in (0.5, 0.75, 0.9)])
 
 
-def moving_haar(data: str, total: int, window: float) -> str:
-    """Moving Haar with a window of that fraction of the run.
-
-    Its λ makes a steady fall count as stationary at the same slope as FastFace's λ of this run.
-    """
-    m = round(window * total)
-    return schedule("moving_haar", window=m, threshold=f"{FALL[data] / 4 / total * m / 4:.6f}")
-
-
-def schedules(data: str, epochs: int) -> dict[str, str]:
-    """Row -> override of every schedule that is compared at a quarter of the baseline's images.
+def schedules() -> dict[str, str]:
+    """Row -> override of its schedule, the rows that matter most first.
 
     λ of FastFace is a quarter of the expected fall of the loss, divided by the length of the run.
-    In the published run it was the same: λT = 10, and the loss fell by 40. `fastface_published` has
-    the published constants unchanged.
+    In the published run it was the same: λT = 10, and the loss fell by 40. Moving Haar has the
+    window of the published run as a share of the run, and its λ makes a steady fall stationary at
+    the same slope as FastFace's. `fastface_published` has the published constants unchanged.
     """
-    total = steps(data, epochs)
-    threshold = f"{FALL[data] / 4 / total:.3e}"
-    published_window = 4000 / 202_325  # as a fraction of the published run
+    slope = FALL / 4 / steps(EPOCHS)
+    window = round(PUBLISHED_WINDOW * steps(EPOCHS))
+    haar = schedule("moving_haar", window=window, threshold=f"{slope * window / 4:.6f}")
     return {
-        "fastface": schedule("fastface", for_horizon="true", threshold=threshold),
+        "fastface": schedule("fastface", for_horizon="true", threshold=f"{slope:.3e}"),
+        "linear": schedule("polynomial", power=1),
         "cosine": schedule("cosine"),
-        "multi_step": multi_step(epochs),
-        "polynomial": schedule("polynomial"),
+        "baseline": multi_step(LENGTHS["baseline"]),
+        "moving_haar": haar,
+        "trapezoid": schedule("trapezoid"),
+        "multi_step": multi_step(EPOCHS),
+        "polynomial": schedule("polynomial", power=2),
         "constant": schedule("constant"),
-        "moving_haar": moving_haar(data, total, published_window),
-        "moving_haar_wide": moving_haar(data, total, 0.1),
         "fastface_published": schedule("fastface"),
+        "doubled": multi_step(LENGTHS["doubled"]),
     }
 
 
-def all_runs() -> list[Run]:
-    """Every run, in the order in which they make the tables useful."""
-    tuned = multi_step(TUNE_EPOCHS)
-    runs = [
-        Run("tune", f"lr{r}", 0, "train", TUNE_EPOCHS, (tuned, f"optim.lr={r}"))
-        for r in (0.025, 0.05, 0.1)
-    ]
-    for part, data, seeds in (("a", "train", [0]), ("b", "view1", [0]), ("a", "train", [1, 2])):
-        epochs = EPOCHS[data]
-        for seed in seeds:
-            runs.append(Run(part, "baseline", seed, data, epochs, (multi_step(epochs),)))
-            for row, override in schedules(data, epochs // 4).items():
-                runs.append(Run(part, row, seed, data, epochs // 4, (override,)))
-        if 0 in seeds:
-            runs.append(Run("doubled", data, 0, data, 2 * epochs, (multi_step(2 * epochs),)))
-    longer = 2 * EPOCHS["train"]
-    runs.append(Run("doubled", "train_again", 0, "train", 2 * longer, (multi_step(2 * longer),)))
-    for seed in (0, 1, 2):
-        if seed > 0:
-            runs.append(Run("doubled", "train", seed, "train", longer, (multi_step(longer),)))
-        for row, override in schedules("train", longer // 4).items():
-            runs.append(Run("c", row, seed, "train", longer // 4, (override,)))
-    return runs + sensitivity_runs()
+def run_of(row: str, rate: float, seed: int) -> Run:
+    """The run of a row."""
+    return Run(row, rate, seed, LENGTHS.get(row, EPOCHS), (schedules()[row],))
 
 
-def sensitivity_runs() -> list[Run]:
-    """FastFace with one constant changed at a time: τ, λT, αT = βT, δ.
+def tuning_rates(tuned: Mapping[float, float]) -> tuple[float, ...]:
+    """Peak rates to try, where `tuned` has the accuracy on View 1 of those that were tried.
 
-    The usual αT is 20, a tenth of the published one. With more, the noise of such a short run hides
-    that the loss is stationary.
+    Once the whole grid was tried and its best rate is its highest or lowest, one more follows.
     """
-    epochs = EPOCHS["train"] // 4
-    total = steps("train", epochs)
-    usual = {"tau": 0.05, "lambda": FALL["train"] / 4, "alpha": 20.0, "delta": 2.0}
-    changed = {"lambda": (1.0, 6.0), "alpha": (10.0, 60.0), "tau": (0.02, 0.1), "delta": (1.5, 4.0)}
-    cases = {"usual": usual}
-    for key, values in changed.items():
-        cases |= {f"{key}{value:g}": {**usual, key: value} for value in values}
-    runs = []
-    for row, case in cases.items():
-        alpha = f"{case['alpha'] / total:.5f}"
-        override = schedule(
-            "fastface",
-            alpha=alpha,
-            beta=alpha,
-            threshold=f"{case['lambda'] / total:.3e}",
-            patience_fraction=case["tau"],
-            factor=f"{1 / case['delta']:.4f}",
-        )
-        runs.append(Run("sensitivity", row, 0, "train", epochs, (override,)))
-    return runs
+    if not set(RATES) <= tuned.keys():
+        return RATES
+    best = max(RATES, key=tuned.__getitem__)
+    further = {max(RATES): 2 * best, min(RATES): best / 2}
+    return (*RATES, further[best]) if best in further else RATES
 
 
-def train(run: Run, faces: Path, runs: Path) -> dict[str, float]:
-    """Run or continue train.py.
+def chosen_rate(tuned: Mapping[float, float]) -> float | None:
+    """The rate with the highest accuracy on View 1; None as long as some rate was not tried."""
+    rates = tuning_rates(tuned)
+    return max(rates, key=tuned.__getitem__) if set(rates) <= tuned.keys() else None
 
-    Returns the CPU seconds of this call, and whether an earlier call had begun the run.
+
+def tuned_rates(finished: Sequence[Record], row: str) -> dict[float, float]:
+    """Peak rate -> accuracy on View 1 of the finished runs of a row's tune stage."""
+    return {
+        run["rate"]: run["view1"]["accuracy"]
+        for run in finished
+        if run["row"] == row and run["seed"] == 0
+    }
+
+
+def known_runs(finished: Sequence[Record]) -> Iterator[Run]:
+    """Every run that can be named by now: the tune stage by rates, then the test stage by seeds."""
+    tuned = {row: tuned_rates(finished, row) for row in schedules() if row != "doubled"}
+    rates = {row: tuning_rates(tuned[row]) for row in tuned}
+    for place in range(len(RATES) + 1):
+        yield from (run_of(row, own[place], 0) for row, own in rates.items() if place < len(own))
+    chosen = {row: chosen_rate(own) for row, own in tuned.items()}
+    chosen["doubled"] = chosen["baseline"]
+    for seed in range(5):
+        for row, rate in chosen.items():
+            first = 0 if row == "doubled" else 1  # seed 0 was the tune stage's
+            if rate is not None and first <= seed < SEEDS.get(row, 5):
+                yield run_of(row, rate, seed)
+
+
+def read_records(results: Path) -> list[Record]:
+    """The finished runs."""
+    return [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+
+
+def train(run: Run, faces: Path, runs: Path) -> dict[str, Any]:
+    """Run or continue train.py, and return what it cost.
+
+    The keys are those of `cost`, and: cpu_seconds of the whole command with its start and
+    compilation, and whether an earlier call had begun the run, whose time is then missing there.
     """
     folder = runs / run.name
-    source = f"data.root={faces}"
-    if run.data == "view1":
-        source = f"data.train={view1(faces, runs) / 'train.rec'}"
     command = [
-        *(sys.executable, "train.py", "--config", CONFIG, "--resume", source),
+        *(sys.executable, "train.py", "--config", CONFIG, "--resume", f"data.root={faces}"),
         *(f"run.output={folder}", f"run.seed={run.seed}", "evaluate.sets=[]"),
-        *(f"optim.epochs={run.epochs}", *run.overrides),
+        *(f"optim.epochs={run.epochs}", f"optim.lr={run.rate:g}", *run.overrides),
     ]
+    # The compiled code is kept, so that each run but the first only loads it.
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str((runs / "compiled").resolve()),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
     resumed = (folder / "metrics.jsonl").exists()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     path = runs / f"{run.name}.log"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(path, "a") as log:
         done = subprocess.run(command, check=False, stdout=log, stderr=log, env=environment)
     if done.returncode:
         raise Failed(f"{run.name}: train.py ended with code {done.returncode}; see {path}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"cpu_seconds": round(seconds, 1), "resumed": resumed}
+    return {**cost(run, folder), "cpu_seconds": round(seconds, 1), "resumed": resumed}
 
 
-def view1(faces: Path, runs: Path) -> Path:
-    """The folder of View 1's record file and test pairs. The first call makes it."""
-    out = runs / "view1"
-    if not (out / "pairs.txt").exists():
-        write_view1(faces, out)
-    return out
+def cost(run: Run, folder: Path) -> dict[str, Any]:
+    """Steps, images, multiply-adds of all forward passes, and seconds of a run folder.
+
+    steady_cpu_seconds: the run's steps, each with the median CPU time of its steps. It has no
+    start and no compilation, and other programs on the machine change it little.
+    """
+    config = load_config(CONFIG, [*run.overrides])
+    # Two images, since batch norm refuses to train on one.
+    traced = trace(config.backbone, 2, config.data.size, config.run.precision)
+    lines = training_lines(folder)
+    begins = [0, *(line["step"] for line in lines)]
+    per_step = [
+        line["cpu_seconds"] / (line["step"] - begin)
+        for begin, line in zip(begins, lines, strict=False)
+    ]
+    last = lines[-1]
+    return {
+        "steps": last["step"],
+        "images": last["images"],
+        "multiply_adds": round(last["images"] * traced.multiply_adds / 2),
+        "steady_cpu_seconds": round(statistics.median(per_step) * last["step"], 1),
+        "wall_seconds": round(last["seconds"], 1),
+    }
 
 
-def test(run: Run, faces: Path, runs: Path) -> tuple[dict[str, float], np.ndarray]:
-    """Figures of the trained model on the run's test pairs, and the correct pairs, bool (P,)."""
-    pairs_file = faces / "protocol/pairs.txt"
-    if run.data == "view1":
-        pairs_file = view1(faces, runs) / "pairs.txt"
-    elif run.part == "tune":
-        pairs_file = runs / "tune_pairs.txt"
-        with atomic_write(pairs_file, "w") as file:
-            file.write(alternating(faces / "protocol/pairsDevTrain.txt"))
-    pairs = from_list(pairs_file, faces / "lfw_112.zip")
+def test(run: Run, faces: Path, runs: Path) -> dict[str, dict[str, Any]]:
+    """Figures of the trained model on both lists of pairs, `view1` and `lfw`.
+
+    `right` says in base 64 which pairs were judged correctly, at the thresholds of ten folds.
+    """
+    view1 = runs / "view1_pairs.txt"
+    with atomic_write(view1, "w") as file:
+        file.write(view1_pairs(faces))
+    lists = {"view1": view1, "lfw": faces / "protocol/pairs.txt"}
+    read = {name: read_pair_list(path) for name, path in lists.items()}
+    names, first, second = index_names([pair for listed, _ in read.values() for pair in listed])
     model = recognition.load(runs / run.name, device="cpu")
-    embeddings = embed_faces(model, pairs.images, model.size)
-    found = score_pairs(run.name, embeddings, pairs.first, pairs.second, pairs.same).metrics
-    kept = ("accuracy", "accuracy_std", "exact_accuracy", "tar@0.01", "auc")
-    distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
-    thresholds = metrics.grid_accuracy(distances, pairs.same).thresholds
-    right = (distances < thresholds[metrics.fold_of(len(distances))]) == pairs.same
-    return {key: found[key] for key in kept}, right
+    images = open_images(faces / "lfw_112.zip", names)
+    embeddings = embed_faces(model, images, model.size)
+    figures, start = {}, 0
+    for name, (_, same) in read.items():
+        here = slice(start, start + len(same))
+        start = here.stop
+        found = score_pairs(name, embeddings, first[here], second[here], same).metrics
+        distances = metrics.pair_distances(embeddings, first[here], second[here])
+        thresholds = metrics.grid_accuracy(distances, same).thresholds
+        right = (distances < thresholds[metrics.fold_of(len(distances))]) == same
+        figures[name] = {
+            **{key: round(found[key], 4) for key in KEPT},
+            "pairs": len(right),
+            "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
+        }
+    return figures
+
+
+def view1_pairs(faces: Path) -> str:
+    """Both lists of LFW's View 1 as one, of 3,200 pairs. Every tenth of it has both kinds."""
+    counts, lines = [], []
+    for name in ("pairsDevTrain", "pairsDevTest"):
+        count, *pairs = alternating(faces / f"protocol/{name}.txt").splitlines()
+        counts.append(int(count))
+        lines += pairs
+    return "\n".join([str(sum(counts)), *lines]) + "\n"
+
+
+def right_of(figures: Record) -> np.ndarray:
+    """Which pairs were judged correctly, bool (P,), from the figures of `test`."""
+    packed = np.frombuffer(base64.b64decode(figures["right"]), np.uint8)
+    return np.unpackbits(packed)[: figures["pairs"]].astype(bool)
 
 
 def loss_curve(folder: Path) -> dict[str, list[float]]:
@@ -232,45 +281,40 @@ def loss_curve(folder: Path) -> dict[str, list[float]]:
     assert curve.lrs is not None
     return {
         "step": curve.steps.tolist(),
-        "loss": curve.losses.round(4).tolist(),
-        "learning_rate": curve.lrs.tolist(),
+        "loss": curve.losses.round(3).tolist(),
+        "learning_rate": [float(f"{rate:.4g}") for rate in curve.lrs],
     }
 
 
 def finish(run: Run, faces: Path, runs: Path, results: Path) -> None:
     """Train, test and write the run's JSON file."""
-    cost = train(run, faces, runs)
-    figures, right = test(run, faces, runs)
+    spent = train(run, faces, runs)
     lines = training_lines(runs / run.name)
     last = lines[-max(1, len(lines) // 20) :]
-    total = steps(run.data, run.epochs)
-    record: dict[str, Any] = {
-        "part": run.part,
+    record = {
         "row": run.row,
+        "rate": run.rate,
         "seed": run.seed,
         "overrides": list(run.overrides),
         "epochs": run.epochs,
-        "steps": total,
-        "images": total * BATCH,
-        "wall_seconds": round(lines[-1]["seconds"], 1),
-        **cost,
-        "final_loss": statistics.fmean(line["loss"] for line in last),
-        "final_learning_rate": last[-1]["learning_rate"],
+        **spent,
+        "final_loss": round(statistics.fmean(line["loss"] for line in last), 4),
         "decays": last[-1].get("schedule/decays"),
-        **{key: round(value, 4) for key, value in figures.items()},
-        "pairs": len(right),
-        "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
+        **test(run, faces, runs),
         "curve": loss_curve(runs / run.name),
     }
     results.mkdir(parents=True, exist_ok=True)
     with atomic_write(results / f"{run.name}.json", "w") as file:
         json.dump(record, file)
-    shown = f"{figures['accuracy']:.2f} %, final loss {record['final_loss']:.3f}"
-    print(f"{run.name}: {shown}", flush=True)
+    shown = ", ".join(f"{name} {record[name]['accuracy']:.2f} %" for name in ("view1", "lfw"))
+    print(f"{run.name}: {shown}, final loss {record['final_loss']:.3f}", flush=True)
 
 
-def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> None:
-    """Do those runs that are not finished and that no other process holds."""
+def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> bool:
+    """Do the first of those runs that is not finished and that no other process holds.
+
+    Returns whether there was one.
+    """
     runs.mkdir(parents=True, exist_ok=True)
     for run in chosen:
         with open(runs / f"{run.name}.lock", "w") as lock:
@@ -280,45 +324,47 @@ def work(chosen: Sequence[Run], faces: Path, runs: Path, results: Path) -> None:
                 continue
             if not (results / f"{run.name}.json").exists():
                 finish(run, faces, runs, results)
+                return True
+    return False
 
 
 def show_runs(chosen: Sequence[Run], results: Path) -> None:
     """Print each run: its length, whether it is done, and its overrides."""
     for run in chosen:
         done = "done" if (results / f"{run.name}.json").exists() else ""
-        length = f"{run.epochs:>4} epochs{steps(run.data, run.epochs):>8} steps"
+        length = f"{run.epochs:>4} epochs{steps(run.epochs):>8} steps"
         overrides = " ".join(f"'{override}'" for override in run.overrides)
-        print(f"{run.name:<32}{length}  {done:<6}{overrides}")
+        print(f"{run.name:<32}{length}  {done:<6}optim.lr={run.rate:g} {overrides}")
 
 
 def run_experiment(
     faces: Path,
     *,
-    parts: tuple[Part, ...] = ("a", "b", "c", "doubled", "sensitivity"),
     only: tuple[str, ...] = (),
     runs: Path = Path("runs/quarter_time"),
     results: Path = Path("docs/results/quarter_time"),
     list: bool = False,
 ) -> None:
-    """Do the runs of the chosen parts.
+    """Do all runs. The runs of the test stage are known when those of the tune stage are finished.
 
     faces: folder of the sets and lists.
-    parts: parts of the experiment.
-    only: names of single runs, instead of parts.
+    only: names of rows, instead of all.
     runs: folder for run folders.
     results: folder for finished runs.
-    list: print the runs and their overrides, and stop.
+    list: print the runs that are known and their overrides, and stop.
     """
-    known = {run.name: run for run in all_runs()}
+    rows = schedules()
     for name in only:
-        if name not in known:
-            raise ValueError(f"--only {name}: no such run; {hint(name, known)}")
-    chosen = [run for run in known.values() if (run.name in only if only else run.part in parts)]
-    if list:
-        show_runs(chosen, results)
-    else:
-        torch.set_num_threads(1)
-        work(chosen, faces, runs, results)
+        if name not in rows:
+            raise ValueError(f"--only {name}: no such row; {hint(name, rows)}")
+    torch.set_num_threads(1)
+    while True:
+        known = known_runs(read_records(results))
+        chosen = [run for run in known if not only or run.row in only]
+        if list:
+            show_runs(chosen, results)
+        if list or not work(chosen, faces, runs, results):
+            return
 
 
 main = command(run_experiment)
