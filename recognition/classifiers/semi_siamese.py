@@ -7,8 +7,8 @@ A queue of the latest gallery features gives the other classes (_queue.py, _queu
 data/pair_loader.py draws the people and their images.
 
 The released codes are those of github.com/dituu/Semi-Siamese-Training and of FaceX-Zoo
-(training_mode/semi-siamese_training). docs/differences.md says where paper and codes differ, and
-what is computed here.
+(training_mode/semi-siamese_training). docs/differences.md says where they differ, what of MASST is
+known, and what is computed here.
 """
 
 from typing import Any, Literal
@@ -205,7 +205,7 @@ def build(
     ema_decay: share of its own weights that a gallery network keeps in a step; the rest comes from
         the backbone. Short runs need less than the published 0.999.
     swap: let both images of a pair be the probe, and the other one the gallery image. Otherwise
-        only the first one is a probe, as in the paper, and half the images teach the backbone.
+        only the first one is a probe, and half the images teach the backbone.
     single_images: what happens to people with one image. They are used `twice`, as both images of a
         pair, augmented differently, or are `left_out`.
     chunk: columns whose logits are computed at a time. auto: as many as suit the device.
