@@ -10,7 +10,7 @@ from one seed, so that a seed gives the same augmentation on every device.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,10 @@ class Augment:
     """Probability of a Gaussian blur of σ from 0.2 to 2 pixels."""
     gray: Share = 0.0
     """Probability that an image becomes gray."""
+
+    def for_size(self, size: int, full: int) -> "Augment":
+        """The same for images of `size` pixels, where `shift` is in pixels of images of `full`."""
+        return replace(self, shift=round(self.shift * size / full))
 
 
 def normalize(images: Tensor) -> Tensor:

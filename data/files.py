@@ -1,6 +1,7 @@
 """Files that many threads and processes read at once, and files that are written atomically."""
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -229,6 +230,15 @@ def naming(path: str | Path) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from data.order import EpochOrder, Indices, shuffled, slice_for_rank
 from data.read_image import BadImage, ResizeNotice, read_into
+from data.size_schedule import SizeSchedule
 from data.steps import Steps
 from data.types import Batch, FaceSet, Int64, Pixels
 
@@ -44,7 +45,7 @@ class Loader:
 
     faces: any FaceSet.
     batch_size: images per rank and step.
-    size: side of the decoded square, in pixels.
+    size: side of the decoded square, in pixels; a schedule changes it during the run.
     threads: number of decoding threads; 0 decodes in the caller's thread.
     drop_last: False keeps a smaller last batch (one rank only).
     order: the order of images (default: shuffled by seed and epoch); see data/order.py.
@@ -70,7 +71,7 @@ class Loader:
         faces: FaceSet,
         *,
         batch_size: int,
-        size: int,
+        size: int | SizeSchedule,
         seed: int,
         threads: int,
         rank: int = 0,
@@ -85,7 +86,8 @@ class Loader:
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} ranks: expected 0…{world - 1}")
-        if batch_size < 1 or size < 1 or threads < 0 or prefetch < 1:
+        sizes = size if isinstance(size, SizeSchedule) else SizeSchedule(size)
+        if batch_size < 1 or sizes.full < 1 or threads < 0 or prefetch < 1:
             raise ValueError(
                 f"{batch_size=} {size=} {threads=} {prefetch=}: all but threads must be 1 or more"
             )
@@ -93,7 +95,7 @@ class Loader:
             raise ValueError(
                 "drop_last=False needs a single rank: several ranks may not divide the last batch"
             )
-        self.faces, self.size, self.threads, self.seed = faces, size, threads, seed
+        self.faces, self.sizes, self.threads, self.seed = faces, sizes, threads, seed
         self.batch_size, self.rank, self.world, self.drop_last = batch_size, rank, world, drop_last
         self.prefetch, self.device = prefetch, torch.device(device)
         self.draw = draw
@@ -109,7 +111,7 @@ class Loader:
         self.wait_seconds = 0.0
         self.skipped = 0
         self.seen = 0
-        self.notice = ResizeNotice(size)
+        self.notice = ResizeNotice(sizes.full)
         self._stream: torch.cuda.Stream | None = None
         for name, count in (("batch_size", batch_size), ("step_images", planned)):
             if count % self.order.group:
@@ -177,19 +179,20 @@ class Loader:
         step_images = self.steps.images
         coming = iter(starts)
         ahead: deque[_Pending] = deque()
-        decoder = _Decoder(
-            self.faces, self.size, self.threads, self.notice, pinned=self.device.type == "cuda"
-        )
+        decoder = _Decoder(self.faces, self.threads, self.notice, pinned=self.device.type == "cuda")
         try:
             for start in starts:
                 for later in islice(coming, self.prefetch - len(ahead)):
                     batch = indices[later : min(later + self.global_batch, stop)]
                     mine = slice_for_rank(batch, rank=self.rank, world=self.world)
+                    into_step = (later - starts.start) % step_images
+                    step_place = epoch * self.steps.epoch + later - into_step
                     sample = None
-                    if self.draw and (later - starts.start) % step_images == 0:
+                    if self.draw and into_step == 0:
                         labels = self.faces.labels[indices[later : min(later + step_images, stop)]]
                         sample = decoder.submit(self._drawn, self.draw, labels, epoch, later)
-                    ahead.append(decoder.begin(mine, sample))
+                    size = self.sizes.at(step_place, self.steps)
+                    ahead.append(decoder.begin(mine, size, sample))
                 began = time.perf_counter()
                 finished = self._finish(ahead.popleft())
                 self.wait_seconds += time.perf_counter() - began
@@ -207,10 +210,11 @@ class Loader:
     def _finish(self, pending: "_Pending") -> Batch:
         """Waits until a batch is decoded, and puts it onto the device."""
         bad = [failure for future in pending.futures for failure in future.result()]
-        labels = self.faces.labels[pending.indices].astype(np.int64)
+        indices = np.array(pending.indices, np.int64)
+        labels = self.faces.labels[indices].astype(np.int64)
         self.seen += len(labels)
         if bad:
-            self._replace(pending, labels, bad)
+            self._replace(pending, labels, indices, bad)
 
         # The buffer is (B,H,W,3); seen as (B,3,H,W) it is channels_last without a copy.
         parts = [pending.buffer.permute(0, 3, 1, 2), torch.from_numpy(labels)]
@@ -218,8 +222,8 @@ class Loader:
             parts.append(pending.sample.result())
         if self.device.type == "cuda":
             parts[1] = parts[1].pin_memory()
-            return Batch(*self._to_cuda(parts))
-        return Batch(*(part.to(self.device) for part in parts))
+            return Batch(*self._to_cuda(parts), indices=indices)
+        return Batch(*(part.to(self.device) for part in parts), indices=indices)
 
     def _to_cuda(self, pinned: list[torch.Tensor]) -> list[torch.Tensor]:
         """Copies from pinned memory on a separate stream.
@@ -237,8 +241,8 @@ class Loader:
             copy.record_stream(current)
         return copies
 
-    def _replace(self, pending: "_Pending", labels: Int64, bad: Failures) -> None:
-        """Puts another image of the batch, with its label, into the place of each bad one.
+    def _replace(self, pending: "_Pending", labels: Int64, indices: Int64, bad: Failures) -> None:
+        """Puts another image of the batch, with label and index, into the place of each bad one.
 
         It is the next good image of the same person, else the next good image. All bad images of
         one person get the same one, so two images that were of one person still are.
@@ -259,7 +263,7 @@ class Loader:
                 same = usable[planned[usable] == label]
                 stand_ins[label] = int((same if len(same) else usable)[0])
             pending.buffer[row] = pending.buffer[stand_ins[label]]
-            labels[row] = labels[stand_ins[label]]
+            labels[row], indices[row] = labels[stand_ins[label]], indices[stand_ins[label]]
         self.skipped += len(bad)
         if self.skipped > SKIPS_ALLOWED + self.seen // 100:
             raise UnreadableImages(
@@ -286,19 +290,17 @@ class _Pending:
 class _Decoder:
     """Threads that fill buffers; an error other than a bad image reaches the consumer's thread."""
 
-    def __init__(
-        self, faces: FaceSet, size: int, threads: int, notice: ResizeNotice, *, pinned: bool
-    ) -> None:
-        self.faces, self.size, self.threads, self.pinned = faces, size, threads, pinned
+    def __init__(self, faces: FaceSet, threads: int, notice: ResizeNotice, *, pinned: bool) -> None:
+        self.faces, self.threads, self.pinned = faces, threads, pinned
         self.notice = notice
         self.executor = ThreadPoolExecutor(threads, "decode") if threads else None
         self.spare: list[Pixels] = []
         # These threads are the parallelism; OpenCV's own threads would only queue behind them.
         cv2.setNumThreads(1)
 
-    def begin(self, indices: Indices, sample: Future[torch.Tensor] | None) -> _Pending:
-        """Starts to decode a batch, in two chunks per thread."""
-        buffer = self._buffer((len(indices), self.size, self.size, 3))
+    def begin(self, indices: Indices, size: int, sample: Future[torch.Tensor] | None) -> _Pending:
+        """Starts to decode a batch, in two chunks per thread. size: side of its images."""
+        buffer = self._buffer((len(indices), size, size, 3))
         images = buffer.numpy()
         chunk = -(-len(indices) // (2 * self.threads or 1))
         futures = [

@@ -125,7 +125,8 @@ def _exact(value: Any, fitted: Any) -> bool:
     if isinstance(fitted, (list, tuple)):
         return all(map(_exact, value, fitted))
     if isinstance(fitted, dict):
-        return all(_exact(value[key], fitted[key]) for key in fitted)
+        texts = {str(key): one for key, one in value.items()}  # JSON writes all keys as text
+        return all(str(key) in texts and _exact(texts[str(key)], fitted[key]) for key in fitted)
     return type(value) is type(fitted) or (type(fitted) is float and type(value) is not bool)
 
 

@@ -1,6 +1,6 @@
 """The two types that all parts share: a set of face images on disk, and a batch in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -32,9 +32,12 @@ class Batch:
 
     images: uint8 (B,3,H,W) RGB, in channels_last layout, as they were decoded. labels: int64 (B,).
     sample: what the loader's `draw` gave for the optimizer step that begins with this batch, int64.
-    None in the step's other batches, and where a loader draws nothing.
+    None in the step's other batches, and where a loader draws nothing. indices: int64 (B,), the
+    numbers of the images in the set, on the CPU; that of a stand-in is its own. None for a batch
+    that no loader made.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     sample: torch.Tensor | None = None
+    indices: Int64 | None = field(default=None, kw_only=True)

@@ -1,16 +1,18 @@
-"""Run one benchmark on a trained model or on stored embeddings, or write embeddings to a file."""
+"""Run one benchmark on a trained model or on stored embeddings, compare models, or embed a set."""
 
 import argparse
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
+from data.files import file_digest
 from data.parts import find_part, part_names
 from eval.benchmarks import PACKAGE, open_benchmark
+from eval.compare import compare
 from eval.embed import Embed, ModelRun
-from eval.extract import extract, file_digest, open_source
+from eval.extract import extract, open_source
 from eval.report.published import published_row
 from eval.report.tables import markdown
 from eval.report.write import as_json, write_report
@@ -26,7 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on stderr for a wrong argument or file."""
     argv = sys.argv[1:] if argv is None else argv
     builds = {name: find_part(PACKAGE, name).build for name in part_names(PACKAGE)}
-    commands = {**builds, "embed": write_embeddings}
+    others: dict[str, Callable[..., Mapping[str, Any]]] = {
+        "embed": write_embeddings,
+        "compare": compare,
+    }
+    commands = {**builds, **others}
     lines = {name: str(inspect.getdoc(one)).splitlines()[0] for name, one in commands.items()}
     listed = "\n".join(f"  {name:16}{line}" for name, line in lines.items())
     parser = command_parser("eval", f"{__doc__}\n\n{listed}")
@@ -35,19 +41,18 @@ def main(argv: list[str] | None = None) -> int:
 
     function = commands[command]
     module = sys.modules[function.__module__]
-    parser = command_parser(
-        f"eval {command}", module.__doc__ if command in builds else lines[command]
-    )
-    values_for = add_options(parser, function)
+    own_page = module.__name__ != __name__
+    parser = command_parser(f"eval {command}", module.__doc__ if own_page else lines[command])
+    values_for = add_options(parser, function, positionals=command in others)
     run_values_for = add_options(parser, run_benchmark) if command in builds else None
 
     def action(options: argparse.Namespace) -> Mapping[str, Any]:
         if run_values_for is None:
-            return write_embeddings(**values_for(options))
+            return others[command](**values_for(options))
         item = {"protocol": command, **values_for(options)}
         return run_benchmark(item, **run_values_for(options))
 
-    return run_command(action, parser.parse_args(argv[1:]))
+    return run_command(action, parser.parse_intermixed_args(argv[1:]))
 
 
 def run_benchmark(

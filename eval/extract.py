@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from eval.batches import Crop
 from eval.embed import Model, ModelRun, Progress, embed_faces, normalized, not_shown
 
 BLOCK = 2048  # images between two writes of the position
+FloatType = Literal["float32", "float16"]
 
 
 def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]]:
@@ -73,29 +75,70 @@ def extract(
     size: int,
     model: str,
     mirror: bool = True,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: FloatType = "float32",
     unit: bool = False,
     crop: Crop | None = None,
     progress: Progress = not_shown,
 ) -> dict[str, Any]:
     """Write `out` (.npy, (N,D) of dtype) and a .txt beside it with one name per line.
 
-    Returns the number of images, how many an earlier call had done, and the seconds. Until `out` is
-    complete, it is called `out`.part and has a position file. A call continues an earlier one with
-    the same model, names and options, and raises ValueError if they differ.
+    The other arguments, the result and the errors are those of `write_vectors`.
 
-    model: text that differs between models, e.g. a digest of the file. unit: divide each embedding
-    by its length. crop: makes the pixels of an image; without it, the whole image is resized.
+    model: text that differs between models, e.g. a digest of the file.
     """
     out = Path(out)
-    part, position = out.with_name(out.name + ".part"), out.with_name(out.name + ".position.json")
     if out.suffix != ".npy":
         raise ValueError(f"{out}: expected the name of a .npy file")
     digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-    settings = {"model": model, "names": digest, "size": size, "mirror": mirror, "dtype": dtype}
+    return write_vectors(
+        embed,
+        images,
+        out,
+        {"model": model, "names": digest},
+        size=size,
+        mirror=mirror,
+        dtype=dtype,
+        unit=unit,
+        crop=crop,
+        progress=progress,
+        finish=lambda: _write_names(out.with_suffix(".txt"), names),
+    )
+
+
+def _write_names(file: Path, names: list[str]) -> None:
+    with atomic_write(file) as lines:
+        lines.writelines(f"{one_line(name)}\n".encode() for name in names)
+
+
+def write_vectors(
+    embed: Model,
+    images: Images,
+    out: Path,
+    identity: dict[str, str],
+    *,
+    size: int,
+    mirror: bool = True,
+    dtype: FloatType = "float32",
+    unit: bool = False,
+    crop: Crop | None = None,
+    progress: Progress = not_shown,
+    finish: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Write the embeddings of all images, (N,D) of dtype, to the .npy file `out`.
+
+    Returns the number of images, how many an earlier call had done, and the seconds. Until `out` is
+    complete, it is called `out`.part and has a position file. A call continues an earlier one with
+    the same identity and options, and raises ValueError if they differ.
+
+    identity: texts that tell the model and the images from others. unit: divide each embedding by
+    its length. crop: makes the pixels of an image; without it, the whole image is resized. finish:
+    writes what must be there before `out` is.
+    """
+    part, position = out.with_name(out.name + ".part"), out.with_name(out.name + ".position.json")
+    settings = {**identity, "size": size, "mirror": mirror, "dtype": dtype}
     if unit:
         settings["unit"] = True
-    done = 0
+    count, done = len(images), 0
     if part.exists() and position.exists():
         saved = json.loads(position.read_text(encoding="utf-8"))
         changed = [key for key in settings if saved.get(key) != settings[key]]
@@ -105,12 +148,12 @@ def extract(
             )
         done = int(saved["done"])
     start, resumed = time.monotonic(), done
-    with progress(len(names)) as advance:
+    with progress(count) as advance:
         advance(done)
         run = ModelRun(embed, progress=lambda block: nullcontext(advance))
-        while done < len(names):
+        while done < count:
             # Every block opens the file again, so that it is on disk before the position says so.
-            block = np.arange(done, min(done + BLOCK, len(names)))
+            block = np.arange(done, min(done + BLOCK, count))
             vectors = embed_faces(run, images, size, indices=block, mirror=mirror, crop=crop)
             vectors = normalized(vectors) if unit else vectors
             if np.abs(vectors).max() > np.finfo(dtype).max:
@@ -118,30 +161,20 @@ def extract(
                     f"{out}: an embedding holds {np.abs(vectors).max():.3g}, too much for {dtype}; "
                     "use float32"
                 )
-            shape = (len(names), vectors.shape[1])
             mode: Any = "r+" if done else "w+"
-            stored = np.lib.format.open_memmap(part, mode, np.dtype(dtype), None if done else shape)
+            shape = None if done else (count, vectors.shape[1])
+            stored = np.lib.format.open_memmap(part, mode, np.dtype(dtype), shape)
             stored[block] = vectors
             stored.flush()
             del stored
             done = int(block[-1]) + 1
             with atomic_write(position) as file:
                 file.write(json.dumps({**settings, "done": done}).encode())
-    with atomic_write(out.with_suffix(".txt")) as file:
-        file.writelines(f"{one_line(name)}\n".encode() for name in names)
+    finish()
     os.replace(part, out)
     position.unlink()
     return {
-        "images": len(names),
+        "images": count,
         "resumed_at": resumed,
         "seconds": round(time.monotonic() - start, 3),
     }
-
-
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()

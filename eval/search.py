@@ -108,7 +108,7 @@ def _search_block(
         exact = _exact_products(probes, hit[row], entries, entry)
         rows[hit], scores[hit] = _merge(rows[hit], scores[hit], row, start + entry, exact)
         floor[hit] = _below(scores[hit, -1] - epsilon)
-        _give_back(gallery)
+        give_back(gallery)
     return rows, scores
 
 
@@ -173,7 +173,7 @@ def _block(vectors: np.ndarray, here: slice) -> np.ndarray:
     return block
 
 
-def _give_back(vectors: np.ndarray) -> None:
+def give_back(vectors: np.ndarray) -> None:
     """Drop the pages of a map from this process. They stay in the cache of the system."""
     pages: Any = getattr(vectors, "_mmap", None)
     if isinstance(vectors, np.memmap) and vectors.mode == "r" and hasattr(pages, "madvise"):

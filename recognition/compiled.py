@@ -11,11 +11,11 @@ log = logging.getLogger(__name__)
 
 
 def compiled(forward: Callable[..., torch.Tensor], mode: str) -> Callable[..., torch.Tensor]:
-    """`forward`, compiled at its first call in this mode of torch.compile.
+    """`forward`, compiled for each shape at its first call in this mode of torch.compile.
 
     Where that fails, as without a C++ compiler, it says so in one line and is called as it is.
     """
-    chosen: Callable[..., torch.Tensor] = torch.compile(forward, mode=mode)
+    chosen: Callable[..., torch.Tensor] = torch.compile(forward, mode=mode, dynamic=False)
 
     def call(*args: Any) -> torch.Tensor:
         nonlocal chosen

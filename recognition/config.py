@@ -24,6 +24,9 @@ from data.options import (
 )
 from data.order import BALANCED_IMAGES
 
+Side = Annotated[int, Range(at_least=16)]
+ShareOfSteps = Annotated[float, Range(above=0, below=1)]
+
 
 class ConfigError(ValueError):
     """A mistake in a config or its overrides, as one line for the person who wrote it."""
@@ -60,8 +63,12 @@ class DataConfig:
     renumber: bool = False
     """Number the identities that have images 0, 1, …, so that no class center is without images.
     Checkpoints then hold the label that each class has in the set."""
-    size: Annotated[int, Range(at_least=16)] = 112
+    size: Side = 112
     """Side of the square input, in pixels."""
+    size_schedule: Mapping[Side, ShareOfSteps] | None = None
+    """Smaller sizes at the beginning of the run, each with the share of the run's steps that have
+    it, as in `{56: 0.5, 80: 0.2}`. The smallest comes first, and the rest of the run has
+    `data.size`. Such steps cost less, so the same compute shows more images. null: one size."""
     threads: Count | None = None
     """Threads that decode images, per process. null: one per core, divided by the processes of this
     machine."""
@@ -72,6 +79,14 @@ class DataConfig:
     draws its images in its own way."""
     augment: Augment = Augment()
     """Random changes of the training images, computed on the device."""
+
+    def __post_init__(self) -> None:
+        smaller = self.size_schedule or {}
+        if sum(smaller.values()) >= 1 or any(size >= self.size for size in smaller):
+            raise ValueError(
+                f"size_schedule: found {dict(smaller)}, expected sizes below data.size={self.size} "
+                "with shares of less than 1 in all, so that the run ends with the full size"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,10 +99,14 @@ class OptimConfig:
     """Images per process and micro-batch. Batch norm needs at least two."""
     epochs: Count
     """Passes over the training set."""
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer of the backbone and of the class centers."""
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    """Optimizer of the backbone and of the class centers. muon: Muon for the convolutions, except
+    the first one and depthwise ones, and SGD for all else."""
+    muon_lr: Positive = 0.02
+    """Base learning rate of Muon's steps. The schedule multiplies it like `lr`, which is that of
+    all else."""
     momentum: ShareBelowOne = 0.9
-    """Momentum of SGD. AdamW does not use it."""
+    """Momentum of SGD and Muon. AdamW does not use it."""
     nesterov: bool = False
     """Nesterov's form of the momentum, for SGD."""
     weight_decay: NonNegative = 5e-4
@@ -149,6 +168,60 @@ class InitConfig:
         for key in [key for key, given in needing.items() if given and self.weights is None]:
             found = getattr(self, key)
             raise ValueError(f"{key}: found {found!r} without init.weights, which it needs")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A trained model from whose embeddings the backbone learns, besides the classifier's loss."""
+
+    model: PathText | None = None
+    """The teacher: a run folder, a model folder, a published file of weights or an ONNX file, as
+    `--model` takes them. null: no teacher, or the stored `vectors` alone."""
+    color: Literal["rgb", "bgr"] | None = None
+    """Order of the color channels that `model` was trained on, where the file does not tell."""
+    vectors: PathText | None = None
+    """File of the teacher's embeddings of the training set: .npy (N, D), one row per image. With
+    `model` the run writes it, unless it is there. null: a file that is named by the model and the
+    set, in the folder `teacher_vectors` beside run.output."""
+    augmented: bool = False
+    """Give the augmented images of every batch to the teacher, which needs memory and time in each
+    step, and no file. They have data.size, and are resized to the teacher's size. false: the
+    teacher's embeddings of the images as the set has them are computed once, at the teacher's
+    size, each as the sum of those of the image and of its mirror image."""
+    cosine: NonNegative = 10.0
+    """Weight of the mean of 1 − cosine between the embedding and that of the teacher. Where they
+    have different lengths, a trained linear map of the embedding is compared. It is not exported.
+    """
+    centers: NonNegative = 0.0
+    """Weight of the loss of `head` with the teacher's class centers, which are moving averages of
+    its embeddings (AdaDistill, arXiv 2407.01332)."""
+    classifier: bool = True
+    """Learn from the classifier's own loss as well. false: its class centers are not trained, as in
+    AdaDistill."""
+    schedule: Literal["constant", "fade"] = "constant"
+    """Course of the weights `cosine` and `centers`. fade: in the last third of the run they fall
+    linearly to 0."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a teacher."""
+        return self.model is not None or self.vectors is not None
+
+    def __post_init__(self) -> None:
+        if not self.given:
+            return
+        if self.augmented and (self.vectors or not self.model):
+            raise ValueError(
+                "augmented: found True, expected teacher.model without teacher.vectors, because "
+                "the teacher embeds every batch"
+            )
+        if not (self.cosine or self.centers):
+            raise ValueError("cosine: found 0 with teacher.centers=0, so the teacher has no effect")
+        if not self.classifier and self.schedule == "fade":
+            raise ValueError(
+                "classifier: found False with teacher.schedule=fade, which leaves no loss at the "
+                "end of the run"
+            )
 
 
 @dataclass(frozen=True)
@@ -239,6 +312,8 @@ class Config:
     """What embeddings are compared with: all class centers, a sample of them, or a class pool."""
     init: InitConfig = InitConfig()
     """What the run starts from, and which of it stays as it is."""
+    teacher: TeacherConfig = TeacherConfig()
+    """A trained model from whose embeddings the backbone learns."""
     optim: OptimConfig
     """Optimizer of the backbone and of the class centers."""
     scheduler: Annotated[Part, PartOf("recognition.schedulers")]

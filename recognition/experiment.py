@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.decode_threads import decode_threads
 from data.fingerprint import Fingerprint, fingerprint_of
 from data.parts import find_part
+from data.size_schedule import SizeSchedule
 from data.types import FaceSet
 from eval.benchmarks import Benchmark, open_benchmark, try_opening, without_figures
 from eval.embed import ModelRun, Progress, embed_faces, not_shown
@@ -54,6 +55,8 @@ from recognition.run_space import sizes_of
 from recognition.schedulers import Schedule
 from recognition.step_size import rate_share, with_step_size
 from recognition.stop import Agreement, Stop, Stopped, stop_on_signals
+from recognition.teacher import Teacher, build_teacher
+from recognition.teacher_vectors import TeacherSource, complete, open_teacher, vectors_of
 from recognition.trainer import train
 from recognition.training_set import open_training_set
 
@@ -86,12 +89,15 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             with _config_errors(source, "init.weights: "):
                 weights = read_weights(config.init) if begins else None
             fingerprint = fingerprint_of(faces)
+            with _config_errors(source):
+                teacher = open_teacher(config, faces, fingerprint, device)
         if changed and ranks.rank == 0:
             log.info(changed)
         with told_once(ranks, device):
-            check_same(_what_must_be_same(config, fingerprint, weights), ranks, device)
+            same = _what_must_be_same(config, fingerprint, weights, teacher)
+            check_same(same, ranks, device)
         with _config_errors(source):
-            parts = build_parts(config, faces, device, ranks, weights, fingerprint)
+            parts = build_parts(config, faces, device, ranks, weights, fingerprint, teacher)
 
         chosen = getattr(parts.classifier, "options", None)
         if isinstance(chosen, SoftmaxOptions):
@@ -152,10 +158,28 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
                     parts.classifier, faces, lambda indices: of_images(indices=indices), ranks
                 )
             log.info(told)
+        if teacher is not None:
+            with _config_errors(source):
+                _complete_vectors(teacher, faces, ranks, device, stop)
+            teacher = None  # the memory of its model is free from here on
         train(config, parts, folder, evaluate, stop, resume=resume)
         if ranks.rank == 0:
             plot_training(folder)
     return folder
+
+
+def _complete_vectors(
+    teacher: TeacherSource, faces: FaceSet, ranks: Ranks, device: torch.device, stop: Stop
+) -> None:
+    """Compute what the file of a teacher's vectors lacks."""
+    if teacher.model is None or teacher.record is None:
+        return
+    shown = partial(evaluation_progress, name="the teacher's vectors")
+    told = _stoppable(shown if ranks.rank == 0 else not_shown, stop, ranks, device)
+    with told(len(faces)) as advance:
+        run = ModelRun(teacher.model, ranks, lambda block: nullcontext(advance))
+        of_images = partial(embed_faces, run, faces, teacher.model.size, mirror=True)
+        complete(teacher, faces, lambda indices: of_images(indices=indices), ranks, device)
 
 
 def _stoppable(progress: Progress, stop: Stop, ranks: Ranks, device: torch.device) -> Progress:
@@ -190,10 +214,12 @@ def build_parts(
     ranks: Ranks,
     weights: Weights | None = None,
     fingerprint: Fingerprint | None = None,
+    source: TeacherSource | None = None,
 ) -> Parts:
     """Everything that `train` needs, on `device`, seeded by `run.seed`.
 
     weights: what the backbone starts from; None for random weights and for a run that goes on.
+    source: where the vectors of a teacher come from; None for a run without one.
 
     Raises ValueError for options that can't go together.
     """
@@ -204,7 +230,7 @@ def build_parts(
         faces,
         config,
         batch_size=optim.batch_size,
-        size=config.data.size,
+        size=SizeSchedule(config.data.size, config.data.size_schedule or {}, optim.epochs),
         seed=run_.seed,
         threads=config.data.threads or decode_threads(),
         rank=ranks.rank,
@@ -215,6 +241,11 @@ def build_parts(
     )
 
     backbone = place_backbone(build_backbone(config), device, run_.channels_last)
+    if config.data.size_schedule and not getattr(backbone, "takes_smaller_images", False):
+        raise ValueError(
+            f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
+            "only; remove data.size_schedule, or choose iresnet or ir"
+        )
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
     frozen = freeze(backbone, config.init.freeze)
@@ -229,7 +260,7 @@ def build_parts(
         head=head,
         ranks=ranks,
         seed=run_.seed,
-        optimizer_name=optim.name,
+        optimizer_name="adamw" if optim.name == "adamw" else "sgd",  # of centers
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         accumulation=optim.accumulation,
@@ -238,8 +269,28 @@ def build_parts(
     ).to(device)
     check_centers(config, classifier)
 
-    scaled = replace(optim, lr=optim.lr * rate_share(config, ranks.world))
-    optimizer = build_optimizer(scaled, backbone, frozen, classifier, fused=device.type == "cuda")
+    teacher: Teacher | None = None
+    if source is not None:
+        teacher = build_teacher(
+            config,
+            vectors_of(source),
+            width=source.width,
+            digest=source.digest,
+            backbone=backbone,
+            classifier=classifier,
+            head=build_part("recognition.heads", config.head, seed=run_.seed),
+            ranks=ranks,
+            device=device,
+            planned=loader.steps.epoch * optim.epochs,
+        )
+        where = f"vectors in {source.file}" if source.file else "of the augmented batch"
+        linear = ", after a linear map of the student's" if teacher.projection else ""
+        log.info(f"teacher: {where}, {source.width} numbers per embedding{linear}")
+    share = rate_share(config, ranks.world)
+    scaled = replace(optim, lr=optim.lr * share, muon_lr=optim.muon_lr * share)
+    taught = teacher.parameters() if teacher else []
+    fused = device.type == "cuda"
+    optimizer = build_optimizer(scaled, backbone, frozen, classifier, taught, fused=fused)
     steps_per_epoch = loader.steps.planned_per_epoch
     scheduler = build_part(
         "recognition.schedulers",
@@ -259,12 +310,16 @@ def build_parts(
         center_factor=center_factor(optim),
         scheduler=Schedule(scheduler, loader.steps),
         loss_scale=LossScale(device, enabled=run_.precision == "fp16"),
-        statistics=[*backbone.buffers(), *head.buffers()],
+        statistics=[
+            *(*backbone.buffers(), *head.buffers()),
+            *(teacher.statistics() if teacher else ()),
+        ],
         loader=loader,
         device=device,
         ranks=ranks,
         fingerprint=fingerprint,
         average=WeightAverage(backbone, half_life) if half_life else None,
+        teacher=teacher,
     )
 
 
@@ -324,7 +379,10 @@ def _saved_on_rank_0(config: Config, ranks: Ranks, device: torch.device) -> bool
 
 
 def _what_must_be_same(
-    config: Config, fingerprint: Fingerprint, weights: Weights | None
+    config: Config,
+    fingerprint: Fingerprint,
+    weights: Weights | None,
+    teacher: TeacherSource | None,
 ) -> dict[str, bytes]:
     """What has to be equal on all ranks. Only where the files are may differ."""
     here = replace(config.data, root=None, train=".", subset=None, threads=None)
@@ -332,7 +390,13 @@ def _what_must_be_same(
         "the config": to_yaml(replace(config, data=here)).encode(),
         "data.train": fingerprint.digest.encode(),
         "init.weights": weights.digest() if weights else b"",
+        "the teacher": _what_teaches(teacher).encode(),
     }
+
+
+def _what_teaches(teacher: TeacherSource | None) -> str:
+    """The teacher and whether its vectors have to be computed, which all ranks do together."""
+    return f"{teacher.digest} {teacher.record}" if teacher else ""
 
 
 def _open_training_faces(config: Config) -> FaceSet:

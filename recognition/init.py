@@ -160,7 +160,7 @@ def set_centers(classifier: Classifier, faces: FaceSet, embed: Embed, ranks: Ran
     """
     centers, rows = _centers(classifier), classifier.rows
     sums = torch.zeros(centers.shape)
-    for indices, found in _embedded(faces, embed, ranks):
+    for indices, found in embedded(faces, embed, ranks, "init.centers"):
         labels = torch.from_numpy(faces.labels[np.asarray(indices)])
         held = (labels >= rows.start) & (labels < rows.stop)
         sums.index_add_(0, labels[held] - rows.start, F.normalize(found[held]))
@@ -177,30 +177,31 @@ def _centers(classifier: Classifier) -> torch.Tensor:
     return found
 
 
-def _embedded(
-    faces: FaceSet, embed: Embed, ranks: Ranks
+def embedded(
+    faces: FaceSet, embed: Embed, ranks: Ranks, key: str, *, first: int = 0, at_once: int = SLICE
 ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
-    """Numbers of images and their embeddings, slice by slice.
+    """Numbers of images and their embeddings, slice by slice, from the image `first` on.
 
-    Images that can't be read or decoded are left out and logged, as in training.
+    Images that can't be read or decoded are left out and logged, as in training. key: the key of a
+    config for which the images are embedded. at_once: images of a slice.
     """
-    for first in range(0, len(faces), SLICE):
-        indices: Sequence[int] = range(first, min(first + SLICE, len(faces)))
+    for begin in range(first, len(faces), at_once):
+        indices: Sequence[int] = range(begin, min(begin + at_once, len(faces)))
         try:
             found = embed(indices)
         except BadImage:
-            readable = [index for index in indices if _readable(faces, index, ranks)]
+            readable = [index for index in indices if _readable(faces, index, ranks, key)]
             if len(readable) in (0, len(indices)):
                 raise
             indices, found = readable, embed(readable)
         yield indices, torch.from_numpy(found)
 
 
-def _readable(faces: FaceSet, index: int, ranks: Ranks) -> bool:
+def _readable(faces: FaceSet, index: int, ranks: Ranks, key: str) -> bool:
     try:
         read_pixels(faces, index)
     except BadImage as error:
         if ranks.rank == 0:
-            log.warning("init.centers: left out %s", error)
+            log.warning("%s: left out %s", key, error)
         return False
     return True

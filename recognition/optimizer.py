@@ -1,7 +1,7 @@
 """The optimizer of a run: which parameters it trains, and with which learning rate each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import nn
 from recognition.classifiers._row_optimizers import ADAM_BETAS, ADAM_EPS
 from recognition.config import OptimConfig
 from recognition.freeze import Frozen
+from recognition.muon import GROUP, muon_hook, muon_weights
 from recognition.name_patterns import match_names
-from recognition.parts import CLASSIFIER_GROUP
+from recognition.parts import CLASSIFIER_GROUP, TEACHER_GROUP
 
 CENTERS = "centers"
 """What `optim.lr_factors` calls the class centers; its other keys are patterns of names."""
@@ -43,18 +44,27 @@ def lr_factors(optim: OptimConfig, backbone: nn.Module) -> dict[str, float]:
 
 
 def build_optimizer(
-    optim: OptimConfig, backbone: nn.Module, frozen: Frozen, classifier: nn.Module, *, fused: bool
+    optim: OptimConfig,
+    backbone: nn.Module,
+    frozen: Frozen,
+    classifier: nn.Module,
+    teacher: Sequence[nn.Parameter] = (),
+    *,
+    fused: bool,
 ) -> torch.optim.Optimizer:
     """The run's optimizer, without the parameters that are frozen.
 
     A checkpoint finds a rank's centers by the name of their group. The first group has the learning
-    rate of `optim.lr`, and may be empty; every other group has a multiple of it. fused: one kernel
-    makes the whole step of many weights, instead of one per operation.
+    rate of `optim.lr`, and may be empty; every other group has a multiple of it. teacher: what is
+    trained for a teacher's sake. fused: one kernel makes the whole step of many weights, instead of
+    one per operation.
     """
     groups = _groups(optim, backbone, frozen)
     if centers := [p for p in classifier.parameters() if p.requires_grad]:
         lr = optim.lr * center_factor(optim)
         groups.append({"name": CLASSIFIER_GROUP, "params": centers, "lr": lr})
+    if teacher:
+        groups.append({"name": TEACHER_GROUP, "params": list(teacher)})
 
     if optim.name == "adamw":
         return torch.optim.AdamW(
@@ -73,6 +83,8 @@ def build_optimizer(
         nesterov=optim.nesterov,
         fused=fused,
     )
+    if optim.name == "muon":
+        sgd.register_step_pre_hook(muon_hook(optim.momentum))
     if fused and optim.momentum:
         # Torch would make it with its first step, and not fill it if that step is skipped.
         for group in sgd.param_groups:
@@ -82,20 +94,27 @@ def build_optimizer(
 
 
 def _groups(optim: OptimConfig, backbone: nn.Module, frozen: Frozen) -> list[dict[str, Any]]:
-    """The backbone's groups: one per learning rate and weight decay."""
+    """The backbone's groups: one per kind of step, learning rate and weight decay."""
     factors = lr_factors(optim, backbone)
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
-    for factor in dict.fromkeys([1.0, *factors.values()]):
-        for decays in (True, False) if optim.no_decay_1d else (True,):
-            name = "backbone" if decays else "backbone, no decay"
-            group: dict[str, Any] = {"name": name, "params": []}
-            if factor != 1.0:
-                group |= {"name": f"{name}, lr × {factor:g}", "lr": optim.lr * factor}
-            if not decays:
-                group["weight_decay"] = 0.0
-            groups[factor, decays] = group
+    by_muon = muon_weights(backbone) if optim.name == "muon" else frozenset()
+    # Muon's hook has the momentum, and SGD's own part of the step has none.
+    muon = {"lr": optim.muon_lr, "momentum": 0.0, "nesterov": False}
+    kinds: dict[str, dict[str, Any]] = {"backbone": {}} | ({GROUP: muon} if by_muon else {})
+    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
+    for kind, options in kinds.items():
+        for factor in dict.fromkeys([1.0, *factors.values()]):
+            for decays in (True, False) if optim.no_decay_1d else (True,):
+                name = kind if decays else f"{kind}, no decay"
+                group: dict[str, Any] = {"name": name, "params": [], **options}
+                if factor != 1.0:
+                    lr = options.get("lr", optim.lr) * factor
+                    group |= {"name": f"{name}, lr × {factor:g}", "lr": lr}
+                if not decays:
+                    group["weight_decay"] = 0.0
+                groups[kind, factor, decays] = group
     for name, weight in backbone.named_parameters():
         if name not in frozen.parameters:
+            kind = GROUP if name in by_muon else "backbone"
             decays = weight.ndim > 1 or not optim.no_decay_1d
-            groups[factors[name], decays]["params"].append(weight)
+            groups[kind, factors[name], decays]["params"].append(weight)
     return list(groups.values())

@@ -10,16 +10,20 @@ from torch import nn
 
 from data.fingerprint import Fingerprint
 from data.loader import Loader
+from data.types import Batch
 from recognition.classifiers import Classifier
 from recognition.classifiers._rows import own_share
 from recognition.distributed import Ranks
 from recognition.ema import WeightAverage
 from recognition.loss_scale import LossScale
 from recognition.schedulers import Schedule
+from recognition.teacher import Teacher
 
 State = dict[str, Any]
 CLASSIFIER_GROUP = "classifier"
-"""Name of the optimizer's group of class centers; all other groups hold the backbone."""
+"""Name of the optimizer's group of class centers."""
+TEACHER_GROUP = "teacher"
+"""Name of that of the linear map to a teacher's embeddings; all other groups hold the backbone."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Parts:
     statistics: buffers of the backbone and the head, which forward passes change.
     fingerprint: that of the training set, which checkpoints hold; None leaves it out.
     average: that of the backbone's weights, where the run keeps one.
+    teacher: the losses of a trained model's embeddings, if the run has a teacher.
     """
 
     backbone: nn.Module
@@ -48,6 +53,22 @@ class Parts:
     ranks: Ranks
     fingerprint: Fingerprint | None = None
     average: WeightAverage | None = None
+    teacher: Teacher | None = None
+
+    def loss(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Mean loss of the global batch: the classifier's, and that of a teacher if there is one.
+
+        images: those of the batch as the network gets them.
+        """
+        if self.teacher is None:
+            return self.classifier(self.forward, images, batch.labels, batch.sample)
+        return self.teacher.loss(self.classifier, self.forward, images, batch, self.loader.place)
+
+    def after_step(self, taken: torch.Tensor) -> None:
+        """Called after each optimizer step, as `Classifier.after_step`."""
+        self.classifier.after_step(taken)
+        if self.teacher is not None:
+            self.teacher.after_step(taken)
 
     def state_dict(self) -> tuple[State, State]:
         """(shared, local): what is equal on all ranks, and what only this rank holds."""
@@ -77,6 +98,9 @@ class Parts:
             "classifier": self.classifier.state_dict(),
             "optimizer": {i: s for i, s in optimizer["state"].items() if i in own_rows},
         }
+        if self.teacher is not None:
+            shared["teacher"] = self.teacher.digest
+            local["teacher"] = self.teacher.state_dict()
         return shared, local
 
     def load_state_dict(self, shared: State, locals_: list[State]) -> None:
@@ -84,6 +108,9 @@ class Parts:
 
         locals_: this rank's own state if as many ranks saved it, else the states of all that did.
         """
+        digest = None if self.teacher is None else self.teacher.digest
+        if shared.get("teacher") != digest:
+            raise ValueError("its teacher is another one")
         same_world = shared["world"] == self.ranks.world
         local = locals_[0] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])
@@ -103,3 +130,6 @@ class Parts:
         self.scheduler.load_state_dict(shared["scheduler"])
         self.loss_scale.load_state_dict(shared["scaler"])
         self.loader.load_state_dict(shared["loader"])
+        if self.teacher is not None:
+            taught = [saved["teacher"] for saved in locals_]
+            self.teacher.load_state_dict(taught, whole=not same_world)

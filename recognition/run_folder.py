@@ -26,7 +26,7 @@ from recognition.schedulers import SCHEDULERS, any_length
 # These keys may differ between a run and its continuation. They change where the run happens and
 # how fast it is, not what it computes. Those of `optim` divide the same steps otherwise, or change
 # the batch in the way that the user asks for; optim.step_images stays. The fingerprint of the set
-# guards the keys of `data`.
+# guards the keys of `data`, and the teacher's digest those of `teacher`.
 _FREE_ON_RESUME = [
     "data.root",
     "data.train",
@@ -34,6 +34,8 @@ _FREE_ON_RESUME = [
     "data.renumber",
     "data.threads",
     "evaluate",
+    "teacher.model",
+    "teacher.vectors",
     "optim.batch_size",
     "optim.accumulation",
     "optim.changed_batch",
@@ -160,7 +162,10 @@ def _check_same(config: Config) -> None:
 def _lengthens(config: Config, key: str, before: object) -> bool:
     """Whether a run is given more epochs, and its schedule allows that."""
     longer = isinstance(before, int) and config.optim.epochs > before
-    return key == "optim.epochs" and longer and any_length(config.scheduler.name)
+    fades = config.teacher.given and config.teacher.schedule == "fade"
+    planned = fades or config.data.size_schedule
+    able = any_length(config.scheduler.name) and not planned
+    return key == "optim.epochs" and longer and able
 
 
 def _advice(config: Config, key: str, before: object) -> str:
@@ -168,7 +173,14 @@ def _advice(config: Config, key: str, before: object) -> str:
         return "resume with the same value, or choose another folder"
     if config.optim.epochs < before:
         return "resume with the same value; run.max_steps ends a run earlier"
+    if config.data.size_schedule:
+        return (
+            "data.size_schedule is planned for the epochs of the run; start a new run in another "
+            f"folder with init.weights={config.run.output}"
+        )
     able = ", ".join(name for name in part_names(SCHEDULERS) if any_length(name))
+    if any_length(config.scheduler.name):
+        return "teacher.schedule=fade is planned for the epochs of the run; start a new run"
     return (
         f"the {config.scheduler.name} schedule is planned for the epochs of the run (others can go "
         f"on: {able}); start a new run in another folder with init.weights={config.run.output}"

@@ -30,7 +30,7 @@ from recognition.logs import open_logs, read_metrics
 from recognition.loss_scale import LOWEST
 from recognition.memory import memory
 from recognition.parse import to_yaml
-from recognition.parts import CLASSIFIER_GROUP, Parts
+from recognition.parts import CLASSIFIER_GROUP, TEACHER_GROUP, Parts
 from recognition.seeds import seed_of
 from recognition.step_times import StepTimes
 from recognition.stop import Agreement, Stop, Stopped
@@ -176,7 +176,7 @@ def optimizer_step(
         last = micro == len(batches) - 1
         with nullcontext() if last else parts.no_sync():
             with autocast(parts.device, config.run.precision):
-                mean = parts.classifier(parts.forward, images, batch.labels, batch.sample)
+                mean = parts.loss(images, batch)
             batch_loss = mean / len(batches)
             parts.loss_scale.scaled(batch_loss).backward()
         loss += batch_loss.detach()
@@ -188,7 +188,7 @@ def optimizer_step(
         parts.average.update(parts.loader.steps.images, parts.loader.place, verdict.taken)
     parts.optimizer.zero_grad(set_to_none=True)
     statistics.put_back_unless(verdict.taken)
-    parts.classifier.after_step(verdict.taken)
+    parts.after_step(verdict.taken)
     parts.loss_scale.update(verdict.taken)
     parts.scheduler.advance(known_loss)
     progress.add(loss, norm, verdict)
@@ -202,7 +202,8 @@ def _network_input(
     seed = seed_of(config.run.seed, step, micro, parts.ranks.rank)
     torch.manual_seed(seed)  # for dropout and the like
     images = lay_out(batch.images, config.run.channels_last)
-    return lay_out(augment(images, config.data.augment, seed), config.run.channels_last)
+    options = config.data.augment.for_size(images.shape[-1], config.data.size)
+    return lay_out(augment(images, options, seed), config.run.channels_last)
 
 
 def _prepare_gradients(
@@ -211,12 +212,17 @@ def _prepare_gradients(
     """Unscale and clip the gradients. Returns the norm of the backbone's, and the verdict."""
     weights = list(parts.backbone.parameters())
     backbone = [p.grad for p in weights if p.grad is not None]
-    classes = next((g for g in parts.optimizer.param_groups if g["name"] == CLASSIFIER_GROUP), None)
-    centers = [p.grad for p in classes["params"] if p.grad is not None] if classes else []
-    parts.loss_scale.unscale_([*backbone, *centers])
+    beside = [
+        weight.grad
+        for group in parts.optimizer.param_groups
+        if group["name"] in (CLASSIFIER_GROUP, TEACHER_GROUP)
+        for weight in group["params"]
+        if weight.grad is not None
+    ]
+    parts.loss_scale.unscale_([*backbone, *beside])
 
     norm = nn.utils.get_total_norm(backbone)
-    others = [*centers, *parts.classifier.own_gradients()]
+    others = [*beside, *parts.classifier.own_gradients()]
     norms = [norm, *(torch._foreach_norm(others) if others else ())]
     verdict = check_step(loss, norms, parts.ranks)
     if config.optim.clip_norm is not None:
@@ -336,6 +342,7 @@ def _log_line(config: Config, parts: Parts, progress: Progress, clock: _Clock) -
     line |= {f"seconds/{part}": value for part, value in seconds.items()}
     line |= memory(parts.device)
     line |= parts.scheduler.log()
+    line |= parts.teacher.log() if parts.teacher else {}
     progress.loss_sum, progress.loss_count, progress.steps = 0.0, 0, 0
     clock.restart()
     return line

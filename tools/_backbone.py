@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from recognition.backbones.vit import VisionTransformer
-from recognition.config import Part
+from recognition.config import Config, Part
 from recognition.parse import build_part
 
 BACKBONES = "recognition.backbones"
@@ -35,6 +35,17 @@ class Traced:
 def trace(part: Part, images: int, size: int, precision: str) -> Traced:
     """The forward pass of `images` square images of `size` pixels in `run.precision`."""
     return _trace(part.name, json.dumps(dict(part.options)), images, size, precision)
+
+
+def share_of_full_size(config: Config) -> float:
+    """Multiply-adds of a training image divided by those at `data.size`; 1 without a schedule."""
+    smaller = config.data.size_schedule or {}
+
+    def multiply_adds(size: int) -> float:
+        return trace(config.backbone, 2, size, config.run.precision).multiply_adds
+
+    full = multiply_adds(config.data.size) if smaller else 1.0
+    return 1 - sum(share * (1 - multiply_adds(size) / full) for size, share in smaller.items())
 
 
 @cache  # plans of one command differ in the classifier more often than in the backbone

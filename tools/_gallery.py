@@ -13,8 +13,7 @@ Embeddings are biometric data like the photos.
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from data.arrays import read_npy
-from data.files import atomic_write, read_text
-from data.text import escape_name, one_line, unescape_name
+from data.files import atomic_write
+from data.text import one_line
 from eval.extract import extract
 from tools._faces import Align, FaceImages, FaceIn, counted, find_all_faces
+from tools._kept import begin, read_lines, write_lines, write_settings
 from tools._progress import progress_bar
 from tools._recognizer import Recognizer
 from tools.align import list_photos
@@ -104,33 +104,10 @@ def open_gallery(path: Path, model: Recognizer, align: Align, index: Path | None
         "align": align,
         "photos": _digest(path, listed),
     }
-    before = _begin(folder, settings)
-    if not before.get("complete"):
+    files = (VECTORS, NAMES, PLACES, LEFT_OUT, *BEGUN)
+    if not begin(folder, settings, SETTINGS, files, "--index"):
         _make(folder, path, listed, settings, model, align)
     return _read(folder, path)
-
-
-def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What index.json says if it has these settings. Otherwise the index is emptied, and {}."""
-    file, before = folder / SETTINGS, {}
-    if file.exists():
-        try:
-            before = dict(json.loads(read_text(file)))
-        except (ValueError, TypeError):
-            raise ValueError(f"{file}: damaged; remove the folder, then it is made anew") from None
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: is no index; give another folder with --index")
-    changed = [key for key in settings if before.get(key) != settings[key]]
-    if not changed:
-        return before
-    if before:
-        what = " and ".join(changed)
-        print(one_line(f"{folder}: made with another {what}; it is made again"))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_settings(folder, {**settings, "complete": False})
-    for name in (VECTORS, NAMES, PLACES, LEFT_OUT, *BEGUN):
-        (folder / name).unlink(missing_ok=True)
-    return {}
 
 
 def _make(
@@ -146,11 +123,11 @@ def _make(
         faces, left_out = _largest([path / photo for photo in listed], model, align)
         _check(len(faces), path, left_out)
         photos = [face.photo.relative_to(path).as_posix() for face in faces]
-        _write_lines(folder / NAMES, photos)
-        _write_lines(folder / LEFT_OUT, [part for pair in left_out for part in pair])
+        write_lines(folder / NAMES, photos)
+        write_lines(folder / LEFT_OUT, [part for pair in left_out for part in pair])
         with atomic_write(folder / PLACES) as file:
             np.save(file, _places(faces))
-    photos, places = _read_lines(folder / NAMES), read_npy(folder / PLACES)
+    photos, places = read_lines(folder / NAMES), read_npy(folder / PLACES)
     faces = [_face(path / photo, place) for photo, place in zip(photos, places, strict=True)]
     images = FaceImages(faces)
     extract(
@@ -165,15 +142,15 @@ def _make(
         crop=images.crop,
         progress=partial(progress_bar, what="faces"),
     )
-    _write_lines(folder / NAMES, photos)
-    _write_settings(folder, {**settings, "complete": True})
+    write_lines(folder / NAMES, photos)
+    write_settings(folder / SETTINGS, {**settings, "complete": True})
     count = counted(len(photos), "face")
     print(one_line(f"{folder}: index of {count}; it holds biometric data, like the photos"))
 
 
 def _read(folder: Path, path: Path) -> Gallery:
     """The gallery of a complete index; ValueError if its files do not fit each other."""
-    photos, places = _read_lines(folder / NAMES), read_npy(folder / PLACES)
+    photos, places = read_lines(folder / NAMES), read_npy(folder / PLACES)
     try:
         vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError):
@@ -181,7 +158,7 @@ def _read(folder: Path, path: Path) -> Gallery:
     fits = vectors.ndim == 2 and vectors.dtype == np.float32
     if not fits or not len(photos) == len(places) == len(vectors) or places.shape[1:] != (16,):
         raise ValueError(f"{folder}: damaged; remove the folder, then it is made anew")
-    left_out = _read_lines(folder / LEFT_OUT)
+    left_out = read_lines(folder / LEFT_OUT)
     return Gallery(
         path, photos, places, vectors, list(zip(left_out[::2], left_out[1::2], strict=True))
     )
@@ -251,17 +228,3 @@ def _digest(path: Path, listed: Sequence[Path]) -> str:
         facts = (path / photo).stat()
         sha.update(f"{photo}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="replace"))
     return sha.hexdigest()
-
-
-def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    with atomic_write(folder / SETTINGS) as file:
-        file.write(json.dumps(settings, indent=1).encode())
-
-
-def _write_lines(file: Path, lines: Iterable[str]) -> None:
-    with atomic_write(file) as out:
-        out.writelines(f"{escape_name(line)}\n".encode() for line in lines)
-
-
-def _read_lines(file: Path) -> list[str]:
-    return [unescape_name(line) for line in read_text(file).splitlines()]

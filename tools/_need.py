@@ -9,6 +9,7 @@ from recognition.config import Config
 from recognition.memory import resident_bytes
 from tools import _cuda
 from tools._backbone import Traced, trace
+from tools._teacher import teacher_need
 
 CLASSIFIERS = "recognition.classifiers"
 # Bytes that the first training step adds on a CPU, even for a tiny model (measured).
@@ -48,6 +49,8 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
     """
     net, sizes = traced_backbone(config), sizes_of(config, classes, ranks)
     classifier = facts_of(config.classifier.name).memory(config, sizes)
+    images = facts_of(config.classifier.name).trained_images(config)
+    teacher = teacher_need(config, sizes, images)
     weights, largest = sum(net.parameters), max(net.activations)
     activations, reduced = sum(net.activations), config.run.precision != "fp32"
     if on_gpu(config) and config.run.compile and reduced:
@@ -59,6 +62,7 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
         # uint8, float32, and augmented float32
         "batch": config.optim.batch_size * 3 * config.data.size**2 * (1 + 4 + 4),
         **classifier.kept,
+        **teacher.kept,
     }
     averaged = weights if config.optim.ema else 0
     if averaged:
@@ -83,7 +87,8 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
             # A chunk has four (B,c) and two (c,D) matrices in four bytes; these are one of each in
             # two bytes, at most a quarter.
             backward["chunk in low precision"] = classifier.chunk // 4
-    moments = sum(backward.values()), sum(step.values()) + averaged + classifier.step
+    at_step = sum(step.values()) + averaged + classifier.step
+    moments = sum(backward.values()), at_step, teacher.forward
     return {**always, **backward, **step, "peak": sum(always.values()) + max(moments)}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.files import file_digest
 from eval.embed import Model, ModelRun, Progress, embed_faces, normalized, not_shown
-from eval.extract import file_digest
 from eval.verdict import Evaluation, read_evaluation
 from tools._faces import FaceImages, FaceIn
 from tools._model import ModelOptions

@@ -14,9 +14,10 @@ import torch
 from recognition.classifiers import ClassifierFacts, Sizes
 from recognition.classifiers._matmul import matmul_type
 from recognition.config import Config, Part
-from tools._backbone import Traced, trace
+from tools._backbone import Traced, share_of_full_size, trace
 from tools._cards import Card, Kind
 from tools._cuda import COMPILED
+from tools._teacher import teacher_need
 
 UTILIZATION: dict[Kind, float] = {"fp32": 0.9, "tf32": 0.4, "bf16": 0.4, "fp16": 0.4}
 """Assumed share of the peak that products and convolutions reach. Not measured by this project."""
@@ -30,7 +31,8 @@ LOGIT_PASSES = 25
 CENTER_PASSES = 6
 # A weight's step reads weight, gradient and momentum, and writes weight and momentum. AdamW has
 # a second moment.
-STEP_PASSES = {"sgd": 5, "adamw": 7}
+STEP_PASSES = {"sgd": 5, "adamw": 7, "muon": 5}  # Muon's matrix products are not counted
+TEACHER_PRODUCTS = 3  # no gradient reaches a teacher's centers
 PRODUCTS = 4  # of embeddings and centers, see recognition/classifiers/_margin_softmax.py
 
 
@@ -51,12 +53,14 @@ class Load:
     classifier_bytes: float
     step: float
     sent: float
+    teacher: float
+    teacher_kind: Kind
+    teacher_bytes: float
 
 
 def product_kinds(config: Config) -> tuple[Kind, Kind]:
     """How the backbone's and the classifier's products are computed."""
-    precision = config.run.precision
-    full: Kind = "tf32" if config.run.tf32 or precision != "fp32" else "fp32"  # see prepare_device
+    precision, full = config.run.precision, _full(config)
     named = config.classifier.options.get("matmul_dtype", "float32")
     kinds: dict[torch.dtype, Kind] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
     return (
@@ -65,13 +69,20 @@ def product_kinds(config: Config) -> tuple[Kind, Kind]:
     )
 
 
+def _full(config: Config) -> Kind:
+    """How products of float32 are computed; see `prepare_device`."""
+    return "tf32" if config.run.tf32 or config.run.precision != "fp32" else "fp32"
+
+
 def load(config: Config, facts: ClassifierFacts, sizes: Sizes) -> Load:
-    """What one optimizer step of a config asks of one rank."""
+    """What one optimizer step of a config asks of one rank; the mean over `data.size_schedule`."""
     optim, options = config.optim, config.backbone.options
     images = facts.trained_images(config)
     recomputed = options.get("checkpoint") is True
     traced = _without_recomputation(config, images)
     work = facts.work(config, sizes)
+
+    smaller = share_of_full_size(config)
 
     # The backward pass costs two forward passes.
     passes = 4 if recomputed else 3
@@ -79,6 +90,8 @@ def load(config: Config, facts: ClassifierFacts, sizes: Sizes) -> Load:
     moved = ACTIVATION_PASSES + RECOMPUTED_PASSES * recomputed + 2 * work.gallery_images / images
     kept = COMPILED if config.run.compile and config.run.precision != "fp32" else 1.0
 
+    taught = teacher_need(config, sizes, images)
+    taught_logits = taught.rows * work.samples
     weights = sum(traced.parameters)
     centers = 4 * work.rows * sizes.embedding
     logits = 4 * work.samples * work.rows
@@ -88,14 +101,19 @@ def load(config: Config, facts: ClassifierFacts, sizes: Sizes) -> Load:
     backbone_kind, classifier_kind = product_kinds(config)
     return Load(
         images=optim.batch_size * optim.accumulation * sizes.ranks,
-        backbone=2 * backbone * traced.multiply_adds * optim.accumulation,
+        backbone=2 * smaller * backbone * traced.multiply_adds * optim.accumulation,
         backbone_kind=backbone_kind,
         classifier=2 * PRODUCTS * work.samples * work.rows * sizes.embedding * optim.accumulation,
         classifier_kind=classifier_kind,
-        activations=moved * kept * sum(traced.activations) * optim.accumulation,
+        activations=smaller * moved * kept * sum(traced.activations) * optim.accumulation,
         classifier_bytes=(LOGIT_PASSES * logits + CENTER_PASSES * centers) * optim.accumulation,
         step=STEP_PASSES[optim.name] * trained,
         sent=ring * (weights + 2 * embeddings * optim.accumulation),
+        teacher=2
+        * (taught.multiply_adds + TEACHER_PRODUCTS * taught_logits * taught.width)
+        * optim.accumulation,
+        teacher_kind=_full(config) if taught.precision == "fp32" else taught.precision,
+        teacher_bytes=(taught.moved + LOGIT_PASSES * 4 * taught_logits) * optim.accumulation,
     )
 
 
@@ -128,6 +146,11 @@ def seconds(load: Load, card: Card, utilization: float | None = None) -> dict[st
         "optimizer's traffic": load.step / bandwidth,
         "communication": load.sent / (1e9 * card.link),
     }
+    if load.teacher:
+        parts |= {
+            "teacher's products": arithmetic(load.teacher, load.teacher_kind),
+            "teacher's traffic": load.teacher_bytes / bandwidth,
+        }
     return {**parts, "step": sum(parts.values())}
 
 
@@ -137,6 +160,6 @@ def measured_utilization(load: Load, card: Card, step: float) -> float | None:
     It is what `python -m tools.plan --utilization` takes.
     """
     at_peak = seconds(load, card, 1.0)
-    products = at_peak["backbone's products"] + at_peak["classifier's products"]
+    products = sum(count for name, count in at_peak.items() if name.endswith("products"))
     left = step - (at_peak["step"] - products)
     return products / left if left > 0 else None

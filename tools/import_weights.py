@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import recognition
+from data.files import file_digest
 from data.text import markdown_text
-from eval.extract import file_digest
 from recognition.backbones import embedding_of
 from recognition.models.facts import Color
 from recognition.models.model import Model

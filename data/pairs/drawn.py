@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data.faces import open_faces
-from data.pairs.lists import Pairs
+from data.fingerprint import keys_and_sizes
+from data.pairs.lists import Pairs, pairs_digest
 from data.types import FaceSet
 
 
@@ -50,7 +51,9 @@ def from_faces(path: str | Path, *, count: int = 6000, seed: int = 0, folds: int
             pairs += _draw(group, each, genuine, rng, known)
     first, second = np.array(pairs).T
     same = np.tile(np.repeat([True, False], each), folds)
-    return Pairs(faces, first, second, same, notes)
+    numbers = range(len(faces))
+    keys = [" ".join(map(str, one)) for one in zip(numbers, *keys_and_sizes(faces), strict=True)]
+    return Pairs(faces, first, second, same, notes, pairs_digest(keys, first, second, same))
 
 
 def _largest_count(members: list[np.ndarray], groups: list[list[np.ndarray]]) -> int:

@@ -1,7 +1,8 @@
 """Listed pairs: a list file with an image folder or zip, FastFace's folder, or a .bin."""
 
 import csv
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ class Pairs:
     """P pairs of images.
 
     first, second: int64 (P,), numbers of images. same: bool (P,), whether both show one person.
-    notes: warnings about the pairs, for reports.
+    notes: warnings about the pairs, for reports. digest: by which results on the same pairs are
+    known, wherever the images lie (`pairs_digest`); empty if it was not computed.
     """
 
     images: Images
@@ -30,6 +32,7 @@ class Pairs:
     second: np.ndarray
     same: np.ndarray
     notes: tuple[str, ...] = ()
+    digest: str = ""
 
 
 def read_pair_list(path: str | Path) -> tuple[list[tuple[str, str]], np.ndarray]:
@@ -160,14 +163,18 @@ def from_list(pairs: str | Path, images: str | Path) -> Pairs:
     """A pair list with its image folder or uncompressed zip."""
     listed, same = read_pair_list(pairs)
     names, first, second = index_names(listed)
-    return Pairs(open_images(images, names), first, second, same, fold_notes(same))
+    digest = pairs_digest(names, first, second, same)
+    return Pairs(open_images(images, names), first, second, same, fold_notes(same), digest)
 
 
 def from_bin(path: str | Path) -> Pairs:
     """A verification .bin, read without unpickling anything."""
     encoded, same = read_bin(path)
     rows = np.arange(len(encoded))
-    return Pairs(BytesImages(encoded, str(path)), rows[0::2], rows[1::2], same, fold_notes(same))
+    first, second = rows[0::2], rows[1::2]
+    digest = pairs_digest([f"{len(image)} bytes" for image in encoded], first, second, same)
+    images = BytesImages(encoded, str(path))
+    return Pairs(images, first, second, same, fold_notes(same), digest)
 
 
 def from_numbered(folder: str | Path) -> Pairs:
@@ -177,7 +184,23 @@ def from_numbered(folder: str | Path) -> Pairs:
     same = read_npy(labels).astype(bool).ravel()
     paths = [find_image(folder / "imgs", str(i)) for i in range(2 * len(same))]
     rows = np.arange(len(paths))
-    return Pairs(FileImages(paths), rows[0::2], rows[1::2], same, fold_notes(same))
+    first, second = rows[0::2], rows[1::2]
+    sizes = [f"{path.stat().st_size} bytes" for path in paths]
+    digest = pairs_digest(sizes, first, second, same)
+    return Pairs(FileImages(paths), first, second, same, fold_notes(same), digest)
+
+
+def pairs_digest(
+    keys: Sequence[str], first: np.ndarray, second: np.ndarray, same: np.ndarray
+) -> str:
+    """32 hex digits over both images of each pair and its label, in the order of the pairs.
+
+    keys: what tells the images from each other: names in a list, or sizes where there are no names.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for a, b, one in zip(first.tolist(), second.tolist(), same.tolist(), strict=True):
+        digest.update(f"{keys[a]}\n{keys[b]}\n{one}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def fold_notes(same: np.ndarray, folds: int = 10) -> tuple[str, ...]:

@@ -21,16 +21,18 @@ from data.pairs.lists import (
     from_list,
     from_numbered,
     index_names,
+    pairs_digest,
     read_pair_list,
 )
 from eval.benchmarks import Benchmark
 from eval.embed import Embed, embed_views, mirror_setting
 from eval.metrics import verification as metrics
 from eval.metrics.threshold import threshold_at_far
-from eval.report.result import Curve, Protocol, Result, WorstPair, histogram
+from eval.report.result import Curve, Protocol, Result, Scores, WorstPair, histogram
 from eval.stored import Stored
 from eval.verdict import FAR
 
+MOST_SCORES = 200_000  # pairs whose scores a result keeps: 1 MB
 WORST = 12  # false accepts for the picture sheet, and as many false rejects
 FARS = (1e-2, 1e-3, 1e-4)
 DECISION = ("cosine", "cosine_low", "cosine_high", "false_same", "false_different")
@@ -125,6 +127,7 @@ def run(
         first,
         second,
         pairs.same,
+        digest=pairs.digest,
         notes=pairs.notes,
         worst_of=pairs,
         mirror=mirror_setting(embed, mirror),
@@ -143,8 +146,15 @@ def run_listed(name: str, path: str, embed: Embed, size: int) -> Result:
     listed, same = read_pair_list(path)
     names, first, second = index_names(listed)
     rows = np.array([embed.row(image) for image in names])
-    notes = fold_notes(same)
-    return score_pairs(name, embed.embeddings, rows[first], rows[second], same, notes=notes)
+    return score_pairs(
+        name,
+        embed.embeddings,
+        rows[first],
+        rows[second],
+        same,
+        digest=pairs_digest(names, first, second, same),
+        notes=fold_notes(same),
+    )
 
 
 def score_pairs(
@@ -154,6 +164,7 @@ def score_pairs(
     second: np.ndarray,
     same: np.ndarray,
     *,
+    digest: str = "",
     notes: tuple[str, ...] = (),
     worst_of: Pairs | None = None,
     mirror: object = "as stored",
@@ -161,6 +172,8 @@ def score_pairs(
     """Accuracy, TAR, AUC and EER of pairs of embeddings (N,D).
 
     first, second: int64 (P,), the rows of each pair. same: bool (P,), whether both show one person.
+    digest: that of the pairs; without one, and for more than MOST_SCORES pairs, the result has no
+    scores.
     worst_of: the pairs with their images, to show the worst mistakes.
     """
     distances = metrics.pair_distances(embeddings, first, second)
@@ -174,6 +187,7 @@ def score_pairs(
         "exact_accuracy_std": 100 * exact.std,
         "threshold": float(threshold),
     }
+    kept = digest and len(same) <= MOST_SCORES
     cosines = 1 - distances / 2  # |a - b|² = 2 - 2 cos for unit vectors
     curves = {}
     if same.all() or not same.any():
@@ -198,6 +212,7 @@ def score_pairs(
         },
         curves=curves,
         histogram=histogram(cosines, same),
+        scores={name: Scores(distances.astype(np.float32), same, digest)} if kept else {},
         worst=worst_pairs(worst_of, cosines, distances < threshold) if worst_of else (),
         notes=notes,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from data.options import PathText
 from eval.benchmarks import Benchmark, pairs
 from eval.embed import Embed
-from eval.report.result import Curve, Protocol, Result
+from eval.report.result import Curve, Protocol, Result, Scores
 
 GROUPS = ("African", "Asian", "Caucasian", "Indian")
 WORST = 6  # pairs of each group for the picture sheet
@@ -59,10 +59,12 @@ def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Res
     results = {group: benchmark(embed, size) for group, benchmark in groups.items()}
     figures: dict[str, float] = {}
     curves: dict[str, Curve] = {}
+    scores: dict[str, Scores] = {}
     for group, result in results.items():
         figures[f"accuracy_{group}"] = result.metrics["accuracy"]
         figures[f"accuracy_{group}_std"] = result.metrics["accuracy_std"]
         curves |= {f"{name} {group}": curve for curve in result.curves.values()}
+        scores |= {f"{name} {group}": pairs for pairs in result.scores.values()}
     accuracy = np.array([result.metrics["accuracy"] for result in results.values()])
     errors = 100 - accuracy
     figures |= {
@@ -80,6 +82,7 @@ def run(name: str, groups: dict[str, Benchmark], embed: Embed, size: int) -> Res
             "group_pairs": [result.settings["pairs"] for result in results.values()],
         },
         curves=curves,
+        scores=scores,
         worst=tuple(pair for result in results.values() for pair in result.worst[:WORST]),
         notes=tuple(
             f"{group}: {note}" for group, result in results.items() for note in result.notes

@@ -52,8 +52,9 @@ class Interval:
 def accuracy_difference(
     one: np.ndarray, other: np.ndarray, same: np.ndarray | None = None, *, seed: int = 0
 ) -> Interval:
-    """Points of accuracy of `one` above `other`, rows of right decisions bool (S,P) and (T,P).
+    """Points of accuracy of `one` above `other`, from right decisions bool (S,P) and (T,P).
 
+    Line s of a row is its seed s, and all seeds of both rows are judged on the same P pairs.
     same: bool (P,), which pairs are genuine; None draws both kinds together. seed: of the draws.
     """
     if one.shape[1] != other.shape[1]:
@@ -61,6 +62,24 @@ def accuracy_difference(
     strata = np.zeros(one.shape[1], bool) if same is None else same
     found = resample([accuracy(right) for right in (*one, *other)], strata, seed=seed)
     return difference(found[: len(one)], found[len(one) :], seed=seed)
+
+
+def seedwise_difference(one: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Interval:
+    """Points of accuracy of `one` above `other`, if each seed has pairs of its own.
+
+    one, other: right decisions bool (S,P); line s of both is of the same P pairs. Seeds are drawn
+    for both rows together, and pairs within each seed. seed: of the draws.
+    """
+    if one.shape != other.shape:
+        raise ValueError(f"decisions {one.shape} and {other.shape}: they must be of the same pairs")
+    gain = 100 * (one.astype(np.float64) - other)
+    rng = np.random.default_rng(seed)
+    seeds, pairs = gain.shape
+    shares = rng.multinomial(pairs, np.full(pairs, 1 / pairs), (RESAMPLES, seeds)) / pairs
+    means = (shares * gain).sum(2)
+    drawn = np.take_along_axis(means, rng.integers(seeds, size=means.shape), 1).mean(1)
+    low, high = np.percentile(drawn, INTERVAL)
+    return Interval(float(gain.mean()), float(low), float(high))
 
 
 def resample(
@@ -86,8 +105,8 @@ def _counts(same: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[
     step = max(1, AT_ONCE // max(len(same), 1))
     for start in range(0, count, step):
         counts = np.empty((min(step, count - start), len(same)))
-        for kind in kinds:
-            for row in counts:
+        for row in counts:
+            for kind in kinds:
                 row[kind] = np.bincount(rng.integers(len(kind), size=len(kind)), None, len(kind))
         yield counts
 
@@ -111,7 +130,8 @@ def _drawn(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return mean
     deviations = row[:, 0] - row[:, 0].mean()
     drawn = deviations[rng.integers(seeds, size=(len(mean), seeds))].mean(1)
-    return mean + drawn * sqrt(seeds / (seeds - 1))
+    moved: np.ndarray = mean + drawn * sqrt(seeds / (seeds - 1))
+    return moved
 
 
 def accuracy(right: np.ndarray) -> Figure:
@@ -135,8 +155,9 @@ def tar_at_far(distances: np.ndarray, same: np.ndarray, far: float) -> Figure:
         refused = accepted > allowed(far, len(impostors))
         first = np.where(refused[:, -1], refused.argmax(1), len(impostors))
         genuine_counts = np.cumsum(np.pad(counts[:, genuine], ((0, 0), (1, 0))), 1)
-        at = below[first][:, None]
-        return 100 * np.take_along_axis(genuine_counts, at, 1)[:, 0] / genuine_counts[:, -1]
+        found = np.take_along_axis(genuine_counts, below[first][:, None], 1)[:, 0]
+        share: np.ndarray = 100 * found / genuine_counts[:, -1]
+        return share
 
     return figure
 
@@ -156,7 +177,8 @@ def auc(distances: np.ndarray, same: np.ndarray) -> Figure:
         closer = np.cumsum(np.pad(counts[:, impostors], ((0, 0), (1, 0))), 1)
         beaten = closer[:, -1:] - (closer[:, ends[0]] + closer[:, ends[1]]) / 2
         weights = counts[:, genuine]
-        return 100 * (weights * beaten).sum(1) / weights.sum(1) / closer[:, -1]
+        share: np.ndarray = (weights * beaten).sum(1) / weights.sum(1) / closer[:, -1]
+        return 100 * share
 
     return figure
 

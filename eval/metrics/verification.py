@@ -152,6 +152,16 @@ def grid_accuracy(
     return Folds(accuracy, grid[best])
 
 
+def right_decisions(distances: np.ndarray, same: np.ndarray, *, folds: int = 10) -> np.ndarray:
+    """Which pairs `grid_accuracy` judges correctly, bool (P,), each at the threshold of its fold.
+
+    Their share is its mean accuracy, if all folds have equally many pairs.
+    """
+    thresholds = grid_accuracy(distances, same, folds=folds).thresholds
+    right: np.ndarray = (distances < thresholds[fold_of(len(distances), folds)]) == same
+    return right
+
+
 def exact_accuracy(distances: np.ndarray, same: np.ndarray, *, folds: int = 10) -> Folds:
     """As `grid_accuracy`, but every distance of the other folds is a threshold.
 

@@ -56,6 +56,19 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Every pair of a benchmark, to compare models with.
+
+    distances: squared, of unit vectors, float32 (P,). same: bool (P,), whether both images show one
+    person. digest: of the pairs.
+    """
+
+    distances: np.ndarray
+    same: np.ndarray
+    digest: str
+
+
+@dataclass(frozen=True)
 class WorstPair:
     """A wrong decision: both encoded images and their names.
 
@@ -87,6 +100,7 @@ class Result:
     metrics: rates in percent (accuracy, accuracy_std, tar@0.001, auc, eer, rank1, …) and other
         figures that the protocol defines.
     settings: what the figures depend on (mirror, pairs, …).
+    scores: those of the pairs, by the name of their list.
     notes: warnings.
     skipped: why there are no figures; None if there are.
     """
@@ -97,6 +111,7 @@ class Result:
     settings: dict[str, object] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     histogram: Histogram | None = None
+    scores: dict[str, Scores] = field(default_factory=dict)
     worst: tuple[WorstPair, ...] = ()
     identified: tuple[Identified, ...] = ()
     notes: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from eval.report.html import html_report
 from eval.report.plots import roc_png, scores_png
 from eval.report.published import published_row
 from eval.report.result import Result
+from eval.report.scores import FILE, scores_npz
 from eval.report.tables import markdown
 
 
@@ -23,6 +24,7 @@ def write_report(
 ) -> None:
     """Write results.json, results.md, report.html, roc.png and scores.png into `folder`.
 
+    If the results have scores of pairs, scores.npz holds them (eval/report/scores.py).
     If people were searched in a gallery, matches.csv lists whom each probe image was taken for.
 
     The folder is made if it does not exist, and each file is written atomically. report.html shows
@@ -44,7 +46,7 @@ def write_report(
     # Figures refer to themselves in circles. Without this, those of many evaluations pile up to
     # 100 MB before Python's collector next runs. It costs a tenth of a second.
     gc.collect()
-    files = {
+    files: dict[str, bytes] = {
         "results.json": json.dumps(record, indent=1).encode(),
         "results.md": markdown(results, row).encode(),
         "report.html": html_report(results, plots, row).encode(),
@@ -52,6 +54,10 @@ def write_report(
     }
     if any(result.identified for result in results):
         files["matches.csv"] = matches_csv(results).encode()
+    if scores := scores_npz(results):
+        files[FILE] = scores
+    else:  # those of an earlier evaluation would be taken for this one's
+        (folder / FILE).unlink(missing_ok=True)
     for name, content in files.items():
         with atomic_write(folder / name) as file:
             file.write(content)

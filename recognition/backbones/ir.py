@@ -12,6 +12,7 @@ from torch import nn
 
 from data.options import Count, ShareBelowOne
 from recognition.backbones import Recognized, Shapes, size_of_map
+from recognition.backbones._enlarge import enlarged
 from recognition.backbones._recompute import recompute
 
 UNITS = {
@@ -63,7 +64,12 @@ class Unit(nn.Module):
 
 
 class IR(nn.Module):
-    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized."""
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized.
+
+    Smaller images are taken, too: their last feature map is enlarged to that of `size`.
+    """
+
+    takes_smaller_images = True
 
     def __init__(
         self,
@@ -89,12 +95,12 @@ class IR(nn.Module):
                 *(Unit(outputs, outputs, 1, se) for _ in range(count - 1)),
             ]
         self.body = nn.Sequential(*body)
-        side = -(-size // 16)  # four strides of two, each rounding up
+        self.side = -(-size // 16)  # four strides of two, each rounding up
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(8 * width),
             nn.Dropout(dropout),
             nn.Flatten(),
-            nn.Linear(8 * width * side * side, embedding),
+            nn.Linear(8 * width * self.side**2, embedding),
             nn.BatchNorm1d(embedding, affine=False),
         )
         for module in self.modules():
@@ -107,8 +113,9 @@ class IR(nn.Module):
         x = self.input_layer(images.flip(1) if self.bgr else images)
         for unit in self.body:
             x = recompute(unit, x) if self.checkpoint and self.training else unit(x)
+        x = enlarged(x, self.side)
         with torch.autocast(x.device.type, enabled=False):
-            return self.output_layer(x.to(self.output_layer[3].weight.dtype))
+            return self.output_layer(x.to(self.output_layer[3].get_parameter("weight").dtype))
 
 
 MARK = "input_layer.0.weight"

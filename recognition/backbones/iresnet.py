@@ -11,6 +11,7 @@ from torch import nn
 
 from data.options import Count, ShareBelowOne
 from recognition.backbones import Recognized, Shapes, size_of_map
+from recognition.backbones._enlarge import enlarged
 from recognition.backbones._recompute import recompute
 
 LAYERS = {
@@ -46,7 +47,12 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized."""
+    """(B,3,size,size) float images in [-1, 1] -> (B,D) embeddings, not normalized.
+
+    Smaller images are taken, too: their last feature map is enlarged to that of `size`.
+    """
+
+    takes_smaller_images = True
 
     def __init__(
         self,
@@ -70,8 +76,8 @@ class IResNet(nn.Module):
         self.layer4 = _stage(4 * width, 8 * width, layers[3])
         self.bn2 = nn.BatchNorm2d(8 * width)
         self.dropout = nn.Dropout(dropout)
-        side = -(-size // 16)  # four strides of two, each rounding up
-        self.fc = nn.Linear(8 * width * side * side, embedding)
+        self.side = -(-size // 16)  # four strides of two, each rounding up
+        self.fc = nn.Linear(8 * width * self.side**2, embedding)
         self.features = nn.BatchNorm1d(embedding)
         # The weight stays one, as published: the margin loss sets the scale.
         self.features.weight.requires_grad = False
@@ -84,7 +90,7 @@ class IResNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
                 x = recompute(block, x) if self.checkpoint and self.training else block(x)
-        x = self.dropout(torch.flatten(self.bn2(x), 1))
+        x = self.dropout(torch.flatten(enlarged(self.bn2(x), self.side), 1))
         # The embedding layer keeps full precision, as published.
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.fc(x.to(self.fc.weight.dtype)))

@@ -108,6 +108,17 @@ def ordinary_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader
     return Loader(faces, batch_size=batch_size, order=order, **loader)
 
 
+def refuse_teacher_centers(config: Config) -> None:
+    """Raise ValueError where a teacher asks a classifier without class centers for some."""
+    teacher = config.teacher
+    if teacher.given and (teacher.centers or not teacher.classifier):
+        raise ValueError(
+            f"teacher.centers: found {teacher.centers:g} with teacher.classifier="
+            f"{teacher.classifier}, expected 0 and true, because the "
+            f"{config.classifier.name} classifier has no class centers; use teacher.cosine"
+        )
+
+
 @dataclass(frozen=True)
 class Work:
     """What a classifier computes in one micro-batch on one rank."""

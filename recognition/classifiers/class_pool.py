@@ -17,7 +17,14 @@ from data.options import Positive, Share, ShareBelowOne
 from data.pair_loader import tell_single_images
 from data.types import FaceSet
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Overrides, Sizes, Work
+from recognition.classifiers import (
+    ClassifierFacts,
+    Memory,
+    Overrides,
+    Sizes,
+    Work,
+    refuse_teacher_centers,
+)
 from recognition.classifiers._gallery import (
     CHECK_EVERY,
     Changes,
@@ -251,6 +258,7 @@ def _check(config: Config) -> None:
             f"as {_near(batch_size)}, because a class pool divides a batch into six equal parts"
         )
     check_shuffled(config)
+    refuse_teacher_centers(config)
 
 
 def _near(batch_size: int) -> int:

@@ -23,7 +23,13 @@ from data.options import Count, Positive, ShareBelowOne
 from data.pair_loader import pair_loader, single_image_identities, tell_single_images
 from data.types import FaceSet
 from recognition.backbones import embedding_of
-from recognition.classifiers import ClassifierFacts, Memory, Sizes, Work
+from recognition.classifiers import (
+    ClassifierFacts,
+    Memory,
+    Sizes,
+    Work,
+    refuse_teacher_centers,
+)
 from recognition.classifiers._gallery import (
     CHECK_EVERY,
     Changes,
@@ -241,6 +247,7 @@ def _check(config: Config) -> None:
             "semi-siamese training divides a batch into pairs"
         )
     check_shuffled(config)
+    refuse_teacher_centers(config)
 
 
 def _columns(config: Config, sizes: Sizes) -> int:

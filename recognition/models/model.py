@@ -95,7 +95,10 @@ class Model(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """One batch of `embed`, as a tensor."""
-        pixels = self._pixels(images)
+        return self.embed_pixels(self._pixels(images))
+
+    def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """One batch (B,3,size,size) in values from 0 to 255, of which nothing is checked."""
         precision = autocast(self.device, self.facts.precision)
         with evaluating(self.network), torch.inference_mode(), precision:
             # On MPS a copy that does not block may read memory that is already reused.

@@ -24,16 +24,17 @@ import torch
 
 from data.files import atomic_write
 from data.pairs.drawn import from_faces
+from data.pairs.lists import Pairs
 from eval.benchmarks.pairs import score_pairs
 from eval.embed import embed_faces
 from eval.metrics import verification as metrics
+from eval.metrics.paired import seedwise_difference
 from recognition.models.load import load_model
 from scripts._tables import TableRow, show_table
 from tools._cli import Failed, command
 
 CONFIG = "configs/finetune.yaml"
 SEEDS = 3
-RESAMPLES = 2000
 UNTOUCHED = "untouched"
 SCRATCH = ["init.weights=null", "init.centers=random", "optim.lr=0.1", "optim.lr_factors=null"]
 ROWS: dict[str, list[str]] = {
@@ -76,14 +77,17 @@ def train(row: str, seed: int, model: Path, folder: Path) -> float:
 
 
 def test(model: Path, faces: str) -> dict[str, Any]:
-    """Figures on 2,000 pairs of a set, and the pairs that were judged correctly, as text."""
-    pairs = from_faces(faces, count=2000)
+    """Figures on 2,000 pairs of a set, as `judge` gives them."""
+    return judge(model, faces, from_faces(faces, count=2000))
+
+
+def judge(model: Path, name: str, pairs: Pairs) -> dict[str, Any]:
+    """Figures on pairs, and the pairs that were judged correctly, as text."""
     network = load_model(model, device="cpu")
     embeddings = embed_faces(network, pairs.images, network.size)
-    found = score_pairs(faces, embeddings, pairs.first, pairs.second, pairs.same).metrics
+    found = score_pairs(name, embeddings, pairs.first, pairs.second, pairs.same).metrics
     distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
-    thresholds = metrics.grid_accuracy(distances, pairs.same).thresholds
-    right = (distances < thresholds[metrics.fold_of(len(distances))]) == pairs.same
+    right = metrics.right_decisions(distances, pairs.same)
     kept = {key: round(found[key], 4) for key in ("accuracy", "tar@0.001", "auc", "eer")}
     return {**kept, "right": base64.b64encode(np.packbits(right).tobytes()).decode()}
 
@@ -105,19 +109,6 @@ def finish(row: str, seed: int, model: Path, runs: Path, results: Path) -> None:
     print(f"{name}: {figures['same_people']['accuracy']:.2f} %", flush=True)
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> str:
-    """Points of accuracy of `one` above `other`, bool (seeds, pairs), with a 95 % interval."""
-    gain = 100 * (one.astype(float) - other.astype(float))
-    rng = np.random.default_rng(0)
-    seeds, pairs = gain.shape
-    # The mean of a resample of a seed's pairs, (RESAMPLES, seeds); then a resample of the seeds.
-    shares = rng.multinomial(pairs, np.full(pairs, 1 / pairs), (RESAMPLES, seeds)) / pairs
-    means = (shares * gain).sum(2)
-    drawn = np.take_along_axis(means, rng.integers(seeds, size=(RESAMPLES, seeds)), 1).mean(1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
 def table(results: Path) -> list[TableRow]:
     """One line per row and set: means over the seeds, and what fine-tuning gains above it."""
     records = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
@@ -137,7 +128,7 @@ def table(results: Path) -> list[TableRow]:
             same_seeds = len(own) == len(found.get("fine-tuned", []))
             other = row != "fine-tuned" and same_seeds
             line["fine-tuned is better by"] = (
-                difference(right["fine-tuned"], right[row]) if other else ""
+                str(seedwise_difference(right["fine-tuned"], right[row])) if other else ""
             )
             lines.append(line)
     return lines

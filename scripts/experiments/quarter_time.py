@@ -26,6 +26,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ from data.files import atomic_write
 from data.images import open_images
 from data.pairs.lists import index_names, read_pair_list
 from data.parts import hint
+from data.size_schedule import SizeSchedule
+from data.steps import Steps
 from eval.benchmarks.pairs import score_pairs
 from eval.embed import embed_faces
 from eval.metrics import verification as metrics
@@ -207,24 +210,34 @@ def train(run: Run, faces: Path, runs: Path) -> dict[str, Any]:
 def cost(run: Run, folder: Path) -> dict[str, Any]:
     """Steps, images, multiply-adds of all forward passes, and seconds of a run folder.
 
-    steady_cpu_seconds: the run's steps, each with the median CPU time of its steps. It has no
-    start and no compilation, and other programs on the machine change it little.
+    steady_cpu_seconds: the run's steps, each with the median CPU time of the steps with images of
+    its size. It has no start and no compilation, and other programs on the machine change it
+    little.
     """
-    config = load_config(CONFIG, [*run.overrides])
+    config = load_config(CONFIG, [f"optim.epochs={run.epochs}", *run.overrides])
+    batch, lines = config.optim.batch_size, training_lines(folder)
+    planned = Steps(batch, batch, IMAGES // batch * batch)
+    sizes = SizeSchedule(config.data.size, config.data.size_schedule or {}, run.epochs)
+    counts: dict[int, int] = defaultdict(int)
+    seconds: dict[int, list[float]] = defaultdict(list)
+    begin = 0
+    for line in lines:
+        size, count = sizes.at(line["images"] - batch, planned), line["step"] - begin
+        counts[size] += count
+        seconds[size].append(line["cpu_seconds"] / count)
+        begin = line["step"]
+    steady = sum(statistics.median(seconds[size]) * count for size, count in counts.items())
     # Two images, since batch norm refuses to train on one.
-    traced = trace(config.backbone, 2, config.data.size, config.run.precision)
-    lines = training_lines(folder)
-    begins = [0, *(line["step"] for line in lines)]
-    per_step = [
-        line["cpu_seconds"] / (line["step"] - begin)
-        for begin, line in zip(begins, lines, strict=False)
-    ]
+    traced = {
+        size: trace(config.backbone, 2, size, config.run.precision).multiply_adds / 2
+        for size in counts
+    }
     last = lines[-1]
     return {
         "steps": last["step"],
         "images": last["images"],
-        "multiply_adds": round(last["images"] * traced.multiply_adds / 2),
-        "steady_cpu_seconds": round(statistics.median(per_step) * last["step"], 1),
+        "multiply_adds": round(sum(count * batch * traced[size] for size, count in counts.items())),
+        "steady_cpu_seconds": round(steady, 1),
         "wall_seconds": round(last["seconds"], 1),
     }
 
@@ -249,8 +262,7 @@ def test(run: Run, faces: Path, runs: Path) -> dict[str, dict[str, Any]]:
         start = here.stop
         found = score_pairs(name, embeddings, first[here], second[here], same).metrics
         distances = metrics.pair_distances(embeddings, first[here], second[here])
-        thresholds = metrics.grid_accuracy(distances, same).thresholds
-        right = (distances < thresholds[metrics.fold_of(len(distances))]) == same
+        right = metrics.right_decisions(distances, same)
         figures[name] = {
             **{key: round(found[key], 4) for key in KEPT},
             "pairs": len(right),

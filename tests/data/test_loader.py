@@ -142,6 +142,16 @@ def test_undecodable_image_is_replaced_counted_and_named(caplog: pytest.LogCaptu
     assert torch.equal(batch.images[:, 1, 0, 0], batch.labels.to(torch.uint8))
 
 
+def test_each_image_carries_its_own_number_also_a_stand_in() -> None:
+    faces = Numbers(50, broken=(3, 4, 20, 21, 40))
+    for rank in range(2):
+        for batch in make(faces=faces, rank=rank, world=2):
+            assert batch.indices is not None
+            assert batch.indices.dtype == np.int64
+            assert batch.indices.tolist() == batch.images[:, 0, 0, 0].tolist()
+            assert np.array_equal(faces.labels[batch.indices], batch.labels.numpy())
+
+
 def test_batch_without_a_good_image_is_an_error() -> None:
     with pytest.raises(ValueError, match="no image of a whole batch"):
         list(make(faces=Numbers(8, broken=tuple(range(8)))))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,15 +19,18 @@ from recognition import experiment, trainer
 from recognition.config import Config
 from recognition.distributed import Ranks, ranks_of_this_run
 from recognition.parse import load_config
+from recognition.teacher_vectors import TeacherSource
 from tests.tools.peak_worker import Faces
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CLASSES, IMAGES, STEPS = 30, 36, 20  # IMAGES: of a micro-batch on all ranks
+TAUGHT, WIDTH = 50, 16  # images that a teacher has embedded, and numbers per embedding
 VARIANTS = {
     "full": ["classifier={name: full}"],
     "full, accumulated": ["classifier={name: full}", "optim.accumulation=2"],
     "full, fused": ["classifier={name: full, fused: true}"],
+    "full, muon": ["classifier={name: full}", "optim.name=muon"],
     "partial": ["classifier={name: partial, sample_rate: 0.4}"],
     "partial, accumulated": [
         "classifier={name: partial, sample_rate: 0.4}",
@@ -34,6 +38,10 @@ VARIANTS = {
     ],
     "class_pool": ["classifier={name: class_pool, size: 0.9}"],
     "semi_siamese": ["classifier={name: semi_siamese, size: 0.9, agents: 2}"],
+    "partial, taught": [
+        *("classifier={name: partial, sample_rate: 0.4}", "optim.accumulation=2"),
+        *("teacher.centers=0.5", "teacher.cosine=2"),
+    ],
 }
 PLAIN = (
     *("run.compile=false", "run.precision=fp32", "run.channels_last=false", "data.train=unused"),
@@ -44,11 +52,18 @@ PLAIN = (
 
 def config_of(variant: str, world: int) -> Config:
     overrides = [*PLAIN, *VARIANTS[variant], f"optim.batch_size={IMAGES // world}"]
+    if "taught" in variant:
+        overrides.append("teacher.vectors=taught.npy")
     return load_config(ROOT / "configs/quickstart.yaml", overrides)
 
 
-def batches_of(step: int, config: Config, ranks: Ranks) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """This rank's images and labels of a step's micro-batches; together the ranks have all."""
+def batches_of(
+    step: int, config: Config, ranks: Ranks
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """This rank's images, labels and image numbers of a step's micro-batches.
+
+    Together the ranks have all.
+    """
     draw = torch.Generator().manual_seed(step)
     found = []
     for _ in range(config.optim.accumulation):
@@ -58,19 +73,29 @@ def batches_of(step: int, config: Config, ranks: Ranks) -> list[tuple[torch.Tens
         half = IMAGES // 2
         shared = half if config.classifier.name == "semi_siamese" else IMAGES // 3
         labels[half : half + shared] = labels[:shared]
+        numbers = torch.randint(TAUGHT, (IMAGES,), generator=draw)
         parts = [
             torch.cat([own.chunk(ranks.world)[ranks.rank] for own in whole.chunk(2)])
-            for whole in (images, labels)
+            for whole in (images, labels, numbers)
         ]
-        found.append((parts[0], parts[1]))
+        found.append((parts[0], parts[1], parts[2]))
     return found
+
+
+def source_of(ranks: Ranks) -> TeacherSource:
+    """Vectors that nobody's model has computed, in a file of this rank's own."""
+    file = Path(sys.argv[1]) / f"taught-{ranks.rank}.npy"
+    vectors = torch.randn(TAUGHT, WIDTH, generator=torch.Generator().manual_seed(7))
+    np.save(file, vectors.float().numpy())
+    return TeacherSource("taught", WIDTH, None, file)
 
 
 def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
     """In float64: the margin's scale of 64 makes differences of rounding grow from step to step."""
     config = config_of(variant, ranks.world)
     torch.set_default_dtype(torch.float64)
-    parts = experiment.build_parts(config, Faces(CLASSES), CPU, ranks)
+    source = source_of(ranks) if config.teacher.given else None
+    parts = experiment.build_parts(config, Faces(CLASSES), CPU, ranks, source=source)
     torch.set_default_dtype(torch.float32)
     vars(trainer)["augment"] = lambda images, options, seed: normalize(images).double()
     assert isinstance(parts.classifier, nn.Module)
@@ -80,18 +105,22 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
     losses, progress = [], trainer.Progress()
     for step in range(STEPS):
         own = batches_of(step, config, ranks)
-        everyone = torch.cat([labels for _, labels in batches_of(step, config, Ranks())])
+        everyone = torch.cat([labels for _, labels, _ in batches_of(step, config, Ranks())])
         draw = parts.loader.draw
         sample = torch.from_numpy(draw(everyone.numpy(), 0, step)) if draw else None
         batches = [
-            Batch(images, labels, sample if micro == 0 else None)
-            for micro, (images, labels) in enumerate(own)
+            Batch(images, labels, sample if micro == 0 else None, indices=numbers.numpy())
+            for micro, (images, labels, numbers) in enumerate(own)
         ]
         before = progress.loss_sum
         trainer.optimizer_step(config, parts, batches, progress)
         losses.append(progress.loss_sum - before)
     state: dict[str, Any] = parts.classifier.state_dict()
     rows = {name: state[name] for name in parts.classifier.row_state if name in state}
+    taught = parts.teacher.state_dict() if parts.teacher else {}
+    if "centers" in taught:
+        rows["teacher"] = taught["centers"]
+    linear = taught.get("projection", {})
     gallery = ("pool.", "queue.", "agents.")
     shared = {name: value for name, value in state.items() if name.startswith(gallery)}
     return {
@@ -99,6 +128,7 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
         **{f"backbone.{name}": value for name, value in parts.backbone.state_dict().items()},
         **{f"rows.{name}": value for name, value in rows.items()},
         **shared,
+        **{f"projection.{name}": value for name, value in linear.items()},
     }
 
 

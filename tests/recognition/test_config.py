@@ -32,7 +32,7 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("optim.lrr=1", ["optim.lrr", "unknown key", "did you mean lr or lr_factors?"]),
+        ("optim.lrr=1", ["optim.lrr", "unknown key", "did you mean lr or lr_factors"]),
         ("optim.lr=fast", ["optim.lr", "a number", "'fast'"]),
         ("optim.lr=-1", ["optim.lr", "-1"]),
         ("optim.epochs=2.5", ["optim.epochs", "whole number", "2.5"]),

@@ -22,10 +22,15 @@ from recognition.experiment import run
 from recognition.parse import load_config
 
 SMALL = """
-data: {train: "synthetic:identities=6,images=8", size: 32, threads: 1, augment: {shift: 1}}
+data:
+  train: "synthetic:identities=6,images=8"
+  size: 32
+  size_schedule: {16: 0.4}
+  threads: 1
+  augment: {shift: 1}
 backbone: {name: iresnet, depth: 18, width: 4, embedding: 8, dropout: 0.2}
 head: {name: cosface, scale: 16}
-optim: {lr: 0.05, batch_size: 12, epochs: 3, ema: 0.5}
+optim: {name: muon, lr: 0.05, batch_size: 12, epochs: 3, ema: 0.5}
 scheduler: {name: polynomial, power: 1}
 evaluate:
   every_epochs: 2

@@ -66,6 +66,13 @@ def _rates(name: str, **options: object) -> list[float]:
             {"warmup_steps": 20, "power": 1.0},
             lambda t: (t + 1) / 20 if t < 20 else 1 - (t - 20) / 40,
         ),
+        ("trapezoid", {}, lambda t: 1.0 if t <= 48 else (60 - t) / 12),
+        ("trapezoid", {"decay": 1.0}, lambda t: 1 - t / 60),
+        (
+            "trapezoid",
+            {"warmup_steps": 20, "decay": 0.25},
+            lambda t: (t + 1) / 20 if t < 20 else 1.0 if t < 50 else (60 - t) / 10,
+        ),
         (
             "multi_step",
             {"milestones": [1, 3.5]},
@@ -145,6 +152,7 @@ BY_STEP: dict[str, dict[str, object]] = {
     "constant": {"warmup_steps": 7},
     "cosine": {"warmup_steps": 7, "final": 0.1},
     "polynomial": {"warmup_steps": 7},
+    "trapezoid": {"warmup_steps": 7, "decay": 0.3},
     "multi_step": {"milestones": [1, 3.5], "warmup_steps": 4},
 }
 
@@ -265,7 +273,15 @@ def test_another_base_rate_scales_what_follows(name: str) -> None:
 
 
 def test_every_schedule_is_known_by_its_file() -> None:
-    expected = {"constant", "cosine", "fastface", "moving_haar", "multi_step", "polynomial"}
+    expected = {
+        "constant",
+        "cosine",
+        "fastface",
+        "moving_haar",
+        "multi_step",
+        "polynomial",
+        "trapezoid",
+    }
     assert expected <= set(part_names("recognition.schedulers"))
 
 

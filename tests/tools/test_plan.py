@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from recognition.backbones import embedding_of
-from recognition.config import ConfigError
+from recognition.config import ConfigError, Part
 from recognition.distributed import Ranks
+from recognition.models.facts import ModelFacts
 from recognition.models.model import build_backbone
+from recognition.models.model_folder import write_model
 from recognition.parse import build_part, load_config
 from tools import _cuda, _time, plan
 from tools._cards import CARDS, find_card
@@ -170,6 +173,23 @@ def test_sub_centers_and_wide_embeddings_make_chunks_as_a_run_does(config: Path)
         rows = options.chunk * options.sub_centers
         need = estimate(loaded, 10**9, 1, 0)["logits (one chunk)"]
         assert need == rows * (4 * 64 + 2 * embedding_of(backbone)) * 4
+
+
+def test_agents_cost_memory_and_no_time(config: Path) -> None:
+    one, three = (
+        plan.plan(
+            str(config), [f"classifier={{name: semi_siamese, agents: {agents}}}"], 1000, None, 1
+        )["bytes"]
+        for agents in (1, 3)
+    )
+    assert three["gallery networks"] == 3 * one["gallery networks"] == 3 * one["backbone weights"]
+    assert three["gallery queue"] == one["gallery queue"] > 250 * 4 * 128
+    assert three["activations"] == one["activations"]
+    half = ["classifier={name: semi_siamese, swap: false}"]
+    assert (
+        plan.plan(str(config), half, 1000, None, 1)["bytes"]["activations"]
+        < 0.6 * one["activations"]
+    )
 
 
 def test_a_class_pool_does_not_grow_with_the_ranks_and_without_swap_sees_half(config: Path) -> None:
@@ -335,3 +355,40 @@ def test_no_card_has_two_names_or_a_tensor_core_slower_than_its_cores() -> None:
         assert card.fp16 >= (card.tf32 or card.fp32) >= card.fp32
         assert card.fp16 == (card.bf16 or card.fp16)
         assert find_card(card.name.lower().replace(" ", "-")) is card
+
+
+def test_a_teacher_counts_where_it_computes(config: Path, tmp_path: Path) -> None:
+    """Its weights and its forward pass, or its centers and the linear map alone."""
+    facts = ModelFacts(
+        architecture=Part("iresnet", {"depth": 18, "width": 64, "embedding": 512}), size=112
+    )
+    network = build_part("recognition.backbones", facts.architecture, size=112)
+    (tmp_path / "teacher").mkdir()
+    write_model(tmp_path / "teacher", facts, network.state_dict())
+    np.save(tmp_path / "v.npy", np.zeros((160, 512), np.float16))
+    weights = sum(p.numel() for p in network.parameters())
+
+    def planned(*overrides: str) -> tuple[dict[str, int], dict[str, float]]:
+        chosen = load_config(config, overrides)
+        needs = sizes_of(chosen, 1000, 2)
+        load = _time.load(chosen, facts_of("full"), needs)
+        return estimate(chosen, 1000, 2, 0), _time.seconds(load, find_card("RTX 4090"))
+
+    alone, alone_seconds = planned()
+    stored = planned(f"teacher.vectors={tmp_path / 'v.npy'}", "teacher.centers=1")
+    batch = planned(f"teacher.model={tmp_path / 'teacher'}", "teacher.augmented=true")
+    added = {name: count - alone.get(name, 0) for name, count in stored[0].items()}
+    linear, centers = 4 * 256 * 512 * 3, 4 * 500 * 512
+    assert added["teacher's linear map"] == linear
+    assert added["teacher's centers"] == centers
+    assert added["peak"] == linear + centers
+    assert batch[0]["teacher's weights"] == 4 * weights
+    assert batch[0]["peak"] - alone["peak"] >= 4 * weights + linear
+
+    # An iResNet-18 of width 64 takes 2.6 G multiply-adds per image of 112 pixels.
+    assert "teacher's products" not in alone_seconds
+    share = batch[1]["teacher's products"] / alone_seconds["backbone's products"]
+    own = traced_backbone(load_config(config, [])).multiply_adds / 64
+    assert share == pytest.approx(2.62e9 / (3 * own), rel=0.02)
+    with pytest.raises(ConfigError, match="teacher: nowhere: not found"):
+        planned("teacher.model=nowhere")

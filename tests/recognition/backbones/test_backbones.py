@@ -248,3 +248,11 @@ def test_bad_options_are_named(name: str, override: str) -> None:
 def test_numbers_that_do_not_fit_each_other_are_named(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         build(name, **options)
+
+
+@pytest.mark.parametrize("name", ["iresnet", "ir"])
+def test_smaller_images_train_the_same_weights(name: str) -> None:
+    net = build(name, **SMALL[name])
+    assert net.takes_smaller_images
+    net(torch.randn(3, 3, 16, 16)).square().sum().backward()
+    assert all(weight.grad is not None for weight in net.parameters() if weight.requires_grad)

@@ -47,6 +47,9 @@ def cases() -> dict[str, list[str]]:
     for schedule in ("fastface", "moving_haar"):
         found[schedule] = [f"scheduler={{name: {schedule}}}"]
     found["AdamW"] = ["optim.name=adamw", "optim.nesterov=false", "classifier={name: partial}"]
+    for name in ("full", "partial"):
+        taught = ["teacher.centers=1", "teacher.vectors=VECTORS", "optim.accumulation=2"]
+        found[f"{name}, taught"] = [f"classifier={CLASSIFIERS[name]}", *taught]
     found["augmentation"] = [f"data.augment={AUGMENT}"]
     for name in part_names("recognition.backbones"):
         found[f"backbone {name}"] = [f"backbone={{name: {name}}}", "run.channels_last=true"]
@@ -60,8 +63,12 @@ def census(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     driver = tmp_path_factory.mktemp("driver") / "fake_driver.so"
     flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
     subprocess.run(["cc", *flags, "-o", driver, HERE / "fake_driver.c"], check=True)
+    vectors = str(driver.with_name("vectors.npy"))
     given = {
-        name: {"overrides": overrides, "backbone": name.startswith("backbone ")}
+        name: {
+            "overrides": [one.replace("VECTORS", vectors) for one in overrides],
+            "backbone": name.startswith("backbone "),
+        }
         for name, overrides in cases().items()
     }
     done = subprocess.run(

@@ -1,0 +1,414 @@
+"""Does cleaning find what was planted in real faces, and is a model better without it?
+
+    python -m scripts.experiments.cleaning --faces FACES
+    python -m scripts.experiments.cleaning --table-only
+
+FACES holds train.rec, lfw_112.zip and protocol/pairs.txt. Each seed plants its own errors in the
+labels of train.rec: a tenth of the people get two labels, and then a fifth of the images get the
+label of another person. Another arm joins pairs of people under one label. The rows are:
+
+    original    trains on the labels as they are
+    noisy       trains on the planted ones, and finds wrong labels with its own vectors
+    again       goes on from `noisy` without what it found, and finds wrong labels in the whole set
+    third       goes on from `again` likewise, and also finds people under two labels
+    cleaned     trains from random weights on what `third` leaves, under the labels that it joins
+    joined      trains on joined labels, and finds those that are two people
+    difference_75, difference_50, random_75, random_50
+                train on that percentage of the images of train.rec, chosen by `original`'s p(true)
+                or at random
+    overlap     trains nothing: people of LFW are planted in train.rec, and `original` finds them
+
+All rows but `again`, `third` and `overlap` train the same network with the same number of epochs
+from random weights. Every finished row leaves a JSON file in --results, so the command may be
+stopped and started again. Differences have 95 % intervals (eval/metrics/paired.py).
+"""
+
+import base64
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.faces import open_faces
+from data.files import atomic_write
+from data.pairs.lists import from_list
+from data.types import FaceSet
+from eval.benchmarks.pairs import score_pairs
+from eval.cleaning.merge import find_merges
+from eval.cleaning.noise import Noise, find_noise
+from eval.cleaning.prune import prune_at_random, prune_by_difference, true_probabilities
+from eval.cleaning.split import find_splits
+from eval.embed import embed_faces, normalized
+from eval.metrics import verification as metrics
+from eval.metrics.paired import accuracy_difference
+from recognition.models.load import load_model
+from scripts._tables import TableRow, show_table
+from scripts.experiments.fine_tuning import right_of
+from tools._cli import Failed, command
+
+CONFIG = "configs/quarter_time.yaml"
+SETTINGS = (
+    *("data.size=56", "data.augment.shift=3", "optim.batch_size=32", "run.keep=1"),
+    "scheduler={name: cosine, warmup_steps: 100}",
+)
+EPOCHS, LR = 10, 0.1
+AGAIN_EPOCHS, AGAIN_LR = 6, 0.06
+SEEDS = 3
+FLIPPED, DIVIDED = 0.2, 0.1  # shares of images and of people
+LEAST = 10  # images of a person who gets two labels
+PRECISION = 0.9  # expected of what is reported and of what `cleaned` leaves out
+REST_PRECISION = 0.8  # of what `again` and `third` leave out: more wrong ones are gone
+SCALE = 24.0  # of the softmax of p(true), as in the head
+PRUNED = {"difference_75": 0.75, "difference_50": 0.5, "random_75": 0.75, "random_50": 0.5}
+ROWS = ("noisy", "again", "third", "cleaned", "original", "joined", *PRUNED)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Planted errors.
+
+    labels: int64 (N,). flipped: bool (N,), images with the label of another person. twins: the two
+    labels of each person who has two.
+    """
+
+    labels: np.ndarray
+    flipped: np.ndarray
+    twins: set[tuple[int, int]] = field(default_factory=set)
+
+
+def plant(labels: np.ndarray, seed: int) -> Planted:
+    """Give people a second label, then images another person's label, from labels int64 (N,)."""
+    rng = np.random.default_rng(seed)
+    people = int(labels.max()) + 1
+    large = np.flatnonzero(np.bincount(labels) >= LEAST)
+    divided = np.sort(rng.choice(large, round(DIVIDED * people), replace=False))
+    planted = labels.copy()
+    for place, person in enumerate(divided.tolist()):
+        own = rng.permutation(np.flatnonzero(labels == person))
+        planted[own[: len(own) // 2]] = people + place
+    person_of = np.concatenate([np.arange(people), divided])
+    flipped = np.sort(rng.choice(len(labels), round(FLIPPED * len(labels)), replace=False))
+    for image in flipped.tolist():
+        planted[image] = rng.choice(np.flatnonzero(person_of != labels[image]))
+    is_flipped = np.zeros(len(labels), bool)
+    is_flipped[flipped] = True
+    twins = {(int(person), people + place) for place, person in enumerate(divided)}
+    return Planted(planted, is_flipped, twins)
+
+
+def join(labels: np.ndarray, seed: int) -> tuple[np.ndarray, set[int]]:
+    """Labels int64 (N,) of which a tenth are two people, and those labels."""
+    rng = np.random.default_rng(seed)
+    large = np.flatnonzero(np.bincount(labels) >= LEAST)
+    count = round(DIVIDED * (int(labels.max()) + 1))
+    drawn = rng.choice(large, 2 * count, replace=False)
+    joined = labels.copy()
+    for kept, gone in zip(drawn[:count], drawn[count:], strict=True):
+        joined[labels == gone] = kept
+    return joined, set(drawn[:count].tolist())
+
+
+def found_of(found: set[Any], planted: set[Any]) -> dict[str, float]:
+    """Numbers, precision and recall, in percent, of what was found."""
+    right = len(found & planted)
+    return {
+        "planted": len(planted),
+        "found": len(found),
+        "right": right,
+        "precision": round(100 * right / max(1, len(found)), 2),
+        "recall": round(100 * right / len(planted), 2),
+    }
+
+
+def noise_figures(noise: Noise, flipped: np.ndarray) -> dict[str, float]:
+    """What was found of the flipped images, and what the threshold on the margin promised."""
+    figures = found_of(set(noise.rows.tolist()), set(np.flatnonzero(flipped).tolist()))
+    ordered = flipped[np.argsort(noise.margin, kind="stable")]
+    precision = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
+    last = np.flatnonzero(precision >= PRECISION)
+    best = np.count_nonzero(ordered[: last[-1] + 1]) if len(last) else 0
+    return {
+        **figures,
+        "expected_share": round(100 * noise.margin_cut.share, 2),
+        "expected_precision": round(100 * noise.margin_cut.precision, 2),
+        "expected_recall": round(100 * noise.margin_cut.recall, 2),
+        "best_recall": round(100 * best / np.count_nonzero(flipped), 2),
+    }
+
+
+@dataclass(frozen=True)
+class Place:
+    """One seed's sets, folders and models."""
+
+    faces: Path
+    runs: Path
+    results: Path
+    seed: int
+
+    @cached_property
+    def images(self) -> FaceSet:
+        return open_faces(str(self.faces / "train.rec"))
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        found: np.ndarray = np.asarray(self.images.labels).astype(np.int64)
+        return found
+
+    def folder(self, row: str) -> Path:
+        return self.runs / f"{row}_{self.seed}"
+
+    def rest(self, row: str) -> Path:
+        return self.runs / f"{row}_{self.seed}_rest.npy"
+
+    def cleaned(self, row: str) -> Path:
+        return self.runs / f"{row}_{self.seed}_cleaned.npy"
+
+    def train(self, row: str, rows: np.ndarray, labels: np.ndarray, *overrides: str) -> float:
+        """Train on these rows under these labels, unless that is done. Returns the CPU seconds."""
+        seconds = self.runs / f"{row}_{self.seed}_seconds.txt"
+        if seconds.exists():
+            return float(seconds.read_text())
+        chosen = self.runs / f"{row}_{self.seed}.npy"
+        self.runs.mkdir(parents=True, exist_ok=True)
+        np.save(chosen, np.stack([rows, labels], 1))
+        options = (f"data.root={self.faces}", f"data.subset={chosen.absolute()}", *SETTINGS)
+        run = (f"run.output={self.folder(row)}", f"run.seed={self.seed}", "evaluate.sets=[]")
+        lengths = (f"optim.epochs={EPOCHS}", f"optim.lr={LR}")
+        train = (sys.executable, "train.py", "--config", CONFIG, "--resume")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        path = self.folder(row).with_suffix(".log")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with open(path, "a") as log:
+            done = subprocess.run(
+                [*train, *options, *run, "data.renumber=true", *lengths, *overrides],
+                check=False,
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+        if done.returncode:
+            raise Failed(f"{row}: train.py ended with code {done.returncode}; see {path}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        seconds.write_text(f"{spent:.1f}")
+        return spent
+
+    def vectors(self, row: str) -> np.ndarray:
+        """Vectors float32 (N,D) of all images of train.rec by a row's model."""
+        path = self.runs / f"{row}_{self.seed}_vectors.npy"
+        if not path.exists():
+            model = load_model(self.folder(row), device="cpu")
+            found = normalized(embed_faces(model, self.images, model.size))
+            with atomic_write(path, "wb") as file:
+                np.save(file, found.astype(np.float32))
+        stored: np.ndarray = np.load(path)
+        return stored
+
+    def test(self, row: str) -> dict[str, Any]:
+        """Accuracy on the 6,000 pairs of LFW, and the pairs that were judged correctly, as text."""
+        pairs = from_list(self.faces / "protocol/pairs.txt", self.faces / "lfw_112.zip")
+        model = load_model(self.folder(row), device="cpu")
+        embeddings = embed_faces(model, pairs.images, model.size)
+        found = score_pairs("lfw", embeddings, pairs.first, pairs.second, pairs.same).metrics
+        distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
+        thresholds = metrics.grid_accuracy(distances, pairs.same).thresholds
+        right = (distances < thresholds[metrics.fold_of(len(distances))]) == pairs.same
+        kept = {key: round(found[key], 4) for key in ("accuracy", "tar@0.01", "auc")}
+        return {**kept, "right": base64.b64encode(np.packbits(right).tobytes()).decode()}
+
+
+def noisy(place: Place) -> dict[str, Any]:
+    planted = plant(place.labels, place.seed)
+    seconds = place.train("noisy", np.arange(len(planted.labels)), planted.labels)
+    return {"cpu_seconds": seconds, "noise": find_and_leave_out(place, "noisy", planted)}
+
+
+def go_on(row: str, before: str) -> Callable[[Place], dict[str, Any]]:
+    def train(place: Place) -> dict[str, Any]:
+        planted = plant(place.labels, place.seed)
+        rest = np.load(place.rest(before))
+        start = (f"init.weights={place.folder(before)}", "init.centers=means")
+        length = (f"optim.epochs={AGAIN_EPOCHS}", f"optim.lr={AGAIN_LR}")
+        seconds = place.train(row, rest, planted.labels[rest], *start, *length)
+        figures = find_and_leave_out(place, row, planted)
+        return {"cpu_seconds": seconds, "noise": figures, "merge": find_twins(place, row, planted)}
+
+    return train
+
+
+def find_and_leave_out(place: Place, row: str, planted: Planted) -> dict[str, float]:
+    """Figures of the wrong labels that the row's vectors show; keeps images for the next row."""
+    vectors = place.vectors(row)
+    left_out = find_noise(vectors, planted.labels, precision=REST_PRECISION).rows
+    np.save(place.rest(row), np.setdiff1d(np.arange(len(planted.labels)), left_out))
+    return noise_figures(find_noise(vectors, planted.labels, precision=PRECISION), planted.flipped)
+
+
+def find_twins(place: Place, row: str, planted: Planted) -> dict[str, float]:
+    """Figures of the people under two labels; keeps the index list of the cleaned set."""
+    vectors = place.vectors(row)
+    wrong = find_noise(vectors, planted.labels, precision=PRECISION).rows
+    rest = np.setdiff1d(np.arange(len(planted.labels)), wrong)
+    merges = find_merges(vectors[rest], planted.labels[rest])
+    target = [merges.target.get(label, label) for label in planted.labels[rest].tolist()]
+    np.save(place.cleaned(row), np.stack([rest, target], 1))
+    return found_of({(int(one), int(other)) for one, other in merges.pairs}, planted.twins)
+
+
+def cleaned(place: Place) -> dict[str, Any]:
+    rows, labels = np.load(place.cleaned("third")).T
+    return {"cpu_seconds": place.train("cleaned", rows, labels), "images": len(rows)}
+
+
+def original(place: Place) -> dict[str, Any]:
+    return {"cpu_seconds": place.train("original", np.arange(len(place.labels)), place.labels)}
+
+
+def joined(place: Place) -> dict[str, Any]:
+    labels, two = join(place.labels, place.seed)
+    seconds = place.train("joined", np.arange(len(labels)), labels)
+    splits = find_splits(place.vectors("joined"), labels)
+    pure = [
+        np.bincount(place.labels[(labels == label) & (splits.second == side)]).max()
+        for label in set(splits.identities.tolist()) & two
+        for side in (False, True)
+    ]
+    sizes = np.count_nonzero(np.isin(labels, list(set(splits.identities.tolist()) & two)))
+    return {
+        "cpu_seconds": seconds,
+        "split": {
+            **found_of(set(splits.identities.tolist()), two),
+            "images_on_the_right_side": round(100 * float(sum(pure)) / max(1, sizes), 2),
+        },
+    }
+
+
+def pruned(row: str) -> Callable[[Place], dict[str, Any]]:
+    def prune(place: Place) -> dict[str, Any]:
+        if row.startswith("random"):
+            rows = prune_at_random(place.labels, PRUNED[row], seed=place.seed)
+        else:
+            likely = true_probabilities(place.vectors("original"), place.labels, scale=SCALE)
+            rows = prune_by_difference(likely, place.labels, PRUNED[row])
+        return {"cpu_seconds": place.train(row, rows, place.labels[rows]), "images": len(rows)}
+
+    return prune
+
+
+DO: dict[str, Callable[[Place], dict[str, Any]]] = {
+    "noisy": noisy,
+    "again": go_on("again", "noisy"),
+    "third": go_on("third", "again"),
+    "cleaned": cleaned,
+    "original": original,
+    "joined": joined,
+    **{row: pruned(row) for row in PRUNED},
+}
+
+
+def finish(row: str, place: Place) -> None:
+    """Do one row with one seed, unless its file exists already."""
+    path = place.results / f"{row}_{place.seed}.json"
+    if path.exists():
+        return
+    record = DO[row](place)
+    record["cpu_seconds"] = round(record["cpu_seconds"], 1)
+    record = {"row": row, "seed": place.seed, **record, "lfw": place.test(row)}
+    place.results.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "w") as file:
+        json.dump(record, file, indent=1)
+    print(f"{row} {place.seed}: {record['lfw']['accuracy']:.2f} %", flush=True)
+
+
+def read_records(results: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """Row -> seed -> record."""
+    records: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted(results.glob("*_[0-9].json")):
+        record = json.loads(path.read_text())
+        records.setdefault(record["row"], {})[record["seed"]] = record
+    return records
+
+
+def found_table(results: Path) -> list[TableRow]:
+    """One line per seed and method: what was found of what was planted."""
+    lines: list[TableRow] = []
+    for row, seeds in read_records(results).items():
+        for seed, record in sorted(seeds.items()):
+            for method in ("noise", "split", "merge"):
+                if method in record:
+                    figures = record[method]
+                    kept = ("planted", "found", "right", "precision", "recall")
+                    line = {"method": method, "vectors of": row, "seed": seed}
+                    more = {"best recall": figures.get("best_recall", "")}
+                    lines.append(line | {key: figures[key] for key in kept} | more)
+    return sorted(lines, key=lambda line: (line["method"], line["vectors of"], line["seed"]))
+
+
+def decisions(records: dict[int, dict[str, Any]], seeds: list[int]) -> np.ndarray:
+    """Which pairs of LFW each seed's model judged correctly, bool (S,6000)."""
+    return np.stack([right_of(records[seed]["lfw"]) for seed in seeds])
+
+
+def accuracy_table(results: Path) -> list[TableRow]:
+    """One line per row: LFW, and the paired differences from two other rows."""
+    records = read_records(results)
+    lines: list[TableRow] = []
+    for row in (row for row in ROWS if row in records):
+        own = records[row]
+        accuracies = [record["lfw"]["accuracy"] for record in own.values()]
+        line: dict[str, object] = {"row": row, "seeds": len(own)}
+        line["images"] = round(float(np.mean([one.get("images", 5998) for one in own.values()])))
+        line["accuracy"] = f"{np.mean(accuracies):.2f}"
+        for other in ("noisy", "original"):
+            shared = sorted(set(own) & set(records.get(other, {})))
+            line[f"above {other}"] = ""
+            if shared and row != other:
+                one, two = (decisions(records[name], shared) for name in (row, other))
+                line[f"above {other}"] = str(accuracy_difference(one, two))
+        seconds = [record["cpu_seconds"] for record in own.values()]
+        line["CPU seconds"] = round(float(np.mean(seconds)))
+        lines.append(line)
+    return lines
+
+
+def run_experiment(
+    *,
+    faces: Path | None = None,
+    rows: tuple[str, ...] = ROWS,
+    seeds: int = SEEDS,
+    runs: Path = Path("runs/cleaning"),
+    results: Path = Path("docs/results/cleaning"),
+    table_only: bool = False,
+) -> None:
+    """Do what is not yet done, and print the tables.
+
+    faces: folder of the sets and lists.
+    rows: rows to do.
+    seeds: number of seeds.
+    runs: folder for run folders.
+    results: folder for finished rows.
+    table_only: print the tables of the finished rows, and train nothing.
+    """
+    if not table_only:
+        if faces is None:
+            raise ValueError("choose --faces FOLDER, the folder of the sets, or --table-only")
+        torch.set_num_threads(1)
+        for seed in range(seeds):
+            place = Place(faces, runs, results, seed)
+            for row in rows:
+                finish(row, place)
+    show_table(found_table(results))
+    print()
+    show_table(accuracy_table(results))
+
+
+main = command(run_experiment)

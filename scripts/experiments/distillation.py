@@ -1,0 +1,144 @@
+"""A small network taught by a larger one, beside the same network alone, on real faces.
+
+    python -m scripts.experiments.distillation --faces FOLDER
+    python -m scripts.experiments.distillation --table-only
+
+FOLDER holds what configs/faces_cpu.yaml names. The teacher is that config, shortened to four
+epochs. Every finished run leaves a JSON file in docs/results/distillation, so the command may be
+stopped and started again. Differences between rows are paired: their 95 % intervals come from 2,000
+bootstrap resamples of the seeds, and of LFW's 6,000 pairs for each seed.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.files import atomic_write
+from data.pairs.lists import from_list
+from scripts._tables import TableRow, show_table
+from scripts.experiments.fine_tuning import difference, judge, right_of
+from tools._cli import Failed, command
+
+CONFIG = "configs/faces_cpu.yaml"
+SEEDS = 3
+TEACHER, ALONE = "teacher", "alone"
+PLAIN = ["evaluate.sets=[]", "data.threads=1", "run.log_steps=20"]
+OF_TEACHER = ["optim.epochs=4", "scheduler.warmup_steps=50"]
+OF_STUDENT = [
+    *("backbone={name: mobilefacenet, width: 16, embedding: 256}", "data.size=48"),
+    *("optim.epochs=4", "scheduler.warmup_steps=50"),
+    *("run.precision=fp32", "run.compile=false"),
+]
+ROWS: dict[str, list[str]] = {
+    ALONE: [],
+    "cosine": ["teacher.cosine=24"],
+    "centers": ["teacher.cosine=0", "teacher.centers=1", "teacher.classifier=false"],
+}
+
+
+def train(options: list[str], folder: Path) -> float:
+    """Run train.py, or continue it. Returns the CPU seconds of this call."""
+    arguments = ["--config", CONFIG, "--resume", *PLAIN, *options, f"run.output={folder}"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    path = folder.with_suffix(".log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(path, "a") as log:
+        done = subprocess.run(
+            [sys.executable, "train.py", *arguments],
+            check=False,
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+    if done.returncode:
+        raise Failed(f"{folder.name}: train.py ended with code {done.returncode}; see {path}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def finish(row: str, seed: int, faces: Path, teacher: Path, runs: Path, results: Path) -> None:
+    """Train and test one row with one seed, unless its file exists already."""
+    name = f"{row}_{seed}"
+    path = results / f"{name}.json"
+    if path.exists():
+        return
+    root, folder = f"data.root={faces}", runs / name
+    if row == TEACHER:
+        options, folder, seconds = OF_TEACHER, teacher, 0.0
+    else:
+        taught = [] if row == ALONE else [f"teacher.model={teacher}"]
+        options = [*OF_STUDENT, *ROWS[row]]
+        seconds = train([root, *taught, *options, f"run.seed={seed}"], folder)
+    pairs = from_list(faces / "protocol/pairs.txt", faces / "lfw_112.zip")
+    record = {"row": row, "seed": seed, "options": options, "cpu_seconds": round(seconds, 1)}
+    figures = judge(folder, "lfw", pairs)
+    results.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "w") as file:
+        json.dump({**record, "lfw": figures}, file, indent=1)
+    print(f"{name}: {figures['accuracy']:.2f} %", flush=True)
+
+
+def table(results: Path) -> list[TableRow]:
+    """One line per row: means over the seeds, and what it gains above the network alone."""
+    records = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    found = {
+        row: {one["seed"]: one["lfw"] for one in records if one["row"] == row}
+        for row in (TEACHER, *ROWS)
+    }
+    lines: list[TableRow] = []
+    for row, own in found.items():
+        if not own:
+            continue
+        line: dict[str, object] = {"row": row, "seeds": len(own)}
+        for figure in ("accuracy", "tar@0.001", "auc"):
+            line[figure] = f"{np.mean([one[figure] for one in own.values()]):.2f}"
+        shared = [seed for seed in own if seed in found[ALONE] and row not in (TEACHER, ALONE)]
+        both = [
+            np.stack([right_of(some[seed]) for seed in shared])
+            for some in (own, found[ALONE])
+            if shared
+        ]
+        line["better than alone by"] = difference(*both) if both else ""
+        lines.append(line)
+    return lines
+
+
+def run_experiment(
+    *,
+    faces: Path = Path("faces"),
+    seeds: int = SEEDS,
+    rows: str = ",".join(ROWS),
+    teacher: Path = Path("runs/distillation/teacher"),
+    runs: Path = Path("runs/distillation"),
+    results: Path = Path("docs/results/distillation"),
+    table_only: bool = False,
+) -> None:
+    """Do what is not yet done, and print the table.
+
+    faces: folder with train.rec, lfw_112.zip and protocol/pairs.txt.
+    seeds: number of seeds.
+    rows: the rows to train, with commas between them.
+    teacher: run folder of the teacher, which is trained if it has no model.
+    runs: folder for run folders.
+    results: folder for finished runs.
+    table_only: print the table of the finished runs, and train nothing.
+    """
+    if not table_only:
+        torch.set_num_threads(1)
+        if not (teacher / "model.pt").exists():
+            train([f"data.root={faces}", *OF_TEACHER], teacher)
+        for seed in range(seeds):
+            for row in rows.split(","):
+                finish(row, seed, faces, teacher, runs, results)
+        finish(TEACHER, 0, faces, teacher, runs, results)
+    show_table(table(results))
+
+
+main = command(run_experiment)
