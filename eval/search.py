@@ -72,13 +72,14 @@ def top_matches(
         )
     k = min(k, len(gallery))
     rows, scores = np.empty((len(probes), k), np.int64), np.empty((len(probes), k))
+    memory = np.empty((min(PROBES, len(probes)), min(ENTRIES, len(gallery))), np.float32)
     with progress(len(probes)) as advance:
         for start in range(0, len(probes), PROBES):
             here = slice(start, start + PROBES)
             block = _block(probes, here).copy()
             give_back(probes)
             ids = (other_than[0][here], other_than[1]) if other_than else None
-            rows[here], scores[here] = _search_block(block, gallery, k, ids)
+            rows[here], scores[here] = _search_block(block, gallery, k, ids, memory)
             advance(len(block))
     return Matches(rows, scores)
 
@@ -90,22 +91,23 @@ def rounding_bound(dimension: int) -> float:
 
 
 def _search_block(
-    probes: np.ndarray, gallery: np.ndarray, k: int, ids: Ids | None
+    probes: np.ndarray, gallery: np.ndarray, k: int, ids: Ids | None, memory: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores (q,k) of one block of probes."""
+    """Rows and scores (q,k) of one block of probes. memory: float32, for a block of products."""
     rows = np.full((len(probes), k), -1, np.int64)
     scores = np.full((len(probes), k), -np.inf)
     epsilon = rounding_bound(probes.shape[1])
     floor = np.full(len(probes), -np.inf, np.float32)  # no lower product can be among the first k
-    memory = np.empty((len(probes), min(ENTRIES, len(gallery))), np.float32)
     for start in range(0, len(gallery), ENTRIES):
         here = slice(start, start + ENTRIES)
         entries = _block(gallery, here)
-        products = np.matmul(probes, entries.T, out=memory[:, : len(entries)])
-        hit = np.flatnonzero(products.max(1) >= floor)
-        near = products if len(hit) == len(products) else products[hit]
+        products = np.matmul(probes, entries.T, out=memory[: len(probes), : len(entries)])
         if ids:
-            near[_equal_ids(ids[0][hit], ids[1][here])] = -np.inf
+            products[_equal_ids(ids[0], ids[1][here])] = -np.inf
+        hit = np.flatnonzero(products.max(1) >= floor)
+        if 4 * len(hit) > len(products):  # then a copy costs more than to look at all
+            hit = np.arange(len(products))
+        near = products if len(hit) == len(products) else products[hit]
         row, entry = _may_be_first(near, floor[hit], k, 2 * epsilon)
         exact = _exact_products(probes, hit[row], entries, entry)
         rows[hit], scores[hit] = _merge(rows[hit], scores[hit], row, start + entry, exact)
@@ -129,8 +131,11 @@ def _may_be_first(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row and column int64 (M,) of each product (q,g) that may be among the first k of its row."""
     lowest = floor.copy()
-    may = products >= lowest[:, None]
-    crowded = np.flatnonzero(np.count_nonzero(may, axis=1) > 4 * k + CROWDED)
+    if (floor > -np.inf).any():
+        may = products >= floor[:, None]
+        crowded = np.flatnonzero(np.count_nonzero(may, axis=1) > 4 * k + CROWDED)
+    else:  # the gallery begins, and all entries would pass
+        may, crowded = np.empty(products.shape, bool), np.arange(len(products))
     if len(crowded):
         near = products if len(crowded) == len(products) else products[crowded]
         reached = _reached_by(near, k).astype(np.float64)
@@ -138,8 +143,8 @@ def _may_be_first(
         may[crowded] = near >= lowest[crowded, None]
     free = np.flatnonzero(lowest == -np.inf)  # fewer than k entries may be found so far
     may[free] &= products[free] > -np.inf
-    rows, columns = np.nonzero(may)
-    return rows, columns
+    places = np.flatnonzero(may)  # 15 times faster than nonzero of two dimensions
+    return places // products.shape[1], places % products.shape[1]
 
 
 def _reached_by(products: np.ndarray, k: int) -> np.ndarray:
@@ -153,7 +158,7 @@ def _reached_by(products: np.ndarray, k: int) -> np.ndarray:
         return np.full(len(products), -np.inf, np.float32)
     if 4 * k <= GROUPS <= count // 2:
         size = count // GROUPS
-        products = products[:, : GROUPS * size].reshape(len(products), GROUPS, size).max(2)
+        products = products[:, : GROUPS * size].reshape(len(products), size, GROUPS).max(1)
     if k == 1:
         best: np.ndarray = products.max(1)
         return best

@@ -102,7 +102,8 @@ def histogram_png(scores: Scores) -> bytes:
 
 def spread(count: int, most: int) -> list[int]:
     """Which of `count` things are shown: all, or `most` of them from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
+    places = np.linspace(0, count - 1, min(count, most)).astype(int)
+    return [int(place) for place in np.unique(places)]
 
 
 def _count(one: Suspect) -> int:

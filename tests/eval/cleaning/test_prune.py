@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from eval.cleaning import prune
+from eval.cleaning.centers import robust_centers
 from eval.cleaning.prune import prune_at_random, prune_by_difference, true_probabilities
 
 
@@ -73,7 +74,7 @@ def test_probabilities_are_a_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = rng.standard_normal((40, 6)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     labels = np.r_[np.arange(8), rng.integers(0, 8, 32)] * 2
-    centers = prune.robust_centers(vectors, labels // 2, 8)
+    centers = robust_centers(vectors, labels // 2, 8)
     expected = []
     for i in range(40):
         cosines = centers.vectors.astype(np.float64) @ vectors[i].astype(np.float64)
