@@ -8,10 +8,8 @@ batch of the Loader holds them as [A₁ | I₁ | A₂ | I₂]; its halves of b +
 
 An epoch is one pass over all images by the instance-based batches. It leaves out N mod b images,
 different ones in each epoch. Identities come in shuffled rounds. Each round leaves out I mod b
-identities, so the b identities of a step always differ. Each visit of an identity draws two
-different images. An identity with one image gives it twice; the two copies are augmented
-independently. If an image cannot be read, the Loader's stand-in is of the same person, or replaces
-both images of the pair.
+identities, so the b identities of a step always differ. data/pair_loader.py draws the two images of
+an identity.
 
 With `image_weight` w > 0 (ours, not published) the probability of an identity with n images is
 proportional to n^w, and it may come twice in a step. Where most people have one or two images,
@@ -23,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from data.loader import Loader
-from data.order import NOT_AT_RANDOM, ByIdentity, EpochOrder, Indices, shuffled
+from data.order import ByIdentity, EpochOrder, Indices, shuffled
+from data.pair_loader import in_rounds, refuse_blocks, two_images
 from data.types import FaceSet, Int64
 
 
@@ -42,19 +41,11 @@ def dual_order(
         reach = np.cumsum(table.counts.astype(np.float64) ** image_weight)
         picked = np.searchsorted(reach[:-1], rng.random(steps * b) * reach[-1], side="right")
     else:
-        whole = len(table.counts) // b * b
-        rounds = -(-steps * b // whole)
-        permutations = [rng.permutation(len(table.counts))[:whole] for _ in range(rounds)]
-        picked = np.concatenate(permutations)[: steps * b]
-
-    # Two images of each identity. A shift of 1 to count - 1 places makes the second one differ.
-    counts, starts = table.counts[picked], table.starts[picked]
-    first = rng.integers(0, counts)
-    second = (first + 1 + rng.integers(0, np.maximum(counts - 1, 1))) % counts
+        present = len(table.counts)
+        picked = in_rounds(present, steps * b, rng, per_round=present // b * b)
 
     # One row per step: [A₁ | I₁ | A₂ | I₂].
-    a1 = table.order[starts + first].reshape(steps, b)
-    a2 = table.order[starts + second].reshape(steps, b)
+    a1, a2 = (images.reshape(steps, b) for images in two_images(table, picked, rng))
     instances = shuffled(len(labels), seed=seed, epoch=epoch)[: steps * b].reshape(steps, 2, b // 2)
     return np.concatenate([a1, instances[:, 0], a2, instances[:, 1]], axis=1).reshape(-1)
 
@@ -67,8 +58,7 @@ def dual_loader(
     identities: b, an even number.
     options: the other options of Loader.
     """
-    if getattr(faces, "blocks", None) is not None:
-        raise ValueError(f"a class pool draws images at random, but {NOT_AT_RANDOM}")
+    refuse_blocks(faces, "a class pool")
     present = len(np.unique(faces.labels))
     if identities < 2 or identities % 2 or identities > present:
         raise ValueError(
@@ -84,8 +74,3 @@ def dual_loader(
     length = len(faces) // identities * batch_size
     order = EpochOrder(indices, length, group=batch_size)
     return Loader(faces, batch_size=batch_size, seed=seed, order=order, **options)
-
-
-def single_image_identities(labels: Int64) -> int:
-    """Number of identities with only one image, which a step therefore holds twice."""
-    return int((np.unique(labels, return_counts=True)[1] == 1).sum())

@@ -231,6 +231,7 @@ def copy_cosines(work: Chosen, model: Model, mirror: bool) -> np.ndarray:
         coarse = [cv2.IMWRITE_JPEG_QUALITY, COPY_QUALITY]
         encoded = cv2.imencode(".jpg", small[:, :, ::-1], coarse)[1]
         decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+        assert decoded is not None
         return np.asarray(cv2.resize(decoded, (size, size)), np.uint8)
 
     places = spread(len(work), COPIES)

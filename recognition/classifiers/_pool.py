@@ -14,17 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from recognition.distributed import Ranks
+from recognition.classifiers._gallery import Changes, Index, put_back_unless
 
 _LATEST = 2**62  # larger than any stamp
-_BLOCK = 1 << 20  # entries per step of a checksum: three int64 copies of them exist
 # Columns per group, a power of 2. The oldest column of each group is found first, and only groups
 # with an old one are sorted.
 _GROUP = 16
-
-Index = tuple[torch.Tensor, ...]
-Changes = list[tuple[torch.Tensor, Index, torch.Tensor]]
-"""What a commit writes to: a tensor, the entries, and what stood there before."""
 
 
 @dataclass(frozen=True)
@@ -213,35 +208,6 @@ class ClassPool(nn.Module):
 
     def undo_unless(self, taken: torch.Tensor, changes: Changes) -> None:
         """Take back the last commit, which returned `changes`, where `taken` (scalar) is False."""
-        for tensor, place, before in changes:
-            tensor[place] = torch.where(taken, tensor[place], before)
+        put_back_unless(taken, changes)
         samples = len(changes[0][2])
         self.clock.sub_(torch.where(taken, 0, samples))
-
-    def check_equal(self, ranks: Ranks) -> None:
-        """RuntimeError unless the checksums of the pool are equal on every rank.
-
-        It waits for the device.
-        """
-        sums = [_checksum(buffer) for buffer in self.buffers()]
-        everyone = ranks.all_gather(torch.stack(sums)[None])
-        if not torch.equal(everyone, everyone[:1].expand_as(everyone)):
-            raise RuntimeError(
-                f"class pools differ between ranks (checksums {everyone.tolist()}): the ranks did "
-                "not see the same gallery batches; resume from an earlier checkpoint"
-            )
-
-
-def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """int64 (), modulo 2^64: it depends on every bit and on the place of that bit."""
-    bits = tensor.reshape(-1)
-    bits = bits.view(torch.int32) if bits.is_floating_point() else bits
-    total = torch.zeros((), dtype=torch.int64, device=bits.device)
-    for start in range(0, len(bits), _BLOCK):
-        block = bits[start : start + _BLOCK].long()
-
-        # Entry i counts 2i + 1 times: an odd factor loses no bit.
-        end = start + len(block)
-        factors = torch.arange(2 * start + 1, 2 * end, 2, device=bits.device)
-        total += (block * factors).sum()
-    return total

@@ -6,26 +6,17 @@ A batch of gallery samples touches some columns of the pool. The loss compares t
 pool as it will be afterwards, but does not change the pool. It therefore treats two kinds of
 columns apart: those left alone, which it sweeps once, and those touched, each of which is one row
 of features from the plan.
-
-Columns get no gradient. Therefore one sweep with a running maximum gives both the log-sum-exp and
-its gradient, which is the softmax's mean column. It needs two matrix products, where trained
-centers need four (_margin_softmax.py). Nothing of size B x S exists. The backward pass does not use
-the columns, which may have changed by then.
 """
-
-from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from recognition.classifiers._gallery import of_all_ranks
 from recognition.classifiers._margin_softmax import SMALLEST_NORM, SoftmaxOptions, put
-from recognition.classifiers._matmul import matmul
 from recognition.classifiers._pool import ClassPool, Plan
+from recognition.classifiers._sweep import NO_LOGIT, Swept, sweep
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
-
-# A logit that adds nothing to a softmax. Unlike -inf it has a gradient even if it is the only one.
-_NO_LOGIT = -1e4
 
 
 def pool_loss(
@@ -79,13 +70,24 @@ def pool_loss(
     # The head computes statistics and random draws over the probes of all ranks.
     mine = slice(ranks.rank * len(probes), (ranks.rank + 1) * len(probes))
     seen = torch.stack([*cos_t, norms, inside.to(norms.dtype)], 1)
-    *all_cos_t, all_norms, all_inside = _of_all_ranks(seen, ranks).unbind(1)
+    *all_cos_t, all_norms, all_inside = of_all_ranks(seen, ranks).unbind(1)
     if training:
         _update_stats(head, all_cos_t[0].detach(), all_norms.detach(), all_inside.detach())
 
     # The columns left alone: one sweep is enough for both W unless the negatives depend on cos_iyk.
+    def leave_out(logits: torch.Tensor, start: int) -> None:
+        put(logits, places - start, -torch.inf)
+
     sweeps = [
-        _Swept(*_Sweep.apply(units, columns, is_open, places, cos.detach(), options, hardest))
+        sweep(
+            units,
+            columns,
+            cos,
+            is_open=is_open,
+            leave_out=leave_out,
+            options=options,
+            hardest=hardest,
+        )
         for cos in (cos_t if head.changes_negatives else cos_t[:1])
     ]
 
@@ -97,7 +99,7 @@ def pool_loss(
         # The touched columns' logits: one per column, at its last sample. The probe's own column
         # is left out.
         logits = head.scale * head.negatives(cos, cos_own.detach()[:, None])
-        logits = torch.where(plan.last & ~owner, logits, _NO_LOGIT)
+        logits = torch.where(plan.last & ~owner, logits, NO_LOGIT)
 
         # First sum: the margin softmax of the probes that have a column.
         lse = torch.logsumexp(torch.cat([swept.lse[:, None], logits], 1), 1)
@@ -126,13 +128,6 @@ def _by_slot(
     return torch.where(last_in_slot_0, last, other), torch.where(last_in_slot_0, other, last)
 
 
-def _of_all_ranks(own: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """(B,n) of each rank -> (world·B,n) in rank order, differentiable in this rank's rows."""
-    rows = list(ranks.all_gather(own).chunk(ranks.world))
-    rows[ranks.rank] = own
-    return torch.cat(rows)
-
-
 def _update_stats(
     head: MarginHead, cos_t: torch.Tensor, norms: torch.Tensor, inside: torch.Tensor
 ) -> None:
@@ -145,7 +140,7 @@ def _update_stats(
 
 
 def _pushed_away(
-    units: torch.Tensor, columns: torch.Tensor, swept: "_Swept", touched: torch.Tensor, hardest: int
+    units: torch.Tensor, columns: torch.Tensor, swept: Swept, touched: torch.Tensor, hardest: int
 ) -> torch.Tensor:
     """Sum of max(cos, 0) over the hardest columns, or over all of them (B,).
 
@@ -159,104 +154,3 @@ def _pushed_away(
     cos = torch.einsum("bd,bkd->bk", units, columns[swept.hardest])
     cos = torch.cat([torch.where(swept.found, cos, -torch.inf), touched], 1)
     return cos.topk(min(hardest, cos.shape[1]), 1).values.clamp_min(0).sum(1)
-
-
-class _Swept(NamedTuple):
-    """The result of a sweep of B probes over the columns left alone."""
-
-    lse: torch.Tensor
-    """(B,): log-sum-exp of the negatives' logits, differentiable."""
-    positive: torch.Tensor
-    """(B,): sum of max(cos, 0), differentiable. 0 if only the hardest columns were asked for."""
-    hardest: torch.Tensor
-    """(B,k): the columns of the largest cosines."""
-    found: torch.Tensor
-    """(B,k) bool: False in the last entries of `hardest` if fewer than k columns are left alone."""
-
-
-class _Sweep(torch.autograd.Function):
-    """units (B,D), columns (S,D), is_open (S,), places (B,), cos_t (B,) -> _Swept.
-
-    is_open (bool): columns left alone that hold an identity. places: the probe's own column, or -1.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        units: torch.Tensor,
-        columns: torch.Tensor,
-        is_open: torch.Tensor,
-        places: torch.Tensor,
-        cos_t: torch.Tensor,
-        options: SoftmaxOptions,
-        hardest: int,
-    ) -> tuple[torch.Tensor, ...]:
-        head = options.head
-        bias = torch.where(is_open, 0.0, -torch.inf).to(units.dtype)
-
-        # After each chunk, with z_j the logits so far: top = max z_j, total = sum of
-        # exp(z_j - top), mean = sum of exp(z_j - top) times the slope and column j.
-        # top starts at a finite number, so that closed columns alone make no NaN.
-        top = units.new_full((len(units),), -head.scale)
-        total, positive = torch.zeros_like(top), torch.zeros_like(top)
-        mean, direction = torch.zeros_like(units), torch.zeros_like(units)
-        best, where = units.new_empty(len(units), 0), places.new_empty(len(units), 0)
-
-        for start in range(0, len(columns), options.chunk):
-            own = columns[start : start + options.chunk]
-            closed = bias[start : start + options.chunk]
-            cos = matmul(units, own.T, options.matmul_dtype)
-            changed, slope = _negatives(head, cos, cos_t)
-            logits = torch.add(closed, changed, alpha=head.scale)
-
-            if hardest:
-                # The largest cosines of this chunk, then of these and the best so far. Logits have
-                # the same order and exist already, unless the head changed them.
-                ranked = cos + closed if head.changes_negatives else logits
-                found, index = ranked.topk(min(hardest, len(own)), 1)
-                best, where = torch.cat([best, found], 1), torch.cat([where, index + start], 1)
-                best, index = best.topk(min(hardest, best.shape[1]), 1)
-                where = where.gather(1, index)
-            else:
-                # The sum of max(cos, 0), and its gradient: the sum of the columns with cos > 0.
-                cos = (cos + closed).clamp_min_(0)
-                positive += cos.sum(1)
-                direction += matmul((cos > 0).to(cos.dtype), own, options.matmul_dtype)
-
-            # A probe's own column is not a negative. Earlier sums fade as the maximum rises.
-            put(logits, places - start, -torch.inf)
-            higher = torch.maximum(top, logits.amax(1))
-            logits.sub_(higher[:, None]).exp_()
-            fade = (top - higher).exp()
-            total.mul_(fade).add_(logits.sum(1))
-            weights = logits if slope is None else logits.mul_(slope)
-            mean.mul_(fade[:, None]).add_(matmul(weights, own, options.matmul_dtype))
-            top = higher
-
-        # d lse / d units is the softmax's mean column, times the scale.
-        mean.div_(total.clamp_min(torch.finfo(total.dtype).tiny)[:, None]).mul_(head.scale)
-
-        found = best > -torch.inf
-        ctx.save_for_backward(mean, direction)
-        ctx.mark_non_differentiable(where, found)
-        return torch.where(total > 0, top + total.log(), _NO_LOGIT), positive, where, found
-
-    @staticmethod
-    def backward(
-        ctx: Any, lse: torch.Tensor, positive: torch.Tensor, *_: torch.Tensor
-    ) -> tuple[Any, ...]:
-        mean, direction = ctx.saved_tensors
-        return (mean * lse[:, None]).addcmul_(direction, positive[:, None]), *[None] * 6
-
-
-def _negatives(
-    head: MarginHead, cos: torch.Tensor, cos_t: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The cosines that enter the softmax, and their slope in cos, None where it is 1 everywhere."""
-    if not head.changes_negatives:
-        return cos, None
-    with torch.enable_grad():
-        cos = cos.detach().requires_grad_()
-        changed = head.negatives(cos, cos_t[:, None])
-        slope = torch.autograd.grad(changed.sum(), cos)[0]
-    return changed.detach(), slope

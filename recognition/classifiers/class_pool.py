@@ -5,19 +5,16 @@ _pool_loss.py). A gallery network, which follows the trained one, computes them.
 batch is drawn uniformly by image, two thirds uniformly by identity (data/f2c_loader.py).
 """
 
-import copy
-import logging
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from data.f2c_loader import dual_loader, single_image_identities
+from data.f2c_loader import dual_loader
 from data.loader import Loader
 from data.options import Positive, Share, ShareBelowOne
+from data.pair_loader import tell_single_images
 from data.types import FaceSet
 from recognition.backbones import embedding_of
 from recognition.classifiers import (
@@ -28,6 +25,17 @@ from recognition.classifiers import (
     Work,
     refuse_teacher_centers,
 )
+from recognition.classifiers._gallery import (
+    CHECK_EVERY,
+    Changes,
+    check_equal,
+    check_shuffled,
+    follow,
+    gallery_columns,
+    gallery_network,
+    sum_over_ranks,
+    usable,
+)
 from recognition.classifiers._margin_softmax import (
     Chunk,
     SoftmaxOptions,
@@ -35,16 +43,14 @@ from recognition.classifiers._margin_softmax import (
     softmax_options,
 )
 from recognition.classifiers._matmul import MatmulName
-from recognition.classifiers._pool import Changes, ClassPool
+from recognition.classifiers._pool import ClassPool
 from recognition.classifiers._pool_loss import pool_loss
 from recognition.config import Config
 from recognition.distributed import Ranks
 from recognition.finite import Kept
 from recognition.heads._margin import MarginHead
 
-log = logging.getLogger(__name__)
 BATCH_MULTIPLE = 6  # a batch divides into three thirds of two halves
-CHECK_EVERY = 1000  # forward passes between comparisons of the ranks' pools (each one waits)
 
 
 class ClassPoolClassifier(nn.Module):
@@ -77,11 +83,7 @@ class ClassPoolClassifier(nn.Module):
         self.head, self.pool, self.options, self.hardest = options.head, pool, options, hardest
         self.rows = range(0)
         self.ranks, self.ema_decay, self.swap = ranks, ema_decay, swap
-        self.gallery = copy.deepcopy(backbone).requires_grad_(False)
-        for module in self.gallery.modules():
-            if isinstance(module, _BatchNorm):
-                # Its running statistics follow the backbone's, not the images that it sees.
-                module.momentum = 0.0
+        self.gallery = gallery_network(backbone)
         # In a tuple, where nn.Module does not find it: the run owns and saves the backbone.
         self._followed = (backbone,)
         self._forwards = 0
@@ -107,18 +109,7 @@ class ClassPoolClassifier(nn.Module):
             self.pool.undo_unless(taken, changes)
         self._changes = []
 
-        gallery, followed = (
-            [*net.parameters(), *net.buffers()] for net in (self.gallery, *self._followed)
-        )
-        pairs = list(zip(gallery, followed, strict=True))
-        averaged = [a for a, _ in pairs if a.is_floating_point()]
-        # gallery <- gallery + (1 - decay) (backbone - gallery), or + 0 after a skipped step
-        towards = torch._foreach_sub([b for a, b in pairs if a.is_floating_point()], averaged)
-        torch._foreach_mul_(towards, taken.float())
-        torch._foreach_add_(averaged, towards, alpha=1 - self.ema_decay)
-        for a, b in pairs:
-            if not a.is_floating_point():
-                a.copy_(b)
+        follow(self.gallery, self._followed[0], taken, decay=self.ema_decay)
 
     def forward(
         self,
@@ -136,7 +127,7 @@ class ClassPoolClassifier(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             probes = probes.to(torch.promote_types(probes.dtype, torch.float32))
             with torch.no_grad():
-                features = _usable(features.to(self.pool.features.dtype))
+                features = usable(features.to(self.pool.features.dtype))
 
             x, y = labels[:half], labels[half:]
             if self.swap:
@@ -146,9 +137,9 @@ class ClassPoolClassifier(nn.Module):
                 local = self._loss(probes, x, features, y, commit=True)
 
             if self._forwards % CHECK_EVERY == 0 and self.ranks.world > 1:
-                self.pool.check_equal(self.ranks)
+                check_equal(self.pool, self.ranks)
             self._forwards += 1
-            return _sum_over_ranks(local, self.ranks)
+            return sum_over_ranks(local, self.ranks)
 
     def _loss(
         self,
@@ -179,27 +170,6 @@ class ClassPoolClassifier(nn.Module):
         return loss
 
 
-def _usable(features: torch.Tensor) -> torch.Tensor:
-    """Features of length 1.
-
-    A feature that is not finite would stay in the pool. It becomes 0, which has no effect.
-    """
-    finite = features.isfinite().all(1, keepdim=True)
-    return F.normalize(torch.where(finite, features, 0.0))
-
-
-def _sum_over_ranks(local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """The sum over ranks.
-
-    Its gradient is that of this rank's share times world; DistributedDataParallel's mean over ranks
-    cancels the factor.
-    """
-    if ranks.world == 1:
-        return local
-    scaled = local * ranks.world
-    return ranks.all_reduce_sum(local) + (scaled - scaled.detach())
-
-
 def make_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: Any) -> Loader:
     """A Loader that draws a third of a batch by image, and two thirds by identity in pairs.
 
@@ -214,40 +184,14 @@ def make_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: An
             f"optim.batch_size: found {batch_size}, expected {most} or less: a class pool draws a "
             f"third as many different identities per step, and the set has only {present}"
         )
-    if (single := single_image_identities(faces.labels)) and loader.get("rank", 0) == 0:
-        log.info(
-            "%d of %d identities have one image, which is used as both images of a pair",
-            single,
-            faces.num_classes,
-        )
+    if loader.get("rank", 0) == 0:
+        tell_single_images(faces, "which is used as both images of a pair")
     return dual_loader(
         faces,
         identities=batch_size // 3,
         image_weight=config.classifier.options["image_weight"],
         **loader,
     )
-
-
-def pool_columns(size: float, classes: int, *, needed: int) -> int:
-    """Columns of a pool whose option `size` is a share of the classes (up to 1) or a number.
-
-    needed: identities that one loss may bring. Raises ValueError if the pool is too small for them,
-    which names the smallest size that fits, or if `size` is not a number of columns.
-    """
-    needed = min(needed, classes)
-    columns = (round(size * classes) if size <= 1 else int(size)) if 0 < size <= classes else 0
-    if not columns or (size > 1 and size != columns):
-        raise ValueError(
-            f"classifier.size: found {size:g}, expected a share of the {classes} identities in "
-            f"(0, 1], or a number of columns from {max(needed, 2)} to {classes}"
-        )
-    if columns < needed:
-        raise ValueError(
-            f"classifier.size: found {size:g}, a pool of {columns} columns for {classes} "
-            f"identities, but half a global batch may bring {needed} of them; the smallest size "
-            f"that fits is {needed} (or lower optim.batch_size)"
-        )
-    return columns
 
 
 def build(
@@ -286,7 +230,7 @@ def build(
             "classifier.name: found class_pool on mps, where sorting int64 numbers has given wrong "
             "orders; use full or partial, or run.device=cpu"
         )
-    columns = pool_columns(size, classes, needed=ranks.world * batch_size // 2)
+    columns = gallery_columns(size, classes, needed=ranks.world * batch_size // 2)
     return ClassPoolClassifier(
         backbone,
         ClassPool(columns, classes, embedding_of(backbone)),
@@ -307,17 +251,13 @@ def build(
 
 
 def _check(config: Config) -> None:
-    batch_size, order = config.optim.batch_size, config.data.order
+    batch_size = config.optim.batch_size
     if batch_size % BATCH_MULTIPLE:
         raise ValueError(
             f"optim.batch_size: found {batch_size}, expected a multiple of {BATCH_MULTIPLE}, such "
             f"as {_near(batch_size)}, because a class pool divides a batch into six equal parts"
         )
-    if order != "shuffled":
-        raise ValueError(
-            f"data.order: found {order!r}, expected 'shuffled', because the "
-            f"{config.classifier.name} classifier draws the images in its own way"
-        )
+    check_shuffled(config)
     refuse_teacher_centers(config)
 
 
@@ -329,7 +269,7 @@ def _near(batch_size: int) -> int:
 def _memory(config: Config, sizes: Sizes) -> Memory:
     options, batch_size = config.classifier.options, config.optim.batch_size
     needed = sizes.ranks * batch_size // 2
-    columns = pool_columns(options["size"], sizes.classes, needed=needed)
+    columns = gallery_columns(options["size"], sizes.classes, needed=needed)
     kept = {
         "gallery network": sizes.backbone_bytes,
         "class pool": 2 * 4 * columns * sizes.embedding + 16 * sizes.classes,
@@ -345,7 +285,7 @@ def _work(config: Config, sizes: Sizes) -> Work:
     """
     images = _trained_images(config)
     needed = sizes.ranks * config.optim.batch_size // 2
-    columns = pool_columns(config.classifier.options["size"], sizes.classes, needed=needed)
+    columns = gallery_columns(config.classifier.options["size"], sizes.classes, needed=needed)
     return Work(images, columns, trained=False, gallery_images=images)
 
 

@@ -37,6 +37,7 @@ RUNS = {
         *("optim.name=adamw", "optim.lr=0.001", "optim.nesterov=false"),
     ],
     "class pool": ["classifier={name: class_pool}"],
+    "semi-siamese, agents": ["classifier={name: semi_siamese, agents: 2}"],
     "bf16": ["run.precision=bf16", "run.channels_last=true"],
     "MagFace": ["head={name: magface}"],
     "CurricularFace": ["head={name: curricularface}"],

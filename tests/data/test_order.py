@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.f2c_loader import dual_loader, dual_order, single_image_identities
+from data.f2c_loader import dual_loader, dual_order
 from data.loader import Loader
 from data.order import balanced, block_shuffled, named_order, shuffled
+from data.pair_loader import pair_loader, pair_order, single_image_identities
 from data.types import Int64
 from recognition.doctor import wait_advice
 
@@ -184,6 +185,63 @@ def test_a_dual_epoch_with_smaller_batches_shows_the_same_images_once() -> None:
     seen += by_image(smaller)
     assert (smaller.epoch, smaller.consumed) == (1, 0)
     assert seen == shuffled(60, seed=9, epoch=0).tolist()[:56]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, 9), min_size=12, max_size=120),
+    seeds,
+    st.integers(1, 6),
+    st.booleans(),
+)
+def test_pair_order(labels: list[int], seed: int, b: int, left_out: bool) -> None:
+    array = np.array(labels)
+    size = np.bincount(array, minlength=10)
+    visited = int((size > left_out).sum())
+    if not visited:
+        return
+    order = pair_order(array, seed=seed, epoch=1, pairs=b, leave_out_single=left_out)
+    assert len(order) == len(labels) // (2 * b) * 2 * b
+    first, second = (half.flatten() for half in np.split(order.reshape(-1, 2 * b), 2, axis=1))
+    assert (array[first] == array[second]).all()
+    assert ((first != second) == (size[array[first]] > 1)).all()
+    assert not left_out or size[array[first]].min(initial=2) > 1
+    # People come in rounds, in which each comes once. Which pairs come does not depend on b.
+    for start in range(0, len(first), visited):
+        turn = array[first[start : start + visited]]
+        assert len(np.unique(turn)) == len(turn)
+    one_by_one = pair_order(array, seed=seed, epoch=1, pairs=1, leave_out_single=left_out)
+    assert np.array_equal(np.stack([first, second], 1).flatten(), one_by_one[: len(order)])
+
+
+def test_either_image_of_a_pair_may_be_the_first() -> None:
+    labels = np.repeat([0, 1], [2, 3])
+    pairs = np.zeros((5, 5), int)
+    for epoch in range(4000):
+        order = pair_order(labels, seed=0, epoch=epoch, pairs=2).reshape(-1, 4)
+        np.add.at(pairs, (order[:, :2], order[:, 2:]), 1)
+    for own, ways in ((pairs[:2, :2], 2), (pairs[2:, 2:], 6)):
+        assert (np.diag(own) == 0).all()
+        found = own[~np.eye(len(own), dtype=bool)]
+        assert np.abs(found - 4000 / ways).max() < 5 * np.sqrt(4000 / ways)
+
+
+def test_pair_loader_gives_two_halves_and_resumes_on_other_ranks() -> None:
+    faces = Faces(np.repeat(np.arange(10), 6))
+    options: dict[str, Any] = {"pairs": 3, "size": 2, "seed": 9, "threads": 2}
+    batches = list(pair_loader(faces, **options))
+    assert len(batches) == 10
+    for batch in batches:
+        assert batch.labels[:3].tolist() == batch.labels[3:].tolist()
+        assert (batch.images[:3, 0, 0, 0] != batch.images[3:, 0, 0, 0]).all()
+    loader = pair_loader(faces, **options)
+    next(iter(loader))
+    next(iter(loader))
+    ranks = [pair_loader(faces, **options, rank=rank, world=2, step_images=6) for rank in range(2)]
+    for one in ranks:
+        one.load_state_dict(loader.state_dict())
+    resumed = [batch for pair in zip(*ranks, strict=True) for batch in pair]
+    assert [b.labels.tolist() for b in resumed] == [b.labels.tolist() for b in batches[2:]]
 
 
 @pytest.mark.parametrize("identities", [0, 3, 12])

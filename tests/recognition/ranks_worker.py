@@ -37,6 +37,7 @@ VARIANTS = {
         "optim.accumulation=2",
     ],
     "class_pool": ["classifier={name: class_pool, size: 0.9}"],
+    "semi_siamese": ["classifier={name: semi_siamese, size: 0.9, agents: 2}"],
     "partial, taught": [
         *("classifier={name: partial, sample_rate: 0.4}", "optim.accumulation=2"),
         *("teacher.centers=0.5", "teacher.cosine=2"),
@@ -68,8 +69,9 @@ def batches_of(
     for _ in range(config.optim.accumulation):
         images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=draw)
         labels = torch.randint(CLASSES, (IMAGES,), generator=draw)
-        # The class pool's two halves share most identities, and each rank gets a part of both.
-        half, shared = IMAGES // 2, IMAGES // 3
+        # The two halves share identities, and each rank gets a part of both.
+        half = IMAGES // 2
+        shared = half if config.classifier.name == "semi_siamese" else IMAGES // 3
         labels[half : half + shared] = labels[:shared]
         numbers = torch.randint(TAUGHT, (IMAGES,), generator=draw)
         parts = [
@@ -119,12 +121,13 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
     if "centers" in taught:
         rows["teacher"] = taught["centers"]
     linear = taught.get("projection", {})
-    pool = {name: value for name, value in state.items() if name.startswith("pool.")}
+    gallery = ("pool.", "queue.", "agents.")
+    shared = {name: value for name, value in state.items() if name.startswith(gallery)}
     return {
         "losses": torch.stack([torch.as_tensor(loss) for loss in losses]),
         **{f"backbone.{name}": value for name, value in parts.backbone.state_dict().items()},
         **{f"rows.{name}": value for name, value in rows.items()},
-        **pool,
+        **shared,
         **{f"projection.{name}": value for name, value in linear.items()},
     }
 

@@ -50,6 +50,10 @@ KINDS = {
     ],
     "class pool": ["classifier={name: class_pool, size: 0.9}"],
     "class pool, accumulated": ["classifier={name: class_pool, size: 0.9}", "optim.accumulation=2"],
+    "semi-siamese": ["classifier={name: semi_siamese, size: 1}"],
+    "semi-siamese, accumulated": [
+        *("classifier={name: semi_siamese, size: 1}", "optim.accumulation=2"),
+    ],
     "CurricularFace": ["head={name: curricularface}"],
     "fp16": ["run.precision=fp16"],
 }
@@ -136,7 +140,9 @@ def test_nothing_is_left_of_a_skipped_step(
     assert all_finite(parts.state_dict(), Ranks())
 
 
-@pytest.mark.parametrize("kind", ["full", "full, AdamW", "partial", "class pool", "fp16"])
+@pytest.mark.parametrize(
+    "kind", ["full", "full, AdamW", "partial", "class pool", "semi-siamese", "fp16"]
+)
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_gradient_that_is_not_finite_skips_the_step_too(
     tmp_path: Path, kind: str, fused: bool

@@ -115,6 +115,40 @@ def test_the_gallery_network_of_a_class_pool_starts_there_too(source: Path, tmp_
     assert gallery.layer2[0].bn1.training
 
 
+def test_probe_and_galleries_of_semi_siamese_training_start_there(
+    source: Path, tmp_path: Path
+) -> None:
+    """Fine-tuning on two photos of each person, as a whole run, and what its first step sees."""
+    shallow = [
+        *("data.train=synthetic:identities=6,images=2,first=50", f"init.weights={source}"),
+        *("classifier={name: semi_siamese, size: 1, agents: 2}", "init.freeze=['layer1.*']"),
+        *("optim.batch_size=4", "optim.epochs=2"),
+    ]
+    parts = _parts(_config(tmp_path, *shallow))
+    classifier: Any = parts.classifier
+    assert _equal(dict(parts.backbone.state_dict()), _saved(source))
+    for agent in classifier.agents:
+        assert _equal(dict(agent.state_dict()), _saved(source))
+        assert not agent.layer1[0].bn1.training
+        assert agent.layer2[0].bn1.training
+
+    # The last one of the run's agents to have its turn is the last one in the list.
+    run = _run(tmp_path, *shallow)
+    whole = _state(run, 6)
+    trained, agents = whole[0]["backbone"], whole[1]["classifier"]
+    moved = [not torch.equal(agents[f"agents.{i}.fc.weight"], trained["fc.weight"]) for i in (0, 1)]
+    assert moved == [True, True]
+    assert torch.equal(
+        agents["agents.1.layer1.0.bn1.weight"], _saved(source)["layer1.0.bn1.weight"]
+    )
+
+    # It resumes to the bit in the middle of the agents' round.
+    for step in (6, 5, 4):
+        shutil.rmtree(run / f"checkpoints/step_{step:08d}")
+    _run(tmp_path, *shallow, resume=True)
+    assert _equal(_state(run, 6), whole)
+
+
 def test_what_is_skipped_starts_at_random_and_is_reported(source: Path, tmp_path: Path) -> None:
     other = ["backbone.embedding=12", "data.size=48"]
     random = _parts(_config(tmp_path, *other)).backbone
@@ -148,6 +182,7 @@ def test_names_that_only_the_weights_have_must_be_skipped_and_are_reported(
 
 
 MEANS, POOL = "init.centers=means", "classifier={name: class_pool, size: 1}"
+SIAMESE = "classifier={name: semi_siamese, size: 1}"
 
 
 @pytest.mark.parametrize(
@@ -163,6 +198,7 @@ MEANS, POOL = "init.centers=means", "classifier={name: class_pool, size: 1}"
         (["init.freeze=['*']"], ["init.freeze", "nothing of the backbone to train"]),
         (["optim.lr_factors={center: 2}"], ["optim.lr_factors: 'center'", "did you mean centers"]),
         ([MEANS, POOL, "optim.batch_size=6"], ["init.centers: the class_pool classifier has no"]),
+        ([MEANS, SIAMESE], ["init.centers: the semi_siamese classifier has no"]),
         (
             ["optim.lr_factors.centers=2", POOL, "optim.batch_size=6"],
             ["optim.lr_factors.centers: the class_pool classifier has no centers"],

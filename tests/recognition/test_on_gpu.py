@@ -26,6 +26,7 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
     "sub-centers": {"name": "full", "sub_centers": 2, "chunk": 5},
     "partial": {"name": "partial", "sample_rate": 0.5},
     "class_pool": {"name": "class_pool", "size": 0.8},
+    "semi_siamese": {"name": "semi_siamese", "size": 0.8, "agents": 2},
 }
 
 
@@ -59,7 +60,7 @@ def test_float32_losses_are_those_of_a_cpu(classifier: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("classifier", ["full", "partial", "class_pool"])
+@pytest.mark.parametrize("classifier", ["full", "partial", "class_pool", "semi_siamese"])
 def test_losses_in_low_precision_are_near(classifier: str, precision: str) -> None:
     if precision == "bf16" and not torch.cuda.is_bf16_supported():
         pytest.skip("this GPU has no bf16")

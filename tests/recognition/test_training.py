@@ -319,6 +319,7 @@ def test_a_loss_that_stays_nan_ends_the_run(tmp_path: Path) -> None:
         ("data.train=nowhere.rec", ["data.train", "nowhere.rec"]),
         ("optim.batch_size=4000", ["has 60", "4000"]),
         ("classifier={name: class_pool}", ["optim.batch_size: found 8", "multiple of 6"]),
+        ("classifier={name: semi_siamese, size: 2}", ["classifier.size: found 2", "fits is 4"]),
         ("data.train='concat:synthetic:identities=5;nowhere.rec'", ["data.train", "nowhere.rec"]),
         (
             "evaluate.sets=[{name: mine, faces: 'concat:synthetic:;nowhere'}]",

@@ -175,6 +175,23 @@ def test_sub_centers_and_wide_embeddings_make_chunks_as_a_run_does(config: Path)
         assert need == rows * (4 * 64 + 2 * embedding_of(backbone)) * 4
 
 
+def test_agents_cost_memory_and_no_time(config: Path) -> None:
+    one, three = (
+        plan.plan(
+            str(config), [f"classifier={{name: semi_siamese, agents: {agents}}}"], 1000, None, 1
+        )["bytes"]
+        for agents in (1, 3)
+    )
+    assert three["gallery networks"] == 3 * one["gallery networks"] == 3 * one["backbone weights"]
+    assert three["gallery queue"] == one["gallery queue"] > 250 * 4 * 128
+    assert three["activations"] == one["activations"]
+    half = ["classifier={name: semi_siamese, swap: false}"]
+    assert (
+        plan.plan(str(config), half, 1000, None, 1)["bytes"]["activations"]
+        < 0.6 * one["activations"]
+    )
+
+
 def test_a_class_pool_does_not_grow_with_the_ranks_and_without_swap_sees_half(config: Path) -> None:
     pooled = ["classifier={name: class_pool, size: 0.1}", "optim.batch_size=60"]
     one, eight = (plan.plan(str(config), pooled, 100_000, None, ranks)["bytes"] for ranks in (1, 8))

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recognition.classifiers.class_pool import ClassPoolClassifier, build, pool_columns
+from recognition.classifiers._gallery import gallery_columns
+from recognition.classifiers.class_pool import ClassPoolClassifier, build
 from recognition.distributed import Ranks
 from recognition.heads import arcface, cosface
 from recognition.heads._margin import MarginHead
@@ -312,7 +313,7 @@ def test_resume_continues_to_the_same_numbers() -> None:
     [(0.1, 617970, 192, 61797), (430, 4300, 96, 430), (1.0, 20, 60, 20)],
 )
 def test_size_is_a_share_or_a_number(size: float, classes: int, needed: int, columns: int) -> None:
-    assert pool_columns(size, classes, needed=needed) == columns
+    assert gallery_columns(size, classes, needed=needed) == columns
 
 
 @pytest.mark.parametrize(
@@ -324,4 +325,4 @@ def test_size_is_a_share_or_a_number(size: float, classes: int, needed: int, col
 )
 def test_a_pool_that_a_batch_may_overflow_is_refused(size: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pool_columns(size, 4300, needed=96)
+        gallery_columns(size, 4300, needed=96)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.parts import find_part, part_names
 from recognition import checkpoint, experiment
+from recognition.classifiers._gallery import check_equal
 from recognition.classifiers.class_pool import ClassPoolClassifier, build
 from recognition.config import ConfigError
 from recognition.distributed import Ranks
@@ -94,10 +95,10 @@ def work(rank: int, world: int, folder: str) -> None:
         )
         result = {"losses": losses, "net": net.state_dict(), "classifier": classifier.state_dict()}
         torch.save(result, f"{folder}/{head}_{rank}.pt")
-    classifier.pool.check_equal(Ranks(rank, world))
+    check_equal(classifier.pool, Ranks(rank, world))
     classifier.pool.features[0, 0] += rank
-    with pytest.raises(RuntimeError, match="class pools differ"):
-        classifier.pool.check_equal(Ranks(rank, world))
+    with pytest.raises(RuntimeError, match="gallery features differ"):
+        check_equal(classifier.pool, Ranks(rank, world))
 
     # Leave without tearing Python down: a thread of gloo may still hold the tensors of the last
     # collective, and to free them while the interpreter ends aborts the process now and then.

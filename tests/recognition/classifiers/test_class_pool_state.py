@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recognition.classifiers._gallery import check_equal
 from recognition.classifiers._pool import ClassPool
 from recognition.distributed import Ranks
 from tests.recognition.classifiers.published_pool import Published
@@ -158,6 +159,6 @@ def test_pools_that_differ_in_one_entry_are_told_apart(name: str) -> None:
     ours, theirs = ClassPool(30, 100, 4), ClassPool(30, 100, 4)
     getattr(theirs, name).view(-1)[-1] += 1
     recorder = TwoRanks()
-    theirs.check_equal(recorder)
-    with pytest.raises(RuntimeError, match="class pools differ"):
-        ours.check_equal(TwoRanks(recorder.__dict__["seen"][0]))
+    check_equal(theirs, recorder)
+    with pytest.raises(RuntimeError, match="gallery features differ"):
+        check_equal(ours, TwoRanks(recorder.__dict__["seen"][0]))

@@ -23,6 +23,8 @@ CLASSIFIERS = {
     "partial, sub-centers": "{name: partial, sub_centers: 3, matmul_dtype: float16}",
     "class pool": "{name: class_pool, size: 0.2}",
     "class pool, all": "{name: class_pool, size: 0.2, outside: all, swap: false}",
+    "semi-siamese": "{name: semi_siamese, size: 0.2}",
+    "semi-siamese, agents": "{name: semi_siamese, size: 0.2, agents: 3, swap: false}",
 }
 PRECISIONS = ("fp32", "bf16", "fp16")
 AUGMENT = "{shift: 4, zoom: 0.1, crop: 0.2, photometric: 0.2, low_resolution: 0.2, blur: 0.2}"
@@ -37,10 +39,10 @@ def cases() -> dict[str, list[str]]:
         if not ("fused" in name and precision == "fp16")  # refused by the config check
     }
     for head in part_names("recognition.heads"):
-        for name in ("full", "class pool"):
+        for name in ("full", "class pool", "semi-siamese"):
             choose = [f"classifier={CLASSIFIERS[name]}", f"head={{name: {head}}}"]
             found[f"{name}, {head}"] = [*choose, "run.precision=bf16"]
-    for name in ("full", "partial", "class pool"):
+    for name in ("full", "partial", "class pool", "semi-siamese, agents"):
         choose = [f"classifier={CLASSIFIERS[name]}", "optim.accumulation=2"]
         found[f"{name}, accumulated"] = [*choose, "run.precision=fp16"]
     for schedule in ("fastface", "moving_haar"):
