@@ -74,6 +74,7 @@ FLIPPED, DIVIDED = 0.2, 0.1  # shares of images and of people
 LEAST = 10  # images of a person who gets two labels
 PRECISION = 0.8  # expected; more is reached, because a network remembers some wrong labels
 LATE_PRECISION = 0.9  # the same of `cleaned` and `fourth`, which saw fewer wrong labels
+LOWER_PRECISION = 0.875  # another of `fourth`, which was looked for after all rounds
 BAR = 0.9  # precision at which the best recall of any threshold is reported
 SCALE = 24.0  # of the softmax of p(true), as in the head
 PRUNED = {"difference_75": 0.75, "difference_50": 0.5, "random_75": 0.75, "random_50": 0.5}
@@ -313,9 +314,14 @@ def cleaned(place: Place) -> dict[str, Any]:
 def fourth(place: Place) -> dict[str, Any]:
     planted = plant(place.labels, place.seed)
     seconds = go_on(place, "fourth", "cleaned", planted)
+    tries = {
+        "noise": (LATE_PRECISION, ["fourth"]),
+        "noise_both": (LATE_PRECISION, ["fourth", "third"]),
+        "noise_both_lower": (LOWER_PRECISION, ["fourth", "third"]),
+    }
     figures = {
-        key: noise_figures(find_in(place, planted, LATE_PRECISION, *rows), planted.flipped)
-        for key, rows in (("noise", ["fourth"]), ("noise_both", ["fourth", "third"]))
+        key: noise_figures(find_in(place, planted, precision, *rows), planted.flipped)
+        for key, (precision, rows) in tries.items()
     }
     return {"cpu_seconds": seconds, **figures}
 
