@@ -100,8 +100,9 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-# mxnet wrote the golden files in a separate environment, so no extra installs it.
-ELSEWHERE = {"mxnet"}
+# No extra installs them: mxnet wrote the golden files in a separate environment, and one benchmark
+# compares LoRA with peft's.
+ELSEWHERE = {"mxnet", "peft"}
 # Modules that only some commands import, and the extra that installs each.
 OPTIONAL = {
     "fastapi": "demo",
@@ -111,6 +112,7 @@ OPTIONAL = {
     "onnxruntime": "onnx",
     "pillow_heif": "heic",
     "starlette": "demo",
+    "timm": "timm",
     "uvicorn": "demo",
 }
 

@@ -88,7 +88,7 @@ def test_a_section_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     shown = _printed(capsys, "--explain", "optim")
     assert shown.startswith("optim: ")
     assert "optim.lr: a number more than 0; required" in shown
-    assert 'optim.name: sgd or adamw; default "sgd"' in shown
+    assert 'optim.name: sgd, adamw or muon; default "sgd"' in shown
     assert "run." not in shown
     shown = _printed(capsys, "--explain", "data.augment")
     assert "data.augment.flip: a number at least 0 and at most 1; default 0.5" in shown

@@ -99,7 +99,7 @@ def test_a_signal_is_seen_within_a_step(number: signal.Signals, tmp_path: Path) 
 def test_a_signal_while_the_run_is_built_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def build_parts(*_: object) -> None:
+    def build_parts(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(experiment, "build_parts", build_parts)
