@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,23 @@ def _check_same(config: Config) -> None:
         free = any(key == name or key.startswith(name + ".") for name in _FREE_ON_RESUME)
         if free or before.get(key) == now.get(key) or _lengthens(config, key, before.get(key)):
             continue
+        if key not in before and _is_default(config, key):  # a version before this key wrote it
+            continue
         raise ConfigError(
             f"run.output: {written} was made with {key}={before.get(key)!r}, now it is "
             f"{now.get(key)!r}; {_advice(config, key, before.get(key))}"
         )
+
+
+def _is_default(config: Config, key: str) -> bool:
+    """Whether a key has its default; False for a part's options, whose defaults may change."""
+    *sections, name = key.split(".")
+    owner: Any = config
+    for section in sections:
+        owner = getattr(owner, section, None)
+    return is_dataclass(owner) and any(
+        field.name == name and field.default == getattr(owner, name) for field in fields(owner)
+    )
 
 
 def _lengthens(config: Config, key: str, before: object) -> bool:

@@ -21,7 +21,7 @@ import yaml
 
 import recognition
 from data.faces import open_faces
-from recognition import best_checkpoint, checkpoint, experiment, run_lock, run_space
+from recognition import best_checkpoint, checkpoint, experiment, run_folder, run_lock, run_space
 from recognition.best_checkpoint import MARK
 from recognition.config import Config, ConfigError
 from recognition.distributed import Ranks
@@ -174,6 +174,23 @@ def test_a_broken_config_yaml_is_mended(finished: Path, run: Path, written: byte
     _resume(run)
     mended = (run / "config.yaml").read_text()
     assert mended == (finished / "config.yaml").read_text().replace(str(finished), str(run))
+
+
+def test_a_run_from_before_a_new_key_goes_on_with_its_default(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    monkeypatch.setattr(
+        run_folder, "saved_config", lambda folder: (run / "config.yaml", yaml.safe_dump(tree))
+    )
+    del tree["teacher"], tree["optim"]["muon_lr"]
+    with pytest.raises(ConfigError, match=r"optim\.muon_lr=None, now it is 0\.5"):
+        _resume(run, "optim.muon_lr=0.5")
+    _resume(run)
+
+    del tree["classifier"]["chunk"]
+    with pytest.raises(ConfigError, match=r"classifier\.chunk=None"):
+        _resume(run)
 
 
 def test_a_start_that_failed_before_training_can_be_repeated(tmp_path: Path) -> None:
