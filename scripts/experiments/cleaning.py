@@ -31,10 +31,6 @@ stopped and started again. Differences have 95 % intervals (eval/metrics/paired.
 
 import base64
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,8 +55,9 @@ from eval.metrics import verification as metrics
 from eval.metrics.paired import accuracy_difference
 from recognition.models.load import load_model
 from scripts._tables import TableRow, show_table
+from scripts.experiments._train import run_training
 from scripts.experiments.fine_tuning import right_of
-from tools._cli import Failed, command
+from tools._cli import command
 
 CONFIG = "configs/quarter_time.yaml"
 SETTINGS = (
@@ -202,24 +199,9 @@ class Place:
         self.runs.mkdir(parents=True, exist_ok=True)
         np.save(chosen, np.stack([rows, labels], 1))
         options = (f"data.root={self.faces}", f"data.subset={chosen.absolute()}", *SETTINGS)
-        run = (f"run.output={self.folder(row)}", f"run.seed={self.seed}", "evaluate.sets=[]")
+        run = ("data.renumber=true", f"run.seed={self.seed}", "evaluate.sets=[]")
         lengths = (f"optim.epochs={EPOCHS}", f"optim.lr={LR}")
-        train = (sys.executable, "train.py", "--config", CONFIG, "--resume")
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        path = self.folder(row).with_suffix(".log")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with open(path, "a") as log:
-            done = subprocess.run(
-                [*train, *options, *run, "data.renumber=true", *lengths, *overrides],
-                check=False,
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
-        if done.returncode:
-            raise Failed(f"{row}: train.py ended with code {done.returncode}; see {path}")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        spent = run_training(CONFIG, [*options, *run, *lengths, *overrides], self.folder(row))
         seconds.write_text(f"{spent:.1f}")
         return round(spent, 1)
 

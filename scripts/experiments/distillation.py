@@ -9,10 +9,6 @@ stopped and started again. Differences between rows are paired (eval/metrics/pai
 """
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,8 +19,9 @@ from data.files import atomic_write
 from data.pairs.lists import from_list
 from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow, show_table
+from scripts.experiments._train import run_training
 from scripts.experiments.fine_tuning import judge, right_of
-from tools._cli import Failed, command
+from tools._cli import command
 
 CONFIG = "configs/faces_cpu.yaml"
 SEEDS = 3
@@ -44,35 +41,14 @@ ROWS: dict[str, list[str]] = {
 }
 
 
-def train(options: list[str], folder: Path) -> float:
-    """Run train.py, or continue it. Returns the CPU seconds of this call."""
-    arguments = ["--config", CONFIG, "--resume", *PLAIN, *options, f"run.output={folder}"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    path = folder.with_suffix(".log")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(path, "a") as log:
-        done = subprocess.run(
-            [sys.executable, "train.py", *arguments],
-            check=False,
-            stdout=log,
-            stderr=log,
-            env=environment,
-        )
-    if done.returncode:
-        raise Failed(f"{folder.name}: train.py ended with code {done.returncode}; see {path}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def finish_teacher(faces: Path, teacher: Path, results: Path) -> None:
     """Train the teacher, unless it is there, and keep the figures of its own evaluation."""
     written = teacher / "results.json"
     if written.exists() and (results / f"{TEACHER}_0.json").exists():
         return
-    # A teacher that is there already tells no CPU seconds.
-    there = written.exists()
-    seconds = None if there else train([f"data.root={faces}", *OF_TEACHER], teacher)
+    seconds = None  # of a teacher that is there already
+    if not written.exists():
+        seconds = run_training(CONFIG, [f"data.root={faces}", *PLAIN, *OF_TEACHER], teacher)
     found = json.loads(written.read_text())["results"][0]["metrics"]
     keep(TEACHER, 0, OF_TEACHER, seconds, found, results)
 
@@ -84,7 +60,7 @@ def finish(row: str, seed: int, faces: Path, teacher: Path, runs: Path, results:
     taught = [] if row == ALONE else [f"teacher.model={teacher}"]
     options, folder = [*OF_STUDENT, *ROWS[row]], runs / f"{row}_{seed}"
     plain = [f"data.root={faces}", "evaluate.sets=[]", f"run.seed={seed}"]
-    seconds = train([*plain, *taught, *options], folder)
+    seconds = run_training(CONFIG, [*PLAIN, *plain, *taught, *options], folder)
     pairs = from_list(faces / "protocol/pairs.txt", faces / "lfw_112.zip")
     keep(row, seed, options, seconds, judge(folder, "lfw", pairs), results)
 

@@ -11,10 +11,6 @@ intervals come from 2,000 bootstrap resamples of the seeds, and of the test pair
 
 import base64
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +27,8 @@ from eval.metrics import verification as metrics
 from eval.metrics.paired import seedwise_difference
 from recognition.models.load import load_model
 from scripts._tables import TableRow, show_table
-from tools._cli import Failed, command
+from scripts.experiments._train import run_training
+from tools._cli import command
 
 CONFIG = "configs/finetune.yaml"
 SEEDS = 3
@@ -60,20 +57,8 @@ SETS: dict[str, Callable[[int], str]] = {
 def train(row: str, seed: int, model: Path, folder: Path) -> float:
     """Run train.py, or continue it. Returns the CPU seconds of this call."""
     options = [f"init.weights={model}", f"data.train={people(seed)},images=12", *ROWS[row]]
-    command = [
-        *(sys.executable, "train.py", "--config", CONFIG, "--resume", *options),
-        *(f"run.output={folder}", f"run.seed={seed}", "evaluate.sets=[]", "data.threads=1"),
-    ]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    path = folder.with_suffix(".log")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(path, "a") as log:
-        done = subprocess.run(command, check=False, stdout=log, stderr=log, env=environment)
-    if done.returncode:
-        raise Failed(f"{folder.name}: train.py ended with code {done.returncode}; see {path}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    run = [f"run.seed={seed}", "evaluate.sets=[]", "data.threads=1"]
+    return run_training(CONFIG, [*options, *run], folder)
 
 
 def test(model: Path, faces: str) -> dict[str, Any]:

@@ -21,11 +21,7 @@ one holds. `python -m scripts.experiments.quarter_report` makes the tables and f
 import base64
 import fcntl
 import json
-import os
-import resource
 import statistics
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,9 +43,10 @@ from eval.embed import embed_faces
 from eval.metrics import verification as metrics
 from recognition.parse import load_config
 from scripts._curves import run_curve, thinned, training_lines
+from scripts.experiments._train import run_training
 from scripts.experiments.view1_faces import alternating
 from tools._backbone import trace
-from tools._cli import Failed, command
+from tools._cli import command
 
 CONFIG = "configs/quarter_time.yaml"
 IMAGES, BATCH = 5_998, 16
@@ -183,27 +180,12 @@ def train(run: Run, faces: Path, runs: Path) -> dict[str, Any]:
     compilation, and whether an earlier call had begun the run, whose time is then missing there.
     """
     folder = runs / run.name
-    command = [
-        *(sys.executable, "train.py", "--config", CONFIG, "--resume", f"data.root={faces}"),
-        *(f"run.output={folder}", f"run.seed={run.seed}", "evaluate.sets=[]"),
+    options = [
+        *(f"data.root={faces}", f"run.seed={run.seed}", "evaluate.sets=[]"),
         *(f"optim.epochs={run.epochs}", f"optim.lr={run.rate:g}", *run.overrides),
     ]
-    # The compiled code is kept, so that each run but the first only loads it.
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "TORCHINDUCTOR_CACHE_DIR": str((runs / "compiled").resolve()),
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    }
     resumed = (folder / "metrics.jsonl").exists()
-    path = runs / f"{run.name}.log"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with open(path, "a") as log:
-        done = subprocess.run(command, check=False, stdout=log, stderr=log, env=environment)
-    if done.returncode:
-        raise Failed(f"{run.name}: train.py ended with code {done.returncode}; see {path}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = run_training(CONFIG, options, folder)
     return {**cost(run, folder), "cpu_seconds": round(seconds, 1), "resumed": resumed}
 
 

@@ -22,9 +22,6 @@ intervals from resamples of the test pairs and of the seeds (eval/metrics/paired
 
 import base64
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -45,9 +42,10 @@ from eval.embed import embed_faces
 from eval.metrics import verification as metrics
 from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow, show_table
+from scripts.experiments._train import run_training
 from scripts.experiments.quarter_time import right_of
 from scripts.experiments.view1_faces import alternating, people_of
-from tools._cli import Failed, command
+from tools._cli import command
 
 CONFIG = "configs/shallow.yaml"
 IMAGES = 96_000  # that a run shows
@@ -154,23 +152,12 @@ def train(run: Run, faces: Path, runs: Path) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     listed = runs / f"{run.name}.npy"
     np.save(listed, rows)
-    command = [
-        *(sys.executable, "train.py", "--config", CONFIG, "--resume", "evaluate.sets=[]"),
-        *(f"data.train={faces / path}", f"data.subset={listed.resolve()}", f"run.seed={run.seed}"),
-        *(f"optim.batch_size={BATCH}", f"optim.epochs={epochs(run, len(rows))}"),
-        *(f"run.output={runs / run.name}", *SETTINGS[run.row][run.setting]),
+    options = [
+        *("evaluate.sets=[]", f"data.train={faces / path}", f"data.subset={listed.resolve()}"),
+        *(f"run.seed={run.seed}", f"optim.batch_size={BATCH}"),
+        *(f"optim.epochs={epochs(run, len(rows))}", *SETTINGS[run.row][run.setting]),
     ]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "TORCHINDUCTOR_CACHE_DIR": str((runs / "compiled").resolve()),
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    }
-    log = runs / f"{run.name}.log"
-    with open(log, "a") as file:
-        done = subprocess.run(command, check=False, stdout=file, stderr=file, env=environment)
-    if done.returncode:
-        raise Failed(f"{run.name}: train.py ended with code {done.returncode}; see {log}")
+    run_training(CONFIG, options, runs / run.name)
 
 
 def test_pairs(run: Run, faces: Path, runs: Path) -> Pairs:

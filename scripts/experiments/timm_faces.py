@@ -9,10 +9,6 @@ the ONNX file that tools.export writes.
 """
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +21,8 @@ from recognition.config import Config
 from recognition.models.model import Model, build_backbone, facts_of
 from recognition.parse import load_config
 from scripts._tables import TableRow, show_table
-from tools._cli import Failed, command
+from scripts.experiments._train import run_training
+from tools._cli import command
 from tools.export import export
 
 CONFIG = "configs/timm_cpu.yaml"
@@ -40,18 +37,9 @@ ROWS: dict[str, list[str]] = {
 
 def train(folder: Path, options: list[str]) -> None:
     """Run train.py, or continue it, and add its CPU seconds to a file in the folder."""
-    words = [sys.executable, "train.py", "--config", CONFIG, "--resume", *options]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    path = folder.with_suffix(".log")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, stdout=log, stderr=log, env=environment)
-    if done.returncode:
-        raise Failed(f"{folder.name}: train.py ended with code {done.returncode}; see {path}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = run_training(CONFIG, options, folder)
     with atomic_write(folder / "cpu_seconds.json", "w") as file:
-        json.dump(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, file)
+        json.dump(seconds, file)
 
 
 def lfw(model: Model, config: Config) -> TableRow:
