@@ -143,9 +143,13 @@ def _run(config: Config, source: str, stop: Stop, resume: bool) -> Path:
             if ranks.rank == 0:
                 write_report(results, into, published=config.evaluate.published)
                 of = "" if into == folder else f"{into.name}/"
-                sheets = {f"{of}{r.name}/worst": worst_sheet(r.worst) for r in results if r.worst}
-                worst.update(sheets)
-                worst.update({f"{r.name}/worst": worst_sheet(r.worst) for r in results if r.worst})
+                worst.update(
+                    {
+                        f"{of}{one.name}/worst": worst_sheet(one.worst)
+                        for one in results
+                        if one.worst
+                    }
+                )
             return {
                 f"{result.name}/{metric}": value
                 for result in results
