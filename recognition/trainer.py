@@ -6,13 +6,12 @@ a resumed run computes the same numbers.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from data.loader import Loader
 from data.types import Batch
 from recognition import checkpoint
 from recognition.best_checkpoint import best_checkpoint, mark_best
+from recognition.clock import Clock
 from recognition.config import Config, ConfigError
 from recognition.device import autocast, lay_out
 from recognition.finite import Kept, Verdict, all_finite, check_step
@@ -34,10 +34,8 @@ from recognition.parse import to_yaml
 from recognition.parts import CLASSIFIER_GROUP, TEACHER_GROUP, Parts
 from recognition.seeds import seed_of
 from recognition.seen import Seen
-from recognition.step_times import StepTimes
 from recognition.stop import Agreement, Stop, Stopped
 
-T = TypeVar("T")
 # Skipped steps in a row before a run gives up. The loss scale of fp16 reaches its floor before.
 MOST_SKIPPED = 30
 LEAST_LINES = 20  # log lines of a run, if it has so many steps
@@ -125,7 +123,7 @@ def train(
     owed = resume and _evaluation_owed(config, parts, progress, folder)
     agreement = Agreement(parts.ranks, parts.device)
     with open_logs(config, folder, parts, total_steps=total, first_step=progress.step) as logs:
-        clock, seen = _Clock(parts, logs.doing), Seen()
+        clock, seen = Clock(parts, logs.doing), Seen()
 
         def evaluate_now() -> None:
             values = clock.outside("evaluating", evaluate)
@@ -292,46 +290,8 @@ def _evaluation_owed(config: Config, parts: Parts, progress: Progress, folder: P
     return bool(parts.ranks.all_reduce_max(torch.full((), float(owed), device=parts.device)) > 0)
 
 
-class _Clock:
-    """Time since the last log line, what of it the loop waited for data, and time outside it."""
-
-    def __init__(self, parts: Parts, doing: Callable[[str], None]) -> None:
-        self._loader, self.times = parts.loader, StepTimes(parts.device)
-        self._doing = doing
-        self._outside: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        self._began, self._waited = time.perf_counter(), self._loader.wait_seconds
-        self._began_cpu = time.process_time()
-
-    def read(self) -> tuple[float, float]:
-        """Seconds since the restart, and how many of them the loop waited for data."""
-        return time.perf_counter() - self._began, self._loader.wait_seconds - self._waited
-
-    def cpu_seconds(self) -> float:
-        """CPU time of all threads of this process since the restart, whatever they did."""
-        return time.process_time() - self._began_cpu
-
-    def outside(self, state: str, action: Callable[[], T]) -> T:
-        """What `action` returns; the time it takes does not count as training, but as `state`."""
-        began = time.perf_counter()
-        self._doing(state)
-        result = action()
-        self._doing("training")
-        seconds = time.perf_counter() - began
-        self._began += seconds
-        self._outside[state] = self._outside.get(state, 0.0) + seconds
-        return result
-
-    def take_outside(self) -> dict[str, float]:
-        """Seconds outside since the last call, by the state of the run."""
-        taken, self._outside = self._outside, {}
-        return taken
-
-
 def _log_line(
-    config: Config, parts: Parts, progress: Progress, clock: _Clock, seen: Seen
+    config: Config, parts: Parts, progress: Progress, clock: Clock, seen: Seen
 ) -> tuple[dict[str, Any], np.ndarray]:
     """One line of the logs, and the lengths of the embeddings that `seen` has noted.
 
@@ -380,7 +340,7 @@ def _learning_rates(parts: Parts) -> dict[str, float]:
     return {f"learning_rate/{name}": rate for name, rate in rates.items()} if differ else {}
 
 
-def _evaluation_figures(parts: Parts, clock: _Clock) -> dict[str, float]:
+def _evaluation_figures(parts: Parts, clock: Clock) -> dict[str, float]:
     """What the logs say of an evaluation besides its results: when it was and what took time."""
     seconds = {f"seconds/{part}": value for part, value in clock.take_outside().items()}
     return {"epoch": float(parts.loader.epoch), "images": parts.loader.place, **seconds}
@@ -412,7 +372,7 @@ def _last_good(folder: Path) -> str:
 
 
 def save(
-    config: Config, parts: Parts, folder: Path, progress: Progress, clock: _Clock, *, last: bool
+    config: Config, parts: Parts, folder: Path, progress: Progress, clock: Clock, *, last: bool
 ) -> bool:
     """Write a checkpoint of everything, and the backbone's weights alone as model.pt.
 

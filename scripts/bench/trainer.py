@@ -20,6 +20,7 @@ from torch import nn
 from data.options import Count
 from data.types import Batch
 from recognition import trainer
+from recognition.clock import Clock
 from recognition.config import Config
 from recognition.device import autocast
 from recognition.distributed import Ranks
@@ -75,7 +76,7 @@ def measure(config: Config, steps: int, rounds: int) -> dict[str, Any]:
             first_step=0,
         ) as logs,
     ):
-        clock, seen = trainer._Clock(ours, logs.doing), Seen()
+        clock, seen = Clock(ours, logs.doing), Seen()
 
         def block() -> float:
             start = time.process_time()

@@ -52,11 +52,10 @@ from eval.cleaning.prune import prune_at_random, prune_by_difference, true_proba
 from eval.cleaning.split import find_splits
 from eval.embed import embed_faces, normalized
 from eval.metrics import verification as metrics
-from eval.metrics.paired import accuracy_difference
 from recognition.models.load import load_model
-from scripts._tables import TableRow, show_table
+from scripts._tables import show_table
+from scripts.experiments._cleaning_tables import accuracy_table, found_table
 from scripts.experiments._train import run_training
-from scripts.experiments.fine_tuning import right_of
 from tools._cli import command
 
 CONFIG = "configs/quarter_time.yaml"
@@ -76,14 +75,6 @@ BAR = 0.9  # precision at which the best recall of any threshold is reported
 SCALE = 24.0  # of the softmax of p(true), as in the head
 PRUNED = {"difference_75": 0.75, "difference_50": 0.5, "random_75": 0.75, "random_50": 0.5}
 OVERLAP = "overlap"
-METHODS = (
-    "noise",
-    "noise_both",
-    "merge",
-    "split",
-    "original",
-    "mobilefacenet",
-)  # figures that a record may have
 STORED = "lfw_embeddings_mobilefacenet"  # vectors (.npy) and names (.txt) of a published model
 PLANTED, PHOTOS, STRANGERS = 20, 6, 500  # people, least photos of each, strangers of LFW
 ROWS = ("noisy", "again", "third", "cleaned", "fourth", "original", "joined", *PRUNED, OVERLAP)
@@ -434,58 +425,6 @@ def finish(row: str, place: Place) -> None:
     print(f"{row} {place.seed}: done", flush=True)
 
 
-def read_records(results: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Row -> seed -> record."""
-    records: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted(results.glob("*_[0-9].json")):
-        record = json.loads(path.read_text())
-        records.setdefault(record["row"], {})[record["seed"]] = record
-    return records
-
-
-def found_table(results: Path) -> list[TableRow]:
-    """One line per seed and method: what was found of what was planted, in percent."""
-    lines: list[TableRow] = []
-    for row, seeds in read_records(results).items():
-        for seed, record in sorted(seeds.items()):
-            for method in METHODS:
-                if method in record:
-                    figures = record[method]
-                    kept = ("planted", "found", "right", "precision", "recall")
-                    line = {"method": method, "vectors of": row, "seed": seed}
-                    more = {"best recall": figures.get("best_recall", "")}
-                    more |= {"expected precision": figures.get("expected_precision", "")}
-                    lines.append(line | {key: figures[key] for key in kept} | more)
-    return sorted(lines, key=lambda line: (line["method"], line["vectors of"], line["seed"]))
-
-
-def decisions(records: dict[int, dict[str, Any]], seeds: list[int]) -> np.ndarray:
-    """Which pairs of LFW each seed's model judged correctly, bool (S,6000)."""
-    return np.stack([right_of(records[seed]["lfw"]) for seed in seeds])
-
-
-def accuracy_table(results: Path) -> list[TableRow]:
-    """One line per row: LFW, and the paired differences from two other rows."""
-    records = read_records(results)
-    lines: list[TableRow] = []
-    for row in (row for row in ROWS if row in records and row != OVERLAP):
-        own = records[row]
-        accuracies = [record["lfw"]["accuracy"] for record in own.values()]
-        line: dict[str, object] = {"row": row, "seeds": len(own)}
-        line["images"] = round(float(np.mean([one.get("images", 5998) for one in own.values()])))
-        line["accuracy"] = f"{np.mean(accuracies):.2f}"
-        for other in ("noisy", "original"):
-            shared = sorted(set(own) & set(records.get(other, {})))
-            line[f"above {other}"] = ""
-            if shared and row != other:
-                one, two = (decisions(records[name], shared) for name in (row, other))
-                line[f"above {other}"] = str(accuracy_difference(one, two))
-        seconds = [record["cpu_seconds"] for record in own.values()]
-        line["CPU seconds"] = round(float(np.mean(seconds)))
-        lines.append(line)
-    return lines
-
-
 def run_experiment(
     *,
     faces: Path | None = None,
@@ -514,7 +453,7 @@ def run_experiment(
                 finish(row, place)
     show_table(found_table(results))
     print()
-    show_table(accuracy_table(results))
+    show_table(accuracy_table(results, [row for row in ROWS if row != OVERLAP]))
 
 
 main = command(run_experiment)

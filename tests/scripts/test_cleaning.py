@@ -12,6 +12,7 @@ from eval.cleaning.cut import Cut
 from eval.cleaning.noise import Noise
 from recognition.parse import load_config
 from scripts.experiments import cleaning
+from scripts.experiments._cleaning_tables import accuracy_table, found_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,10 +69,10 @@ def test_tables(tmp_path: Path) -> None:
         noise = cleaning.found_of({1, 2, 3}, {2, 3, 4, 5})
         record = {"row": row, "seed": seed, "lfw": lfw, "cpu_seconds": 9.0, "noise": noise}
         (tmp_path / f"{row}_{seed}.json").write_text(json.dumps(record))
-    noisy, cleaned = cleaning.accuracy_table(tmp_path)
+    noisy, cleaned = accuracy_table(tmp_path, cleaning.ROWS)
     assert (noisy["accuracy"], noisy["above noisy"]) == ("96.50", "")
     assert str(cleaned["above noisy"]).startswith("+2.00 [+1.")  # only with the seed of both
-    found = cleaning.found_table(tmp_path)
+    found = found_table(tmp_path)
     assert [(line["vectors of"], line["seed"]) for line in found] == [
         ("cleaned", 0),
         ("noisy", 0),
