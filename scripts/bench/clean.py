@@ -93,26 +93,36 @@ def products(folder: str, name: str) -> dict[str, float]:
     vectors, labels = _read(folder, "training")
     dimension, counts = vectors.shape[1], np.bincount(labels)
     images, identities, people = len(labels), len(counts), int(_read(folder, "test")[1].max()) + 1
-    drawn = np.random.default_rng(0).standard_normal((PROBES, dimension), dtype=np.float32)
+    # NumPy computes half of a product of vectors with themselves, so there are two sets of them.
+    rng = np.random.default_rng(0)
+    probes, entries = rng.standard_normal((2, max(PROBES, ENTRIES), dimension), dtype=np.float32)
+
+    def multiply(rows: int, columns: int) -> None:
+        memory = np.empty((PROBES, ENTRIES), np.float32)
+        for row in range(0, rows, PROBES):
+            high = min(PROBES, rows - row)
+            for column in range(0, columns, ENTRIES):
+                wide = min(ENTRIES, columns - column)
+                np.matmul(probes[:high], entries[:wide].T, out=memory[:high, :wide])
 
     def within(neighbors: int) -> None:
         for count in counts.tolist():
-            own, others = drawn[:count], drawn[: neighbors * count]
+            own, others = probes[:count], entries[: neighbors * count]
             _ = own @ own.T
             _ = own @ others.T
 
     def duplicates() -> None:
-        _multiply(drawn, identities, identities)
+        multiply(identities, identities)
         within(NEIGHBORS)
 
     tasks: dict[str, Callable[[], Any]] = {
-        "nearest center alone": lambda: _multiply(drawn, images, identities),
-        "noise": lambda: _multiply(drawn, images, identities),
-        "merge": lambda: _multiply(drawn, identities, identities),
+        "nearest center alone": lambda: multiply(images, identities),
+        "noise": lambda: multiply(images, identities),
+        "merge": lambda: multiply(identities, identities),
         "split": lambda: within(0),
         "duplicates": duplicates,
-        "overlap": lambda: _multiply(drawn, people, identities),
-        "prune": lambda: _multiply(drawn, images, identities),
+        "overlap": lambda: multiply(people, identities),
+        "prune": lambda: multiply(images, identities),
     }
     return _measured(tasks[name], resident_bytes())
 
@@ -120,16 +130,6 @@ def products(folder: str, name: str) -> dict[str, float]:
 def _read(folder: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     vectors = np.load(f"{folder}/{name}.npy", mmap_mode="r")
     return vectors, np.load(f"{folder}/{name}_labels.npy")
-
-
-def _multiply(drawn: np.ndarray, rows: int, columns: int) -> None:
-    """As many products as those of `rows` vectors with `columns` others, in blocks of a search."""
-    memory = np.empty((PROBES, ENTRIES), np.float32)
-    for row in range(0, rows, PROBES):
-        high = min(PROBES, rows - row)
-        for column in range(0, columns, ENTRIES):
-            wide = min(ENTRIES, columns - column)
-            np.matmul(drawn[:high], drawn[:wide].T, out=memory[:high, :wide])
 
 
 def _measured(task: Callable[[], Any], before: int) -> dict[str, float]:
