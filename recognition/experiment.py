@@ -23,6 +23,7 @@ from eval.embed import ModelRun, Progress, embed_faces, not_shown
 from eval.report.pictures import worst_sheet
 from eval.report.published import published_row
 from eval.report.write import write_report
+from recognition.backbones import needs_landmarks
 from recognition.best_checkpoint import check_keep_best
 from recognition.checkpoint import newest
 from recognition.classifiers import ClassifierFacts
@@ -271,6 +272,11 @@ def build_parts(
         raise ValueError(
             f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
             "only; remove data.size_schedule, or choose iresnet or ir"
+        )
+    if needs_landmarks(backbone):
+        raise ValueError(
+            "backbone.landmarks: found given, but the batches of a run have no landmarks; "
+            "choose template"
         )
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
