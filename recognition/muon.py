@@ -5,7 +5,9 @@ step is U Vᵀ, up to the accuracy of a few Newton–Schulz iterations. torch.op
 only, so it would leave out nearly all weights of a convolutional network.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +15,34 @@ from torch import nn
 
 GROUP = "convolutions"
 """What the names of the optimizer's groups that Muon steps begin with."""
-ITERATIONS = (
-    3  # as in the author's CIFAR-10 script; more cost time and bring the lengths nearer to 1
-)
+# As in the author's CIFAR-10 script. More of them cost time and bring the lengths nearer to 1.
+ITERATIONS = 3
 # Coefficients of the author's iteration: singular values from 0 to 1 go near 1 fast, not exactly.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+@dataclass(frozen=True)
+class StepNeed:
+    """What Muon's part of one optimizer step needs: multiply-adds, and bytes besides the state."""
+
+    multiply_adds: int
+    bytes: int
+
+
+def step_need(backbone: nn.Module, *, on_gpu: bool) -> StepNeed:
+    """Counts the products and temporary matrices of `muon_hook`. Only shapes are read."""
+    sizes = (backbone.get_parameter(name).flatten(1).shape for name in muon_weights(backbone))
+    counts = Counter((min(shape), max(shape)) for shape in sizes)
+    # X Xᵀ, its square, and the product of both with X
+    products = {(m, n): 2 * m * m * n + m**3 for m, n in counts}
+    numbers = {(m, n): count * m * n for (m, n), count in counts.items()}
+    # All steps exist at once in float32. The weights of one shape are stacked in float32, iterated
+    # in three matrices at most, and turned back into float32.
+    stacked = 4 + 3 * (2 if on_gpu else 4) + 4
+    return StepNeed(
+        ITERATIONS * sum(counts[shape] * products[shape] for shape in counts),
+        4 * sum(numbers.values()) + stacked * max(numbers.values()),
+    )
 
 
 def muon_weights(backbone: nn.Module) -> frozenset[str]:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -36,6 +37,11 @@ class Traced:
 def trace(part: Part, images: int, size: int, precision: str) -> Traced:
     """The forward pass of `images` square images of `size` pixels in `run.precision`."""
     return _trace(part.name, json.dumps(dict(part.options)), images, size, precision)
+
+
+def blank_backbone(config: Config) -> nn.Module:
+    """The backbone without storage."""
+    return blank(config.backbone, config.data.size)
 
 
 def share_of_full_size(config: Config) -> float:

@@ -7,8 +7,9 @@ from recognition.classifiers import ClassifierFacts, Sizes
 from recognition.classifiers._matmul import matmul_type
 from recognition.config import Config
 from recognition.memory import resident_bytes
+from recognition.muon import step_need
 from tools import _cuda
-from tools._backbone import Traced, trace
+from tools._backbone import Traced, blank_backbone, trace
 from tools._teacher import teacher_need
 
 CLASSIFIERS = "recognition.classifiers"
@@ -74,6 +75,9 @@ def estimate(config: Config, classes: int, ranks: int, base: int) -> dict[str, i
     if reduced:
         backward["weights in low precision"] = net.weight_copies
     step = {"backbone gradients": weights}
+    if config.optim.name == "muon":
+        needed = step_need(blank_backbone(config), on_gpu=on_gpu(config))
+        step["Muon's matrices"] = needed.bytes
     if on_gpu(config):
         always |= {
             "cuBLAS workspaces": _cuda.WORKSPACE,

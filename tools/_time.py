@@ -14,7 +14,8 @@ import torch
 from recognition.classifiers import ClassifierFacts, Sizes
 from recognition.classifiers._matmul import matmul_type
 from recognition.config import Config, Part
-from tools._backbone import Traced, share_of_full_size, trace
+from recognition.muon import step_need
+from tools._backbone import Traced, blank_backbone, share_of_full_size, trace
 from tools._cards import Card, Kind
 from tools._cuda import COMPILED
 from tools._teacher import teacher_need
@@ -30,8 +31,8 @@ LOGIT_PASSES = 25
 # Centers (c,D): norms and product in the forward pass; two products and the scaling backwards.
 CENTER_PASSES = 6
 # A weight's step reads weight, gradient and momentum, and writes weight and momentum. AdamW has
-# a second moment.
-STEP_PASSES = {"sgd": 5, "adamw": 7, "muon": 5}  # Muon's matrix products are not counted
+# a second moment. What Muon's iterations move stays in the card's cache, or is small.
+STEP_PASSES = {"sgd": 5, "adamw": 7, "muon": 5}
 TEACHER_PRODUCTS = 3  # no gradient reaches a teacher's centers
 PRODUCTS = 4  # of embeddings and centers, see recognition/classifiers/_margin_softmax.py
 
@@ -52,6 +53,7 @@ class Load:
     activations: float
     classifier_bytes: float
     step: float
+    muon: float
     sent: float
     teacher: float
     teacher_kind: Kind
@@ -108,6 +110,9 @@ def load(config: Config, facts: ClassifierFacts, sizes: Sizes) -> Load:
         activations=smaller * moved * kept * sum(traced.activations) * optim.accumulation,
         classifier_bytes=(LOGIT_PASSES * logits + CENTER_PASSES * centers) * optim.accumulation,
         step=STEP_PASSES[optim.name] * trained,
+        muon=2 * step_need(blank_backbone(config), on_gpu=True).multiply_adds
+        if optim.name == "muon"
+        else 0,
         sent=ring * (weights + 2 * embeddings * optim.accumulation),
         teacher=2
         * (taught.multiply_adds + TEACHER_PRODUCTS * taught_logits * taught.width)
@@ -146,6 +151,8 @@ def seconds(load: Load, card: Card, utilization: float | None = None) -> dict[st
         "optimizer's traffic": load.step / bandwidth,
         "communication": load.sent / (1e9 * card.link),
     }
+    if load.muon:
+        parts["Muon's products"] = arithmetic(load.muon, "bf16")
     if load.teacher:
         parts |= {
             "teacher's products": arithmetic(load.teacher, load.teacher_kind),

@@ -48,7 +48,7 @@ from scripts.experiments.view1_faces import alternating, people_of
 from tools._cli import command
 
 CONFIG = "configs/shallow.yaml"
-IMAGES = 96_000  # that a run shows
+IMAGES = 48_000  # that a run shows
 BATCH = 48
 HELD_OUT = 300  # people of View 1 on whom settings are chosen
 SEEDS = 3

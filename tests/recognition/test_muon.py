@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from recognition.backbones import iresnet, mobilefacenet, vit
 from recognition.config import OptimConfig
 from recognition.freeze import Frozen
-from recognition.muon import ITERATIONS, muon_weights, orthogonalized
+from recognition.muon import ITERATIONS, muon_weights, orthogonalized, step_need
 from recognition.optimizer import build_optimizer
 from recognition.parse import load_config
 
@@ -100,3 +101,15 @@ def test_factors_and_frozen_weights(tmp_path: Path) -> None:
     assert rates[net.get_parameter("layer3.0.conv1.weight")] == pytest.approx(0.03)
     assert rates[net.get_parameter("layer1.0.bn1.weight")] == pytest.approx(2 * optim.lr)
     assert net.get_parameter("layer2.0.conv1.weight") not in rates
+
+
+def test_the_planned_products_are_those_of_a_step() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 80, 3), nn.Conv2d(80, 6, 1))
+    optimizer = build_optimizer(_optim(), net, Frozen(), nn.Linear(2, 2), fused=False)
+    for weight in net.parameters():
+        weight.grad = torch.ones_like(weight)
+    with FlopCounterMode(display=False) as counted:
+        optimizer.step()
+    need = step_need(net, on_gpu=False)
+    assert counted.get_total_flops() == 2 * need.multiply_adds
+    assert need.bytes == 4 * (4 * 9 * 80 + 80 * 6) + 20 * 4 * 9 * 80
