@@ -23,7 +23,6 @@ from eval.embed import ModelRun, Progress, embed_faces, not_shown
 from eval.report.pictures import worst_sheet
 from eval.report.published import published_row
 from eval.report.write import write_report
-from recognition.backbones import needs_landmarks
 from recognition.best_checkpoint import check_keep_best
 from recognition.checkpoint import newest
 from recognition.classifiers import ClassifierFacts
@@ -44,6 +43,7 @@ from recognition.doctor import chance_loss
 from recognition.ema import FOLDER, WeightAverage, measure_statistics, save_average
 from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
+from recognition.landmarks import training_landmarks
 from recognition.logs import evaluation_progress, plot_training
 from recognition.lora import add_lora
 from recognition.loss_scale import LossScale
@@ -273,11 +273,7 @@ def build_parts(
             f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
             "only; remove data.size_schedule, or choose iresnet or ir"
         )
-    if needs_landmarks(backbone):
-        raise ValueError(
-            "backbone.landmarks: found given, but the batches of a run have no landmarks; "
-            "choose template"
-        )
+    loader.landmarks = training_landmarks(backbone, faces)
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
     lora = config.init.lora
