@@ -105,6 +105,9 @@ class OptimConfig:
     muon_lr: Positive = 0.02
     """Base learning rate of Muon's steps. The schedule multiplies it like `lr`, which is that of
     all else."""
+    muon_weight_decay: NonNegative = 0.5
+    """Weight decay of the weights that Muon steps; `weight_decay` is that of all else. A step makes
+    them shorter by the share learning rate × this."""
     momentum: ShareBelowOne = 0.9
     """Momentum of SGD and Muon. AdamW does not use it."""
     nesterov: bool = False

@@ -98,7 +98,12 @@ def _groups(optim: OptimConfig, backbone: nn.Module, frozen: Frozen) -> list[dic
     factors = lr_factors(optim, backbone)
     by_muon = muon_weights(backbone) if optim.name == "muon" else frozenset()
     # Muon's hook has the momentum, and SGD's own part of the step has none.
-    muon = {"lr": optim.muon_lr, "momentum": 0.0, "nesterov": False}
+    muon = {
+        "lr": optim.muon_lr,
+        "weight_decay": optim.muon_weight_decay,
+        "momentum": 0.0,
+        "nesterov": False,
+    }
     kinds: dict[str, dict[str, Any]] = {"backbone": {}} | ({GROUP: muon} if by_muon else {})
     groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
     for kind, options in kinds.items():

@@ -42,7 +42,8 @@ def test_the_iteration_changes_singular_values_only(shape: tuple[int, int]) -> N
 
 
 def test_steps_are_those_of_the_definition() -> None:
-    optim = _optim("optim.lr=0.1", "optim.muon_lr=0.3", "optim.weight_decay=0.01")
+    muon = ("optim.muon_lr=0.3", "optim.muon_weight_decay=0.1")
+    optim = _optim("optim.lr=0.1", "optim.weight_decay=0.01", *muon)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 80, 3), nn.Conv2d(80, 6, 1))
     optimizer = build_optimizer(optim, net, Frozen(), nn.Linear(2, 2), fused=False)
     expected = {name: weight.detach().double() for name, weight in net.named_parameters()}
@@ -56,7 +57,7 @@ def test_steps_are_those_of_the_definition() -> None:
                 flat = (gradient.double() + 0.9 * velocity[name]).flatten(1)
                 scale = max(1.0, flat.shape[0] / flat.shape[1]) ** 0.5
                 step = scale * _by_singular_values(flat).view(weight.shape)
-                expected[name] = expected[name] * (1 - 0.3 * 0.01) - 0.3 * step
+                expected[name] = expected[name] * (1 - 0.3 * 0.1) - 0.3 * step
             else:
                 velocity[name] += 0.01 * expected[name]
                 expected[name] = expected[name] - 0.1 * velocity[name]
