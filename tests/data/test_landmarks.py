@@ -129,6 +129,24 @@ def test_every_format_has_them_beside_it(kind: str, folder: Path, tmp_path: Path
         needed_landmarks(half)
 
 
+@pytest.mark.parametrize("kind", ["zip", "rec", "folder"])
+def test_a_conversion_carries_them(kind: str, folder: Path, tmp_path: Path) -> None:
+    points = stored(open_faces(folder))
+    order = np.array([[5, 0], [0, 2], [3, 1], [1, 2]])
+    np.save(tmp_path / "rows.npy", order)
+    chosen = open_faces(f"subset:{tmp_path / 'rows.npy'};{folder}")
+    path = str(tmp_path / f"faces.{kind}")
+    convert(chosen, path, kind=kind, shard=0)
+    faces = open_faces(path)
+    found = {faces.read(row): points for row, points in enumerate(needed_landmarks(faces))}
+    assert len(found) == 4
+    for row in range(4):
+        np.testing.assert_array_equal(found[chosen.read(row)], needed_landmarks(chosen)[row])
+    assert {points[row].tobytes() for row in (0, 1, 3, 5)} == {
+        one.tobytes() for one in found.values()
+    }
+
+
 def test_rows_are_found_again_after_a_change(folder: Path) -> None:
     points = stored(open_faces(folder))
     (folder / "ann" / "1.png").unlink()
