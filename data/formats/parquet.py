@@ -95,14 +95,16 @@ class ParquetSet:
         files = list(dict.fromkeys(path for path, _ in self.sources))
         parts = []
         for path in files:
+            where = f"{path}, column {LANDMARKS_COLUMN}"
             try:
                 file = parquet.ParquetFile(path)
                 if LANDMARKS_COLUMN not in file.schema_arrow.names:
                     return None
+                _check_ten(file.metadata, where)
                 column = file.read(columns=[LANDMARKS_COLUMN], use_threads=False).column(0)
             except (arrow.ArrowException, OSError) as error:
                 raise ValueError(f"{path}: cannot be read ({_first_line(error)})") from None
-            parts.append(_ten_numbers(arrow, column, f"{path}, column {LANDMARKS_COLUMN}"))
+            parts.append(_ten_numbers(arrow, column, where))
         return check_range(np.concatenate(parts), f"{files[0]}, column {LANDMARKS_COLUMN}")
 
     def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -289,6 +291,19 @@ def _bytes_of(facts: Any, image: str, where: str) -> int:
                 )
             return size
     raise ValueError(f"{where} lacks the column {image}")
+
+
+def _check_ten(metadata: Any, where: str) -> None:
+    """ValueError if the landmarks of a file claim more than ten numbers per row."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.partition(".")[0]
+            if name == LANDMARKS_COLUMN and column.num_values > 10 * group.num_rows:
+                raise ValueError(
+                    f"{where}: claims {column.num_values:,} numbers in {group.num_rows:,} rows, "
+                    "expected ten per row"
+                )
 
 
 def _ten_numbers(arrow: Any, column: Any, where: str) -> Landmarks:

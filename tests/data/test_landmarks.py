@@ -195,6 +195,10 @@ def test_a_column_of_parquet(tmp_path: Path) -> None:
     parquet.write_table(arrow.table(short), path)
     with pytest.raises(ValueError, match="column landmarks: found 54 numbers in 6 rows, expected"):
         landmarks_of(open_faces(path))
+    long = {**columns, "landmarks": arrow.array([[0.5] * 11] * 6)}
+    parquet.write_table(arrow.table(long), path)
+    with pytest.raises(ValueError, match="column landmarks: claims 66 numbers in 6 rows, expected"):
+        landmarks_of(open_faces(path))
     parquet.write_table(arrow.table({**columns, "landmarks": ["a"] * 6}), path)
     with pytest.raises(ValueError, match=r"column landmarks: found string, expected lists of ten"):
         landmarks_of(open_faces(path))

@@ -11,6 +11,8 @@ import torch
 import recognition
 from data.landmarks import TEMPLATE_SHARES
 from recognition.backbones import kprpe
+from recognition.config import Part
+from tools._backbone import trace
 
 SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "mlp": 3, "embedding": 8}
 # Of offsets from 0 on; iRPE draws the function in its figure 3.
@@ -165,6 +167,12 @@ def test_cvlfaces_form_is_recognized(prefix: str, tmp_path: Path) -> None:
     assert model.architecture.name == "kprpe"
     assert (options["landmarks"], options["heads"], options["depth"]) == ("given", 2, 2)
     assert all(torch.equal(model.network.state_dict()[name], state[name]) for name in state)
+
+
+def test_the_planner_gives_landmarks_and_counts_attention_with_a_bias() -> None:
+    traced = trace(Part("kprpe", {"landmarks": "given", **SMALL}), 4, 64, "fp32")
+    of_all_pairs = 4 * 4 * SMALL["heads"] * 64**2  # bytes of a block, of four images
+    assert traced.activations.count(of_all_pairs) >= SMALL["depth"]
 
 
 @pytest.mark.parametrize("variant", ["small", "base"])
