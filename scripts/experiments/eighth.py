@@ -5,25 +5,36 @@
 Data, network, baseline and lists of pairs are those of the quarter-time experiment
 (scripts/experiments/quarter_time.py). Every row spends at most an eighth of the baseline's images ×
 multiply-adds. Candidates are compared on the 3,200 pairs of LFW's View 1, with three seeds, at each
-peak learning rate that is listed for their row. The runs of the first seed come first.
+peak learning rate that is listed for their row. The runs of the first seed come first. The winner
+has five seeds, and is compared with the baseline on the 6,000 pairs of LFW.
 
 Every run is train.py with configs/quarter_time.yaml and the overrides that --list prints. A
 finished run is one JSON file in --results and is not run again, and an unfinished run continues.
---table-only prints the means over the seeds of the finished runs.
+--table-only prints the tables of the finished runs.
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data.parts import hint
+from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow, show_table
-from scripts.experiments.quarter_time import Record, Run, read_records, schedule, work
+from scripts.experiments.quarter_time import (
+    Record,
+    Run,
+    read_records,
+    right_of,
+    schedule,
+    work,
+)
 from tools._cli import command
 
+REFERENCE, WINNER = "reference", "muon"
 EPOCHS = 6  # at 40 pixels: an eighth of the baseline's 48
 SEEDS = 3
 LARGE = "optim.batch_size=64"
@@ -40,53 +51,110 @@ class Candidate:
     rates: tuple[float, ...]
     overrides: tuple[str, ...]
     epochs: int = EPOCHS
+    seeds: int = SEEDS
 
 
 def candidates() -> dict[str, Candidate]:
     """Every row by name, the reference first and the combinations last."""
     muon = (LINEAR_LARGE, LARGE, "optim.name=muon")
+    centers = "optim.lr_factors={centers: 5}"
     return {
-        "reference": Candidate((0.05, 0.1, 0.025), (LINEAR,)),
+        REFERENCE: Candidate((0.05, 0.1, 0.025), (LINEAR,)),
         "batch_64": Candidate((0.1, 0.2), (LINEAR_LARGE, LARGE)),
-        "muon": Candidate((0.1, 0.05, 0.2), muon),
-        "sizes": Candidate((0.05, 0.1), (LINEAR, SIZES), SIZES_EPOCHS),
+        WINNER: Candidate((0.1,), muon, seeds=5),
+        "muon_without_decay": Candidate((0.1,), (*muon, "optim.muon_weight_decay=5e-4")),
+        "muon_decay_0.25": Candidate((0.1,), (*muon, "optim.muon_weight_decay=0.25"), seeds=1),
+        "muon_decay_1": Candidate((0.1,), (*muon, "optim.muon_weight_decay=1"), seeds=1),
+        "muon_0.01": Candidate((0.1,), (*muon, "optim.muon_lr=0.01"), seeds=1),
+        "muon_0.04": Candidate((0.1,), (*muon, "optim.muon_lr=0.04"), seeds=1),
+        "sizes": Candidate((0.05,), (LINEAR, SIZES), SIZES_EPOCHS),
         "centers": Candidate((0.05,), (LINEAR, "optim.lr_factors={centers: 10}")),
         "bias": Candidate(
             (0.05,), (LINEAR, 'optim.lr_factors={"*.bias": 16}', "optim.no_decay_1d=true")
         ),
         "nesterov": Candidate((0.05,), (LINEAR, "optim.nesterov=true")),
-        "muon_sizes": Candidate((0.1, 0.05, 0.2), (*muon, SIZES), SIZES_EPOCHS),
-        "muon_centers": Candidate((0.1,), (*muon, "optim.lr_factors={centers: 5}")),
-        "muon_sizes_centers": Candidate(
-            (0.1,), (*muon, SIZES, "optim.lr_factors={centers: 5}"), SIZES_EPOCHS
-        ),
+        "muon_sizes": Candidate((0.1,), (*muon, SIZES), SIZES_EPOCHS),
+        "muon_centers": Candidate((0.1,), (*muon, centers)),
     }
 
 
 def all_runs() -> Iterator[Run]:
     """Every run, in the order in which they are made."""
-    for seed in range(SEEDS):
-        for name, row in candidates().items():
-            for rate in row.rates:
+    rows = candidates()
+    for seed in range(max(row.seeds for row in rows.values())):
+        for name, row in rows.items():
+            for rate in row.rates if seed < row.seeds else ():
                 yield Run(name, rate, seed, row.epochs, row.overrides)
 
 
 def table(finished: Sequence[Record]) -> Iterator[TableRow]:
-    """A line per row and rate: means over its seeds on View 1, and its cost per run."""
-    grouped: dict[tuple[str, float], list[Record]] = {}
+    """A line per row and rate on View 1: means, points above the reference, cost per run.
+
+    Only seeds that the reference has as well are compared, at its best rate.
+    """
+    grouped: dict[tuple[str, float], dict[int, Record]] = {}
     for run in finished:
-        grouped.setdefault((run["row"], run["rate"]), []).append(run)
+        grouped.setdefault((run["row"], run["rate"]), {})[run["seed"]] = run
+    own = {rate: runs for (row, rate), runs in grouped.items() if row == REFERENCE}
+    best = max(own, key=lambda rate: _mean(own[rate], "accuracy"), default=None)
     for (row, rate), runs in grouped.items():
+        above = ""
+        if best is not None and (row, rate) != (REFERENCE, best):
+            seeds = sorted(runs.keys() & own[best].keys())
+            one, other = (
+                np.stack([right_of(side[seed]["view1"]) for seed in seeds])
+                for side in (runs, own[best])
+            )
+            above = f"{accuracy_difference(one, other)} ({len(seeds)} of the same seeds)"
+        first = next(iter(runs.values()))
+        seconds = statistics.fmean(run["steady_cpu_seconds"] for run in runs.values())
         yield {
             "row": row,
             "peak rate": f"{rate:g}",
             "seeds": len(runs),
-            "View 1 accuracy": f"{statistics.fmean(run['view1']['accuracy'] for run in runs):.2f}",
-            "View 1 AUC": f"{statistics.fmean(run['view1']['auc'] for run in runs):.2f}",
-            "images": runs[0]["images"],
-            "multiply-adds (1e9)": round(runs[0]["multiply_adds"] / 1e9),
-            "steady CPU s": round(statistics.fmean(run["steady_cpu_seconds"] for run in runs)),
+            "accuracy": f"{_mean(runs, 'accuracy'):.2f}",
+            "AUC": f"{_mean(runs, 'auc'):.2f}",
+            "above the reference": above,
+            "images": first["images"],
+            "multiply-adds (1e9)": round(first["multiply_adds"] / 1e9),
+            "steady CPU s": round(seconds),
         }
+
+
+def _mean(runs: Mapping[int, Record], figure: str) -> float:
+    return statistics.fmean(run["view1"][figure] for run in runs.values())
+
+
+def against_baseline(finished: Sequence[Record], baseline: Sequence[Record]) -> TableRow:
+    """The winner and the baseline at its chosen rate, on the 6,000 pairs of LFW."""
+    own = [run for run in finished if run["row"] == WINNER]
+    seconds, products = (
+        statistics.fmean(run[key] for run in own) / statistics.fmean(run[key] for run in baseline)
+        for key in ("steady_cpu_seconds", "multiply_adds")
+    )
+    one, other = (np.stack([right_of(run["lfw"]) for run in side]) for side in (own, baseline))
+    return {
+        "row": WINNER,
+        "seeds": f"{len(own)} and {len(baseline)}",
+        "LFW": f"{100 * one.mean():.2f}",
+        "baseline": f"{100 * other.mean():.2f}",
+        "difference": str(accuracy_difference(one, other)),
+        "multiply-adds": f"{products:.3f} of the baseline's",
+        "steady CPU time": f"{seconds:.3f} of the baseline's",
+    }
+
+
+def chosen_baseline(quarter: Sequence[Record]) -> list[Record]:
+    """The finished runs of the baseline at the rate that has the most of them, then the best."""
+    runs: dict[float, list[Record]] = {}
+    for run in quarter:
+        if run["row"] == "baseline":
+            runs.setdefault(run["rate"], []).append(run)
+
+    def order(rate: float) -> tuple[int, float]:
+        return len(runs[rate]), statistics.fmean(run["view1"]["accuracy"] for run in runs[rate])
+
+    return runs[max(runs, key=order)] if runs else []
 
 
 def run_experiment(
@@ -95,6 +163,7 @@ def run_experiment(
     only: tuple[str, ...] = (),
     runs: Path = Path("runs/eighth"),
     results: Path = Path("docs/results/eighth"),
+    baseline: Path = Path("docs/results/quarter_time"),
     list: bool = False,
     table_only: bool = False,
 ) -> None:
@@ -104,6 +173,7 @@ def run_experiment(
     only: names of rows, instead of all.
     runs: folder for run folders.
     results: folder for finished runs.
+    baseline: folder for the finished runs of the quarter-time experiment.
     list: print the runs and their overrides, and stop.
     table_only: print the table of the finished runs, and stop.
     """
@@ -123,7 +193,12 @@ def run_experiment(
     torch.set_num_threads(1)
     while not table_only and work(chosen, faces, runs, results):
         pass
-    show_table(table(read_records(results)))
+    finished = read_records(results)
+    show_table(table(finished))
+    compared = chosen_baseline(read_records(baseline))
+    if compared and any(run["row"] == WINNER for run in finished):
+        print()
+        show_table([against_baseline(finished, compared)])
 
 
 main = command(run_experiment)
