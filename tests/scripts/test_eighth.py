@@ -9,13 +9,15 @@ import pytest
 from recognition.parse import load_config
 from scripts.experiments.eighth import (
     EPOCHS,
+    OTHER_LENGTHS,
     against_baseline,
     all_runs,
+    best_runs,
     candidates,
-    chosen_baseline,
     run_experiment,
     table,
 )
+from scripts.experiments.eighth_plot import draw, points_of
 from scripts.experiments.quarter_time import CONFIG, Record
 from tools._backbone import share_of_full_size
 
@@ -29,7 +31,7 @@ def test_every_run_is_valid_and_spends_at_most_an_eighth() -> None:
         options = [f"optim.epochs={run.epochs}", f"optim.lr={run.rate}", *run.overrides]
         config = load_config(CONFIG, [*options, "run.output=unused"])
         shares[run.row] = share_of_full_size(config)
-        assert run.epochs * shares[run.row] <= EPOCHS
+        assert run.epochs * shares[run.row] <= EPOCHS or run.row in OTHER_LENGTHS
     # 24, 32 and 40 pixels, by the multiply-adds of convolutions: their areas, and rounding up.
     assert shares["reference"] == 1
     assert shares["sizes"] == pytest.approx(0.5 * 0.376 + 0.2 * 0.604 + 0.3, abs=0.01)
@@ -60,12 +62,25 @@ def test_the_winner_is_compared_with_the_baseline_at_its_chosen_rate() -> None:
     own = [_record("muon", 0.1, seed, 80, 84) for seed in range(2)]
     tuned = [_record("baseline", rate, 0, 80 + 10 * rate, 86) for rate in (0.1, 0.05)]
     tested = [_record("baseline", 0.1, 1, 80, 85), _record("linear", 0.1, 0, 80, 99)]
-    chosen = chosen_baseline([*tuned, *tested])
+    chosen = best_runs([*tuned, *tested], "baseline")
     assert [(run["rate"], run["seed"]) for run in chosen] == [(0.1, 0), (0.1, 1)]
     row = against_baseline(own, chosen)
     assert (row["LFW"], row["baseline"], row["seeds"]) == ("84.00", "85.50", "2 and 2")
     assert str(row["difference"]).startswith("-1.50 [")
     assert row["steady CPU time"] == "1.000 of the baseline's"
+
+
+def test_the_plot_has_every_finished_row_by_its_compute(tmp_path: Path) -> None:
+    quarter = [{**_record("baseline", 0.1, 0, 80, 85), "multiply_adds": 16e9}]
+    own = [_record("muon", 0.1, seed, 80, 84) for seed in range(2)]
+    points = points_of(own, quarter)
+    assert {(point.name, point.share, point.seeds) for point in points} == {
+        ("baseline", 1.0, 1),
+        ("muon", 0.125, 2),
+    }
+    muon = next(point for point in points if point.name == "muon")
+    assert muon.above.value == pytest.approx(-1)
+    assert len(draw(points).axes) == 1
 
 
 def test_a_wrong_row_is_named(tmp_path: Path) -> None:
