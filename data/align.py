@@ -20,6 +20,8 @@ TEMPLATE = np.array(
 The eye and the mouth corner on the left side of the image come first.
 """
 TEMPLATE.setflags(write=False)
+MIRRORED = [1, 0, 2, 4, 3]
+"""The landmarks of a mirror image in the order of the template."""
 
 
 def similarity(landmarks: ArrayLike, size: int = 112) -> NDArray[np.float64]:

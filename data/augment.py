@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.landmarks import mirrored
 from data.options import CountOrZero, Share, ShareBelowOne
 from data.to_device import to_device
 
@@ -66,16 +67,14 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
     device = images.device
 
     # Mirror, shift and zoom are one matrix for rows and one for columns. A mirror alone needs none.
-    mirrored = torch.rand(count, generator=rng) < options.flip
+    flipped, scale, moves = _placement(count, options, rng)
     if options.shift or options.zoom:
-        scale = 1 + options.zoom * (2 * torch.rand(count, generator=rng) - 1)
-        moves = torch.randint(-options.shift, options.shift + 1, (2, count), generator=rng).float()
         rows = place_matrix(height, shift=moves[0], scale=scale)
         columns = place_matrix(width, shift=moves[1], scale=scale)
-        columns = torch.where(mirrored[:, None, None], columns.flip(2), columns)
+        columns = torch.where(flipped[:, None, None], columns.flip(2), columns)
         pixels = resample(images.float(), to_device(rows, device), to_device(columns, device))
     else:
-        chosen = to_device(mirrored, device)[:, None, None, None]
+        chosen = to_device(flipped, device)[:, None, None, None]
         pixels = torch.where(chosen, images.flip(3), images).float()
 
     if options.crop:
@@ -95,6 +94,28 @@ def augment(images: Tensor, options: Augment, seed: int) -> Tensor:
     if options.photometric or options.gray:
         pixels = recolor(pixels, *to_device(_color_factors(count, options, rng), device))
     return normalize(pixels)
+
+
+def _placement(count: int, options: Augment, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """flipped bool (B,), scale float (B,), and moves float (2,B) of rows and columns in pixels."""
+    flipped = torch.rand(count, generator=rng) < options.flip
+    if not options.shift and not options.zoom:
+        return flipped, torch.ones(count), torch.zeros(2, count)
+    scale = 1 + options.zoom * (2 * torch.rand(count, generator=rng) - 1)
+    moves = torch.randint(-options.shift, options.shift + 1, (2, count), generator=rng).float()
+    return flipped, scale, moves
+
+
+def augment_landmarks(landmarks: Tensor, options: Augment, seed: int, size: int) -> Tensor:
+    """Where the landmarks float32 (B,5,2) lie after `augment` of their images of `size` pixels.
+
+    All of it is on the CPU. Only mirror, shift and zoom move a landmark.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    flipped, scale, moves = _placement(len(landmarks), options, rng)
+    points = torch.where(flipped[:, None, None], mirrored(landmarks), landmarks)
+    columns_first = moves.flip(0).T[:, None] / size
+    return 0.5 + (points - 0.5) * scale[:, None, None] + columns_first
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

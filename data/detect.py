@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.align import similarity, warp
+from data.align import MIRRORED, similarity, warp
 from data.types import Pixels
 
 Item = TypeVar("Item")
@@ -34,7 +34,6 @@ LEAST_OVERLAP = 0.3  # two boxes of which more than this is common show one face
 # The landmarks of a turned face are found as if it stood more upright. So YuNet looks at each face
 # twice more, each time turned upright by the landmarks so far, and at its mirror image.
 LOOKS, LOOK_SIZE, FACE_SIZE = 2, 160, 78  # a template of 78 pixels in the middle of 160
-MIRRORED = [1, 0, 2, 4, 3]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.images import Images
 from data.text import one_line
 from data.types import FaceSet, Int64
 
@@ -105,7 +106,7 @@ def _identity(faces: FaceSet, label: int) -> str:
     return one_line(f"identity {label}{called}")
 
 
-def keys_and_sizes(faces: FaceSet) -> tuple[np.ndarray, np.ndarray]:
+def keys_and_sizes(faces: Images) -> tuple[np.ndarray, np.ndarray]:
     """Two arrays (N,) of whole numbers that tell the images of a set apart: keys, and bytes.
 
     Zeros for a set that has no method of this name.

@@ -3,16 +3,20 @@
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from unicodedata import normalize
 
+import numpy as np
+
 from data.files import open_file, read_file, retried
 from data.limits import MOST_IMAGE_BYTES
 from data.names import (
     DEEPER,
+    LANDMARKS,
     OUTSIDE,
     SUFFIXES,
     LeftOut,
@@ -57,12 +61,22 @@ class BytesImages:
     def describe(self, index: int) -> str:
         return f"{self.source}, image {index}"
 
+    @property
+    def landmarks_file(self) -> str:
+        return f"{self.source}.{LANDMARKS}"
+
+    def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Checksums and sizes of the images."""
+        keys = np.fromiter(map(zlib.crc32, self.encoded), np.uint32)
+        return keys, np.fromiter(map(len, self.encoded), np.int64)
+
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files by path."""
+    """Image files by path. root: the folder that they lie in, which may hold their landmarks."""
 
     paths: Sequence[Path]
+    root: Path | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -72,6 +86,17 @@ class FileImages:
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
+
+    @property
+    def landmarks_file(self) -> str | None:
+        return None if self.root is None else str(self.root / LANDMARKS)
+
+    def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Checksums of the paths in `root`, as those of a folder of people, and the sizes."""
+        root = self.root or Path()
+        names = (os.path.relpath(path, root).replace(os.sep, "/") for path in self.paths)
+        keys = np.fromiter((zlib.crc32(os.fsencode(name)) for name in names), np.uint32)
+        return keys, np.fromiter((path.stat().st_size for path in self.paths), np.int64)
 
 
 @dataclass(frozen=True)
@@ -135,7 +160,7 @@ def open_images(root: str | Path, names: list[str]) -> Images:
     """The named images (their suffixes may be missing) of a folder or an uncompressed zip."""
     root = Path(root)
     if root.is_dir():
-        return FileImages([find_image(root, name) for name in names])
+        return FileImages([find_image(root, name) for name in names], root)
     if root.is_file() and zipfile.is_zipfile(root):
         return _open_zip(root, names)
     raise FileNotFoundError(

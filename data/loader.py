@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 
+from data.landmarks import Landmarks
 from data.order import EpochOrder, Indices, shuffled, slice_for_rank
 from data.read_image import BadImage, ResizeNotice, read_into
 from data.size_schedule import SizeSchedule
@@ -56,6 +57,9 @@ class Loader:
     accumulation: batches per optimizer step.
     step_images: images per optimizer step, on all ranks, for which the run was planned (default:
         those of this loader's steps); see data/steps.py.
+
+    landmarks: float32 (N,5,2) of all images, which batches then carry; None, as it is at first, for
+        none.
 
     Batches depend on (seed, epoch, position) only, never on threads. With drop_last, an epoch has
     whole optimizer steps only.
@@ -99,6 +103,7 @@ class Loader:
         self.batch_size, self.rank, self.world, self.drop_last = batch_size, rank, world, drop_last
         self.prefetch, self.device = prefetch, torch.device(device)
         self.draw = draw
+        self.landmarks: Landmarks | None = None
         self.order = order or EpochOrder(
             lambda epoch: shuffled(len(faces), seed=seed, epoch=epoch), len(faces)
         )
@@ -220,10 +225,13 @@ class Loader:
         parts = [pending.buffer.permute(0, 3, 1, 2), torch.from_numpy(labels)]
         if pending.sample is not None:
             parts.append(pending.sample.result())
+        points = None if self.landmarks is None else torch.from_numpy(self.landmarks[indices])
         if self.device.type == "cuda":
             parts[1] = parts[1].pin_memory()
-            return Batch(*self._to_cuda(parts), indices=indices)
-        return Batch(*(part.to(self.device) for part in parts), indices=indices)
+            parts = self._to_cuda(parts)
+        else:
+            parts = [part.to(self.device) for part in parts]
+        return Batch(*parts, indices=indices, landmarks=points)
 
     def _to_cuda(self, pinned: list[torch.Tensor]) -> list[torch.Tensor]:
         """Copies from pinned memory on a separate stream.

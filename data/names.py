@@ -13,6 +13,9 @@ from collections import Counter
 
 from data.text import escape_name, one_line, unescape_name
 
+LANDMARKS = "landmarks.npy"
+"""End of the name of the file that has the landmarks of a set (data/landmarks.py)."""
+
 NOTES = "data.notes"
 """The logger of what is said once of a set. Of several processes, one needs to show it."""
 log = logging.getLogger(NOTES)
@@ -72,12 +75,15 @@ def say_left_out(where: str, sentence: str) -> None:
 
 
 def list_folder(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
-    """The names of the images in a folder, and of the folders in it; hidden ones are nothing."""
+    """The names of the images in a folder, and of the folders in it.
+
+    Hidden ones are nothing, and neither is the file of the landmarks.
+    """
     images, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             # The listing itself says what an entry is. Only links are looked up.
-            if is_hidden(entry.name):
+            if is_hidden(entry.name) or entry.name == LANDMARKS:
                 continue
             if entry.is_symlink() and not os.path.exists(entry.path):
                 left_out.add(NO_FILE, entry.path)

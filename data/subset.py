@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from data.fingerprint import keys_and_sizes
+from data.landmarks import Landmarks, landmarks_of
 from data.limits import MOST_IDENTITIES
 from data.order import Blocks
 from data.types import FaceSet, Int64
@@ -45,6 +46,11 @@ class SubsetSet:
 
     def describe(self, index: int) -> str:
         return self.faces.describe(int(self.rows[index]))
+
+    def landmarks(self) -> Landmarks | None:
+        """Those of `faces`, of the chosen images."""
+        found = landmarks_of(self.faces)
+        return None if found is None else found[self.rows]
 
     @property
     def blocks(self) -> Blocks | None:

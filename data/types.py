@@ -34,10 +34,12 @@ class Batch:
     sample: what the loader's `draw` gave for the optimizer step that begins with this batch, int64.
     None in the step's other batches, and where a loader draws nothing. indices: int64 (B,), the
     numbers of the images in the set, on the CPU; that of a stand-in is its own. None for a batch
-    that no loader made.
+    that no loader made. landmarks: float32 (B,5,2) on the CPU, those of the images before
+    augmentation (data/landmarks.py); None unless the loader was given some.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     sample: torch.Tensor | None = None
     indices: Int64 | None = field(default=None, kw_only=True)
+    landmarks: torch.Tensor | None = field(default=None, kw_only=True)

@@ -111,7 +111,7 @@ def write_embeddings(
         names,
         to,
         size=model.size,
-        model=f"{file_digest(model.weights)} {model.color}",
+        model=f"{file_digest(model.weights)} {model.color}{source.landmarks or ''}",
         mirror=mirror,
         dtype=dtype,
         progress=SHOWN,

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from data.images import Images
+from data.landmarks import Landmarks, check_all, mirrored, needed_landmarks
 from data.read_image import BadImage
+from data.to_device import to_device
 from eval.batches import Crop, Decoded, Indices, decoded_batches
 from eval.stored import Stored
 
@@ -22,11 +24,14 @@ from eval.stored import Stored
 BATCH = 64
 CUDA_BATCH = 256
 
-Model = Callable[[torch.Tensor], torch.Tensor]
+Model = Callable[..., torch.Tensor]
 """A model in eval mode that normalizes its input: uint8 (B,3,S,S) RGB to (B,D) on any device.
 
-It gets the images on its attribute `device` if it has one, otherwise on the CPU.
+It gets the images on its attribute `device` if it has one, otherwise on the CPU. A model whose
+attribute `needs_landmarks` is true gets their landmarks, too, float32 (B,5,2) (data/landmarks.py).
 """
+FindLandmarks = Callable[[], Landmarks]
+"""Gives the landmarks in the crops of all images, (N,5,2)."""
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """How progress is shown: the number of images -> a context that gives `advance(images)`."""
 
@@ -75,6 +80,11 @@ class ModelRun:
     progress: Progress = not_shown
 
     @property
+    def needs_landmarks(self) -> bool:
+        """Whether the model gets landmarks."""
+        return bool(getattr(self.model, "needs_landmarks", False))
+
+    @property
     def device(self) -> torch.device:
         """Where the model gets its images."""
         return torch.device(getattr(self.model, "device", "cpu"))
@@ -97,15 +107,18 @@ def embed_faces(
     indices: Indices | None = None,
     mirror: bool = True,
     crop: Crop | None = None,
+    landmarks: FindLandmarks | None = None,
 ) -> np.ndarray:
     """Embeddings float32 (N,D), not normalized.
 
     With `mirror`, each is the sum of the embeddings of the image and of its mirror image.
+    landmarks: those in the crops, for a model that needs some; without it, those that are stored
+    with the images. ValueError if such a model finds none.
     """
     indices = range(len(images)) if indices is None else indices
     if isinstance(embed, Stored):
         return embed.lookup(images, indices)
-    blocks = _blocks(embed, images, size, indices, 1 + mirror, crop)
+    blocks = _blocks(embed, images, size, indices, 1 + mirror, crop, landmarks)
     return _joined(len(indices), (np.add(*views) if mirror else views[0] for views in blocks))
 
 
@@ -155,6 +168,7 @@ def _blocks(
     indices: Indices,
     views: int,
     crop: Crop | None,
+    landmarks: FindLandmarks | None = None,
 ) -> Iterator[np.ndarray]:
     """Embeddings float32 (views,B,D) of each batch, in order, the same ones on every rank.
 
@@ -164,6 +178,7 @@ def _blocks(
         raise ValueError("no image to embed: the set is empty")
     run = embed if isinstance(embed, ModelRun) else ModelRun(embed)
     _check_count(run, len(indices))
+    points = _points(run, images, crop, landmarks)
     cuda = run.device.type == "cuda"
     rows = CUDA_BATCH if cuda else BATCH
     batches = [indices[at : at + rows] for at in range(0, len(indices), rows)]
@@ -175,8 +190,9 @@ def _blocks(
         closing(decoded_batches(images, mine, size, crop=crop, pinned=cuda)) as decoded,
     ):
         queued: _Round | None = None
-        for now, batch in zip(rounds, decoded, strict=True):
-            before, queued = queued, _queue(run, now, batch, views, len(batches[0]))
+        for now, own, batch in zip(rounds, mine, decoded, strict=True):
+            inputs = [] if points is None else [torch.from_numpy(points[np.asarray(own)])]
+            before, queued = queued, _queue(run, now, batch, views, len(batches[0]), *inputs)
             if before:
                 yield from before.read(images)
                 advance(sum(map(len, before.batches)))
@@ -215,7 +231,30 @@ class _Round:
             yield vectors
 
 
-def _queue(run: ModelRun, batches: list[Indices], mine: Decoded, views: int, rows: int) -> _Round:
+def _points(
+    run: ModelRun, images: Images, crop: Crop | None, landmarks: FindLandmarks | None
+) -> Landmarks | None:
+    """The landmarks of all images, if the model needs them."""
+    if not run.needs_landmarks:
+        return None
+    if landmarks is not None:
+        return check_all(landmarks(), images)
+    if crop is not None:
+        raise ValueError(
+            "this model needs landmarks, and these faces are cut out of photos without any; "
+            "--landmarks template takes those of the template"
+        )
+    return needed_landmarks(images)
+
+
+def _queue(
+    run: ModelRun,
+    batches: list[Indices],
+    mine: Decoded,
+    views: int,
+    rows: int,
+    landmarks: torch.Tensor | None = None,
+) -> _Round:
     """Queue the embedding of this rank's batch, padded to `rows`, and the exchange with the others.
 
     A rank whose image failed goes on with whatever pixels it has, so that no rank waits for it in
@@ -228,13 +267,25 @@ def _queue(run: ModelRun, batches: list[Indices], mine: Decoded, views: int, row
             .permute(0, 3, 1, 2)
             .contiguous()
         )
-        embedded = [run.model(pixels.flip(3) if view else pixels).float() for view in range(views)]
+        embedded = [
+            run.model(*_view(pixels, landmarks, mirror=view == 1)).float() for view in range(views)
+        ]
         vectors = torch.stack(embedded)
         padded = vectors.new_zeros((views, rows + 1, vectors.shape[2]))
         padded[:, : vectors.shape[1]] = vectors
         padded[:, rows] = row + 1
         gathered = run.ranks.all_gather(padded).unflatten(0, (run.ranks.world, views))
         return _Round(batches, _fetch(gathered), (run.ranks.rank, error))
+
+
+def _view(
+    pixels: torch.Tensor, landmarks: torch.Tensor | None, *, mirror: bool
+) -> tuple[torch.Tensor, ...]:
+    """The input of a model: images (B,3,S,S), or their mirror images, with landmarks if given."""
+    shown = pixels.flip(3) if mirror else pixels
+    if landmarks is None:
+        return (shown,)
+    return shown, to_device(mirrored(landmarks) if mirror else landmarks, pixels.device)
 
 
 def _fetch(tensor: torch.Tensor) -> Callable[[], np.ndarray]:

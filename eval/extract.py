@@ -51,7 +51,7 @@ def open_source(data: str, images: str | None = None) -> tuple[Images, list[str]
     if path.is_dir() and not recordio.detect(data):
         with suppress(FileNotFoundError):  # a folder of shards holds no image
             files = image_files(path)
-            return FileImages(files), [str(file.relative_to(path)) for file in files]
+            return FileImages(files, path), [str(file.relative_to(path)) for file in files]
     faces = open_faces(data)
     root = str(path.parent if path.is_file() else path) + "/"
     return faces, [faces.describe(i).removeprefix(root) for i in range(len(faces))]

@@ -25,6 +25,7 @@ from recognition.config import Config
 from recognition.device import autocast, lay_out
 from recognition.distributed import Ranks
 from recognition.freeze import evaluating
+from recognition.landmarks import Forward, training_landmarks, with_landmarks
 from recognition.parse import to_yaml
 from recognition.seeds import seed_of
 
@@ -100,9 +101,9 @@ def measure_statistics(config: Config, backbone: nn.Module, faces: FaceSet, rank
             norm.momentum = None  # a plain mean over the batches
             norm.train()
         try:
-            for images in _images(config, faces, ranks, device):
+            for images, network in _images(config, backbone, faces, ranks, device):
                 with autocast(device, config.run.precision):
-                    backbone(images)
+                    network(images)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -111,9 +112,9 @@ def measure_statistics(config: Config, backbone: nn.Module, faces: FaceSet, rank
 
 
 def _images(
-    config: Config, faces: FaceSet, ranks: Ranks, device: torch.device
-) -> Iterator[torch.Tensor]:
-    """The batches of this rank, as the backbone gets them in training."""
+    config: Config, backbone: nn.Module, faces: FaceSet, ranks: Ranks, device: torch.device
+) -> Iterator[tuple[torch.Tensor, Forward]]:
+    """The batches of this rank, as the backbone gets them in training, and what calls it."""
     run, batch_size = config.run, min(config.optim.batch_size, len(faces) // ranks.world)
     loader = ordinary_loader(
         faces,
@@ -126,11 +127,13 @@ def _images(
         world=ranks.world,
         device=device,
     )
+    loader.landmarks = training_landmarks(backbone, faces)
     count = -(-MEASURED_IMAGES // (batch_size * ranks.world))
     for number, batch in enumerate(islice(loader, count)):
         seed = seed_of(run.seed, number, 0, ranks.rank)
         images = augment(lay_out(batch.images, run.channels_last), config.data.augment, seed)
-        yield lay_out(images, run.channels_last)
+        network = with_landmarks(backbone, batch, config.data.augment, seed)
+        yield lay_out(images, run.channels_last), network
 
 
 def save_average(config: Config, backbone: nn.Module, folder: Path) -> None:

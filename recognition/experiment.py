@@ -43,6 +43,7 @@ from recognition.doctor import chance_loss
 from recognition.ema import FOLDER, WeightAverage, measure_statistics, save_average
 from recognition.freeze import freeze
 from recognition.init import Weights, check_centers, load_weights, read_weights, set_centers
+from recognition.landmarks import training_landmarks
 from recognition.logs import evaluation_progress, plot_training
 from recognition.lora import add_lora
 from recognition.loss_scale import LossScale
@@ -272,6 +273,7 @@ def build_parts(
             f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
             "only; remove data.size_schedule, or choose iresnet or ir"
         )
+    loader.landmarks = training_landmarks(backbone, faces)
     if weights is not None:
         log.info(load_weights(backbone, weights, config))
     lora = config.init.lora

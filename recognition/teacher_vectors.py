@@ -198,13 +198,16 @@ def _usual_file(config: Config, expected: Record | None) -> Path:
 
 def _load(source: str, color: Color | None, device: torch.device) -> Model:
     try:
-        return load_model(source, color=color, device=device.type).to(device)
+        model = load_model(source, color=color, device=device.type).to(device)
     except ValueError as error:  # it names the option of the commands
         raise ValueError(
             f"teacher.model: {str(error).replace('--color ', 'teacher.color=')}"
         ) from None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"teacher.model: {error}") from None
+    if model.needs_landmarks:
+        raise ValueError(f"teacher.model: {source} needs landmarks, which a teacher does not get")
+    return model
 
 
 def _digest(model: Model) -> str:

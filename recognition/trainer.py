@@ -27,6 +27,7 @@ from recognition.clock import Clock
 from recognition.config import Config, ConfigError
 from recognition.device import autocast, lay_out
 from recognition.finite import Kept, Verdict, all_finite, check_step
+from recognition.landmarks import with_landmarks
 from recognition.logs import open_logs, read_metrics
 from recognition.loss_scale import LOWEST
 from recognition.memory import memory
@@ -183,11 +184,12 @@ def optimizer_step(
     parts.classifier.before_step(lr * parts.center_factor)
     for micro, batch in enumerate(batches):
         images = _network_input(config, parts, batch, progress.step, micro)
+        network = _network(config, parts, batch, progress.step, micro)
         # Only the last micro-batch's backward pass averages the sum of all gradients over ranks.
         last = micro == len(batches) - 1
         with nullcontext() if last else parts.no_sync():
             with autocast(parts.device, config.run.precision):
-                forward = seen.noting(parts.forward, batch.labels) if seen else parts.forward
+                forward = seen.noting(network, batch.labels) if seen else network
                 mean = parts.loss(images, batch, forward)
             batch_loss = mean / len(batches)
             parts.loss_scale.scaled(batch_loss).backward()
@@ -216,6 +218,15 @@ def _network_input(
     images = lay_out(batch.images, config.run.channels_last)
     options = config.data.augment.for_size(images.shape[-1], config.data.size)
     return lay_out(augment(images, options, seed), config.run.channels_last)
+
+
+def _network(
+    config: Config, parts: Parts, batch: Batch, step: int, micro: int
+) -> Callable[..., torch.Tensor]:
+    """The network, which gets the landmarks of a batch that has some, moved like its images."""
+    seed = seed_of(config.run.seed, step, micro, parts.ranks.rank)
+    options = config.data.augment.for_size(batch.images.shape[-1], config.data.size)
+    return with_landmarks(parts.forward, batch, options, seed)
 
 
 def _prepare_gradients(

@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from recognition.backbones import needs_landmarks
 from recognition.config import Config, Part
 from recognition.models.recognize import blank
 
@@ -72,11 +73,13 @@ def _trace(name: str, options: str, images: int, size: int, precision: str) -> T
     net = blank(Part(name, json.loads(options)), size)
     with FakeTensorMode(allow_non_fake_inputs=True):
         net.to_empty(device="cpu")
-        inputs = torch.zeros(images, 3, size, size)
+        inputs = [torch.zeros(images, 3, size, size)]
+        if needs_landmarks(net):
+            inputs.append(torch.zeros(images, 5, 2))
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         counter = count_products()
         with hooks, counter, autocast(torch.device("cpu"), precision):
-            outputs = net(inputs)
+            outputs = net(*inputs)
     for parameter in net.parameters():
         saved.pop(parameter.untyped_storage()._cdata, None)
     return Traced(

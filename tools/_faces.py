@@ -13,6 +13,7 @@ from data.decode import decode
 from data.detect import Detector, in_threads, shrink
 from data.files import read_file
 from data.image_size import kind_and_size
+from data.landmarks import Landmarks, in_crop
 from data.limits import MOST_IMAGE_BYTES
 from data.photos import decode_photo, read_photo
 from data.types import Pixels
@@ -72,6 +73,14 @@ class FaceImages:
         if landmarks is None:
             return decode(self.read(index), size)
         return align(decode_photo(self.read(index)), landmarks, size)
+
+    def landmarks_in(self, size: int) -> Landmarks:
+        """Where each crop of `size` pixels has its landmarks; NaN for crops of other origin."""
+        found = np.full((len(self), 5, 2), np.nan, np.float32)
+        for row, face in enumerate(self.faces):
+            if face.landmarks is not None:
+                found[row] = in_crop(face.landmarks, size)
+        return found
 
 
 def counted(count: int, noun: str) -> str:

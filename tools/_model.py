@@ -19,9 +19,14 @@ class ModelOptions:
     The images are RGB in any case."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model runs."""
+    landmarks: Literal["template"] | None = None
+    """template: a network that needs the landmarks of each image takes those of the ArcFace
+    template instead. They are right for exactly aligned crops."""
 
     def load(self) -> Model:
         """The model; ValueError or OSError in one line where it can't be loaded."""
         if self.model is None:
             raise ValueError("give --model, a run folder, a model folder or a file of weights")
-        return recognition.load(self.model, color=self.color, device=self.device)
+        return recognition.load(
+            self.model, color=self.color, device=self.device, landmarks=self.landmarks
+        )

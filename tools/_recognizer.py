@@ -37,7 +37,16 @@ class Recognizer:
         """Embeddings float32 (N,D) of length 1."""
         images = FaceImages(faces)
         run = ModelRun(self.embed, progress=progress)
-        return normalized(embed_faces(run, images, self.size, mirror=self.mirror, crop=images.crop))
+        return normalized(
+            embed_faces(
+                run,
+                images,
+                self.size,
+                mirror=self.mirror,
+                crop=images.crop,
+                landmarks=lambda: images.landmarks_in(self.size),
+            )
+        )
 
 
 def open_recognizer(source: ModelOptions, evaluation: Path | None = None) -> Recognizer:
@@ -52,5 +61,5 @@ def open_recognizer(source: ModelOptions, evaluation: Path | None = None) -> Rec
     found, unknown = None, f"{model.weights} has no evaluation of its own; give --evaluation FOLDER"
     if evaluation or own:
         found, unknown = read_evaluation(evaluation or folder)
-    digest = f"{file_digest(model.weights)} {model.color}"
+    digest = f"{file_digest(model.weights)} {model.color}{source.landmarks or ''}"
     return Recognizer(model, model.size, digest, found, unknown)

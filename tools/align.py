@@ -7,18 +7,25 @@ OUT/align_report.tsv lists the photos that were left out: those without a face, 
 (unless --largest is given), those that cannot be read, and files that are no photos. A photo whose
 crop exists already is not aligned again.
 
+OUT/landmarks.npy gets the landmarks of the crops, for a backbone that needs them. Those of crops of
+an earlier version are missing there, and `python -m tools.landmarks OUT` finds them.
+
 HEIC photos, as telephones take them, need one more package: pip install -e '.[heic]'
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from data.align import align
 from data.decode import encode_jpeg
 from data.detect import Detector, in_threads, load_detector
 from data.files import atomic_write, is_special
-from data.names import is_hidden
+from data.images import FileImages
+from data.landmarks import Landmarks, in_crop, landmarks_of, write_landmarks
+from data.names import LANDMARKS, is_hidden
 from data.options import Count
 from data.photos import PHOTO_SUFFIXES, HeicUnavailable, read_photo
 from data.text import csv_cell
@@ -47,21 +54,27 @@ def align_folder(
         raise ValueError(f"{photos}: holds no photo ({', '.join(PHOTO_SUFFIXES)})")
     crops = crop_names(found)
 
-    def one(detect: Detector, photo: Path) -> tuple[str, str]:
+    def one(detect: Detector, photo: Path) -> tuple[str, str, Landmarks | None]:
         target = out / crops[photo]
         if target.exists():
-            return "kept", ""
+            return "kept", "", None
         return _align_one(photos / photo, target, detect, size, largest)
 
+    landmarks = _known_landmarks(out)
     counts = Counter({"other": len(other)} if other else {})
     rows = [(str(name), "other", "no photo by its name") for name in other]
     with progress_bar(len(found), "aligning") as advance:
-        for photo, (outcome, detail) in zip(found, in_threads(one, found, load), strict=True):
+        for photo, (outcome, detail, points) in zip(
+            found, in_threads(one, found, load), strict=True
+        ):
             counts[outcome] += 1
+            if points is not None:
+                landmarks[str(crops[photo])] = points
             if outcome not in ("aligned", "kept"):
                 rows.append((str(photo), outcome, detail))
             advance(1)
     out.mkdir(parents=True, exist_ok=True)
+    _write_landmarks(out, landmarks)
     with atomic_write(out / REPORT, "w") as file:
         file.write("photo\toutcome\tdetail\n")
         file.writelines("\t".join(str(csv_cell(cell)) for cell in row) + "\n" for row in rows)
@@ -101,24 +114,47 @@ def crop_names(photos: list[Path]) -> dict[Path, Path]:
 
 def _align_one(
     photo: Path, target: Path, detect: Detector, size: int, largest: bool
-) -> tuple[str, str]:
-    """Write one crop. Returns the outcome in one word, and details for the report."""
+) -> tuple[str, str, Landmarks | None]:
+    """Write one crop. Returns the outcome in one word, details for the report, and landmarks."""
     try:
         image = read_photo(photo)
     except HeicUnavailable as error:
-        return "heic", str(error)
+        return "heic", str(error), None
     except (ValueError, OSError) as error:
-        return "unreadable", str(error)
+        return "unreadable", str(error), None
     faces = detect(image)
     if not faces:
-        return "no_face", ""
+        return "no_face", "", None
     if len(faces) > 1 and not largest:
-        return "several", f"{len(faces)} faces; --largest uses the largest"
+        return "several", f"{len(faces)} faces; --largest uses the largest", None
     crop = align(image, faces[0].landmarks, size)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target, durable=False) as file:
         file.write(encode_jpeg(crop))
-    return "aligned", ""
+    return "aligned", "", in_crop(faces[0].landmarks, size)
+
+
+def _known_landmarks(out: Path) -> dict[str, Landmarks]:
+    """The landmarks that an earlier run wrote, by the names of the crops in OUT."""
+    crops = _crops(out)
+    known = landmarks_of(crops)
+    if known is None:
+        return {}
+    return {
+        str(path.relative_to(out)): points for path, points in zip(crops.paths, known, strict=True)
+    }
+
+
+def _write_landmarks(out: Path, known: Mapping[str, Landmarks]) -> None:
+    """Write the landmarks of all crops in OUT, NaN where none are known."""
+    crops = _crops(out)
+    missing = np.full((5, 2), np.nan, np.float32)
+    points = [known.get(str(path.relative_to(out)), missing) for path in crops.paths]
+    write_landmarks(out / LANDMARKS, crops, np.stack(points or [missing])[: len(crops)])
+
+
+def _crops(out: Path) -> FileImages:
+    return FileImages(sorted(out.rglob("*.jpg")), out)
 
 
 def run(photos: Path, out: Path, *, size: Count = 112, largest: bool = False) -> Counter[str]:

@@ -13,6 +13,7 @@ Either way a second call goes on where the first stopped; only one file of zip o
 if the call was killed.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,6 +23,7 @@ from data.decode import decode_any
 from data.faces import open_faces
 from data.files import PreadFile
 from data.formats.recordio import RecordSet, rec_file
+from data.landmarks import landmarks_file, landmarks_of, write_landmarks
 from data.options import CountOrZero
 from data.pairs.lists import from_list
 from data.types import FaceSet
@@ -59,16 +61,40 @@ def convert(
     told = [*bad.unlabeled, *(bad.found[index] for index in sorted(bad.found))]
     for line in told:
         print(f"{'left out' if skip_bad else 'bad'}: {line}")
-    if not told:
-        return record
-    record |= {"bad": len(told)}
-    if not skip_bad:
+    if told:
+        record |= {"bad": len(told)}
+    if told and not skip_bad:
         raise Failed(
             f"{target}: not finished, because {len(told)} images cannot be read: mend them, or "
             "leave them out with --skip-bad; the next call goes on from here",
             record,
         )
+    carry_landmarks(faces, target)
     return record
+
+
+def carry_landmarks(faces: FaceSet, target: str) -> None:
+    """Write the landmarks of `faces` beside the set that was made of it, if it has some.
+
+    Writers may change the order and leave images out, so the bytes of the images are compared.
+    """
+    known = landmarks_of(faces)
+    if known is None:
+        return
+    row_of = {_digest(faces, row): row for row in range(len(faces))}
+    written = open_faces(target, check=False)
+    file = landmarks_file(written)
+    assert file is not None
+    rows = [row_of[_digest(written, row)] for row in range(len(written))]
+    write_landmarks(file, written, known[rows])
+
+
+def _digest(faces: FaceSet, row: int) -> bytes:
+    """What tells an image from others; nothing for one that cannot be read."""
+    try:
+        return hashlib.blake2b(faces.read(row), digest_size=16).digest()
+    except (ValueError, OSError):
+        return b""
 
 
 def _first_size(faces: FaceSet) -> tuple[int, int]:

@@ -48,6 +48,7 @@ def export(
     l2_norm: bool = False,
     faces: str | None = None,
     color: Color | None = None,
+    landmarks: Literal["template"] | None = None,
     name: str | None = None,
     license: str | None = None,
 ) -> dict[str, Any]:
@@ -63,6 +64,8 @@ def export(
     faces: faces for the check, such as a folder or record file. Without it, drawn ones.
     color: order of the color channels that the weights were trained on, if their file does not say
         it. The exported model takes RGB in any case.
+    landmarks: template: a network that needs the landmarks of each image takes those of the ArcFace
+        template instead.
     name: name of the model in its card.
     license: license of the weights for the card, as the hub writes it, such as cc-by-nc-4.0.
     """
@@ -70,9 +73,14 @@ def export(
         check_packages()
     elif mirror or l2_norm:
         raise ValueError("--mirror and --l2-norm are built into ONNX files; use --to onnx")
-    loaded = recognition.load(model, color=color, device="cpu")
+    loaded = recognition.load(model, color=color, device="cpu", landmarks=landmarks)
     if loaded.weights is None or loaded.weights.suffix == ".onnx":
         raise ValueError(f"{model}: is an ONNX file already; give the model that it was made of")
+    if loaded.needs_landmarks:
+        raise ValueError(
+            f"{model}: needs the landmarks of each image, and an exported file takes images alone; "
+            "give --landmarks template"
+        )
     source = Path(model).absolute()
     called = name or (source.stem if source.is_file() else source.name)
     target = Path(out or f"{called}-{to}")

@@ -12,7 +12,7 @@ import numpy as np
 from data.files import PreadFile, is_special
 from data.formats._index_cache import Arrays, is_column, load_or_scan, within
 from data.limits import MOST_IDENTITIES, MOST_IMAGE_BYTES
-from data.names import SUFFIXES, LeftOut, is_hidden, say_left_out
+from data.names import LANDMARKS, SUFFIXES, LeftOut, is_hidden, say_left_out
 from data.text import unescape_name
 from data.types import Int64
 
@@ -67,6 +67,11 @@ class PackedSet:
         shard, offset = self.columns["shard"][index], self.columns["offset"][index]
         return f"{self.shards[shard]} at byte {int(offset)}"
 
+    @property
+    def landmarks_file(self) -> str:
+        """Beside the only shard, or in the folder of the shards."""
+        return landmarks_beside(self.shards)
+
     def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         columns = self.columns
         return columns["key"], columns.get("length", columns["size"])
@@ -96,6 +101,13 @@ def list_shards(path: str, suffix: str) -> list[str]:
     if not found:
         raise ValueError(f"{path}: holds no {suffix} file")
     return found
+
+
+def landmarks_beside(shards: Sequence[str]) -> str:
+    """The file that has the landmarks of a set of these files."""
+    if len(shards) == 1:
+        return f"{shards[0]}.{LANDMARKS}"
+    return os.path.join(os.path.dirname(shards[0]), LANDMARKS)
 
 
 def load_index(

@@ -4,6 +4,7 @@ import numpy as np
 
 from data.faces import CHOSEN, JOINED, check_range, open_faces
 from data.fingerprint import keys_and_sizes
+from data.landmarks import Landmarks, landmarks_of
 from data.order import Blocks
 from data.types import FaceSet, Int64
 
@@ -38,6 +39,18 @@ class ConcatSet:
     def describe(self, index: int) -> str:
         faces, own = self._place(index)
         return faces.describe(own)
+
+    def landmarks(self) -> Landmarks | None:
+        """Those of all sets; NaN for a set without."""
+        found = [landmarks_of(faces) for faces in self.sets]
+        if all(points is None for points in found):
+            return None
+        return np.concatenate(
+            [
+                np.full((len(faces), 5, 2), np.nan, np.float32) if points is None else points
+                for faces, points in zip(self.sets, found, strict=True)
+            ]
+        )
 
     @property
     def blocks(self) -> Blocks | None:

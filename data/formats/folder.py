@@ -8,7 +8,16 @@ import numpy as np
 
 from data.files import read_file
 from data.limits import MOST_IMAGE_BYTES
-from data.names import DEEPER, OUTSIDE, SUFFIXES, LeftOut, is_hidden, list_folder, say_left_out
+from data.names import (
+    DEEPER,
+    LANDMARKS,
+    OUTSIDE,
+    SUFFIXES,
+    LeftOut,
+    is_hidden,
+    list_folder,
+    say_left_out,
+)
 from data.types import Int64
 
 AT_ONCE, THREADS = 4096, 16  # files that are looked at by one thread in a row, and threads
@@ -37,6 +46,10 @@ class FolderSet:
     def describe(self, index: int) -> str:
         name, file = self.names[self.labels[index]], os.fsdecode(bytes(self.files[index]))
         return os.path.join(self.root, name, file)
+
+    @property
+    def landmarks_file(self) -> str:
+        return os.path.join(self.root, LANDMARKS)
 
     def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Checksums of NAME/FILE, and the sizes that the file system has now.

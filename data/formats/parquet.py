@@ -2,7 +2,8 @@
 
 A set is one file or a folder of them. The image column is bytes or a struct with a field `bytes`.
 Labels are whole numbers, or texts, which are numbered in their order. Names of a ClassLabel become
-the names of the identities.
+the names of the identities. A column `landmarks` has ten numbers per row: x and y of five landmarks
+(data/landmarks.py); null where an image has none.
 
 Rows lie in compressed groups, and a group is read as a whole. Groups that were read last are kept
 in memory, so images are read well in the order of the file, or in the order `block`, which mixes a
@@ -19,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data.formats._packed import detect_shards, list_shards
+from data.formats._packed import detect_shards, landmarks_beside, list_shards
+from data.landmarks import Landmarks, check_range
 from data.limits import FREE_BYTES, MOST_BYTES_PER_BYTE, MOST_IDENTITIES
 from data.order import MIXED, Blocks
 from data.types import Int64
@@ -27,6 +29,7 @@ from data.types import Int64
 KEPT_BYTES = 1 << 27  # of groups that are mixed; about four times as many may be in memory
 MOST_GROUP_BYTES = 1 << 30
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "face")
+LANDMARKS_COLUMN = "landmarks"
 LABEL_NAMES = ("label", "labels", "cls", "class", "identity", "identity_id", "person", "id")
 
 
@@ -81,6 +84,28 @@ class ParquetSet:
         group, row = self._place(index)
         path, number = self.sources[group]
         return f"{path} row {row} of group {number}"
+
+    @property
+    def landmarks_file(self) -> str:
+        return landmarks_beside(list(dict.fromkeys(path for path, _ in self.sources)))
+
+    def landmarks(self) -> Landmarks | None:
+        """The column of landmarks; None if there is no such column."""
+        arrow, parquet = _pyarrow(self.sources[0][0])
+        files = list(dict.fromkeys(path for path, _ in self.sources))
+        parts = []
+        for path in files:
+            where = f"{path}, column {LANDMARKS_COLUMN}"
+            try:
+                file = parquet.ParquetFile(path)
+                if LANDMARKS_COLUMN not in file.schema_arrow.names:
+                    return None
+                _check_ten(file.metadata, where)
+                column = file.read(columns=[LANDMARKS_COLUMN], use_threads=False).column(0)
+            except (arrow.ArrowException, OSError) as error:
+                raise ValueError(f"{path}: cannot be read ({_first_line(error)})") from None
+            parts.append(_ten_numbers(arrow, column, where))
+        return check_range(np.concatenate(parts), f"{files[0]}, column {LANDMARKS_COLUMN}")
 
     def keys_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers, and the bytes of each image's group: those of an image are not stored."""
@@ -266,6 +291,37 @@ def _bytes_of(facts: Any, image: str, where: str) -> int:
                 )
             return size
     raise ValueError(f"{where} lacks the column {image}")
+
+
+def _check_ten(metadata: Any, where: str) -> None:
+    """ValueError if the landmarks of a file claim more than ten numbers per row."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            name = column.path_in_schema.partition(".")[0]
+            if name == LANDMARKS_COLUMN and column.num_values > 10 * group.num_rows:
+                raise ValueError(
+                    f"{where}: claims {column.num_values:,} numbers in {group.num_rows:,} rows, "
+                    "expected ten per row"
+                )
+
+
+def _ten_numbers(arrow: Any, column: Any, where: str) -> Landmarks:
+    """float32 (N,5,2) of a column of lists of ten numbers; NaN where it is null."""
+    kind = column.type
+    lists = arrow.types.is_list(kind) or arrow.types.is_fixed_size_list(kind)
+    if not lists or not arrow.types.is_floating(kind.value_type):
+        raise ValueError(f"{where}: found {kind}, expected lists of ten numbers")
+    whole = column.combine_chunks()
+    held = np.flatnonzero(whole.is_valid().to_numpy(zero_copy_only=False))
+    numbers = whole.drop_null().flatten()
+    if len(numbers) != 10 * len(held) or numbers.null_count:
+        raise ValueError(
+            f"{where}: found {len(numbers):,} numbers in {len(held):,} rows, expected ten per row"
+        )
+    found = np.full((len(whole), 5, 2), np.nan, np.float32)
+    found[held] = numbers.to_numpy(zero_copy_only=False).reshape(-1, 5, 2)
+    return found
 
 
 def _numbered(

@@ -31,6 +31,7 @@ from data.formats._record_bytes import (
 )
 from data.formats._record_index import index_agrees, scan_records
 from data.limits import MOST_IDENTITIES
+from data.names import LANDMARKS
 from data.text import decode_text, unescape_name
 from data.types import Int64
 
@@ -73,6 +74,10 @@ class RecordSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def landmarks_file(self) -> str:
+        return f"{self.file.path}.{LANDMARKS}"
 
     def read(self, index: int) -> bytes:
         """The image's bytes; ValueError if the record is broken or its label is not the set's."""

@@ -187,7 +187,7 @@ def from_numbered(folder: str | Path) -> Pairs:
     first, second = rows[0::2], rows[1::2]
     sizes = [f"{path.stat().st_size} bytes" for path in paths]
     digest = pairs_digest(sizes, first, second, same)
-    return Pairs(FileImages(paths), first, second, same, fold_notes(same), digest)
+    return Pairs(FileImages(paths, folder), first, second, same, fold_notes(same), digest)
 
 
 def pairs_digest(

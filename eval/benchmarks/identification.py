@@ -65,7 +65,8 @@ def run(
     numbers = {person: number for number, person in enumerate(names)}
     ids, probe_ids = (np.array([numbers[person] for person in side]) for side in people)
     vectors, probe_vectors = (
-        normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror)) for paths in files
+        normalized(embed_faces(embed, FileImages(paths, folder), size, mirror=mirror))
+        for paths, folder in zip(files, (gallery, probe), strict=True)
     )
     if pool:
         ids, vectors = pool_templates(vectors, ids, media=np.arange(len(ids)))

@@ -22,6 +22,7 @@ import numpy as np
 from data.align import align
 from data.files import read_lines
 from data.images import FileImages
+from data.landmarks import Landmarks, in_crop
 from data.options import PathText
 from data.read_image import read_pixels
 from eval.benchmarks import Benchmark
@@ -155,7 +156,10 @@ def run(
     def crop(index: int, size: int) -> np.ndarray:
         return align(read_pixels(images, index), landmarks[index], size)
 
-    embeddings = embed_faces(embed, images, size, mirror=mirror, crop=crop)
+    def in_crops() -> Landmarks:
+        return np.stack([in_crop(points, size) for points in landmarks])
+
+    embeddings = embed_faces(embed, images, size, mirror=mirror, crop=crop, landmarks=in_crops)
     result = score(name, lists, embeddings, **options)
     result.settings["mirror"] = mirror_setting(embed, mirror)
     return result

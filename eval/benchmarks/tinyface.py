@@ -37,8 +37,8 @@ def run(name: str, root: Path, mirror: bool, embed: Embed, size: int) -> Result:
     """Embed all three folders and search matches and distractors for every probe."""
     probes, matches, distractors = (image_files(root / folder) for folder in FOLDERS)
     vectors, *entries = (
-        normalized(embed_faces(embed, FileImages(paths), size, mirror=mirror))
-        for paths in (probes, matches, distractors)
+        normalized(embed_faces(embed, FileImages(paths, root / folder), size, mirror=mirror))
+        for paths, folder in zip((probes, matches, distractors), FOLDERS, strict=True)
     )
     # No person has the number -1.
     entry_ids = identities(matches), np.full(len(distractors), -1)

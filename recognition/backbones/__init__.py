@@ -2,11 +2,16 @@
 
 A file whose published weights can be loaded also exports two things. `MARK` is the name of a
 parameter that no other backbone has. `recognize` gives the options of `build`, and the size of the
-input, for the shapes of all parameters; it may raise KeyError or ValueError for other shapes.
+input, for the shapes of all parameters; it may raise KeyError or ValueError for other shapes. A
+file whose networks have the mark of another backbone, too, names that backbone in `CONTAINS`.
 
 A file whose networks can start from weights of another kind has the option `weights`, and exports
 `load_pretrained(backbone, weights, options, size)`. Only a new run calls it; it returns a line for
 the log.
+
+A network with the attribute `needs_landmarks` takes a second tensor, (B,5,2): the landmarks of the
+faces as data/landmarks.py describes them. Without them it raises ValueError if the attribute is
+true.
 """
 
 import math
@@ -31,6 +36,11 @@ def embedding_of(backbone: nn.Module) -> int:
             f"{type(backbone).__name__}.embedding is {embedding!r}: expected the number of outputs"
         )
     return embedding
+
+
+def needs_landmarks(backbone: nn.Module) -> bool:
+    """Whether each call has to give the landmarks of its images."""
+    return bool(getattr(backbone, "needs_landmarks", False))
 
 
 def size_of_map(cells: int) -> int:

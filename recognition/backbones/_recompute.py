@@ -32,13 +32,13 @@ def _still_statistics(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
-def recompute(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`block(x)` that does not keep its inner activations: the backward pass computes them again.
+def recompute(block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """`block(*inputs)`, whose backward pass computes the inner activations again.
 
-    Values, gradients and batch-norm statistics are those of `block(x)`. It costs about a third more
-    time.
+    Values, gradients and batch-norm statistics are those of `block(*inputs)`. It costs about a
+    third more time.
     """
-    result: torch.Tensor = _recomputed(block, block, x)
+    result: torch.Tensor = _recomputed(block, block, *inputs)
     return result
 
 

@@ -69,19 +69,20 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    In training a sample skips each of the two with probability `drop` (arXiv 1603.09382).
+    In training a sample skips each of the two with probability `drop` (arXiv 1603.09382). What the
+    block gets beside x, (B,T,W), goes to `attention`.
     """
 
-    def __init__(self, width: int, heads: int, mlp: int, drop: float) -> None:
+    def __init__(self, width: int, attention: nn.Module, mlp: int, drop: float) -> None:
         super().__init__()
         self.drop = drop
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = attention
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp * width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self._drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
+        x = x + self._drop_path(self.attn(self.norm1(x), *beside))
         return x + self._drop_path(self.mlp(self.norm2(x)))
 
     def _drop_path(self, branch: torch.Tensor) -> torch.Tensor:
@@ -135,7 +136,9 @@ class VisionTransformer(nn.Module):
 
         # The probability of a skip rises linearly from the first block to the last.
         drops = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList([Block(width, heads, mlp, drop) for drop in drops])
+        self.blocks = nn.ModuleList(
+            [Block(width, Attention(width, heads), mlp, drop) for drop in drops]
+        )
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
             nn.Linear(tokens * width, width, bias=False),

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from recognition.backbones import needs_landmarks
 from recognition.config import Config
 from recognition.distributed import Ranks
 
@@ -29,6 +30,11 @@ def gallery_network(backbone: nn.Module) -> nn.Module:
     Its batch norms normalize by the images that they see, but these do not move their running
     statistics, which follow the backbone's.
     """
+    if needs_landmarks(backbone):
+        raise ValueError(
+            "backbone.landmarks: found given, but the gallery network of this classifier gets no "
+            "landmarks; choose template, or classifier full or partial"
+        )
     gallery = copy.deepcopy(backbone).requires_grad_(False)
     for module in gallery.modules():
         if isinstance(module, _BatchNorm):

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -29,6 +30,7 @@ from recognition.parse import parse_config
 
 ONNX = ".onnx"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS, ONNX)
+LANDMARKS, TEMPLATE = "landmarks", "template"
 RUN_CONFIG, RUN_WEIGHTS = "config.yaml", "model.pt"
 _MOST_CONFIG_BYTES = 1 << 20
 # The F²C code takes pixels minus 127.5, divided by 128, in the order of OpenCV.
@@ -36,13 +38,21 @@ _F2C_KEYS = {"state_dict", "lru", "qp"}
 _F2C_NORMALIZATION = Normalization(127.5, 128.0)
 
 
-def load_model(source: str | Path, *, color: Color | None = None, device: str = "auto") -> Model:
+def load_model(
+    source: str | Path,
+    *,
+    color: Color | None = None,
+    device: str = "auto",
+    landmarks: Literal["template"] | None = None,
+) -> Model:
     """The model in a run folder, a model folder or a file; it is frozen and in evaluation mode.
 
     source: a run folder; a model folder; a .pt, .pth, .ckpt, .bin or .safetensors with the weights
     of a backbone, as arcface_torch, AdaFace, CVLface, FastFace and F²C publish it; an .onnx; or a
     folder with one such file. color: the order of the color channels that the weights were trained
     on, where the source does not say it. device: auto, cpu, cuda or mps.
+    landmarks: template makes a network that needs the landmarks of each image take those of the
+    ArcFace template instead.
 
     Raises FileNotFoundError, or a ValueError of one line that says what was found and what to do.
     """
@@ -53,9 +63,21 @@ def load_model(source: str | Path, *, color: Color | None = None, device: str = 
     if file.suffix == ONNX:
         return load_onnx(file, color, place)
     facts, state = _read(file, color)
+    if landmarks is not None:
+        facts = _with_template(facts, str(source))
     network = build_with(facts.architecture, facts.size, state).requires_grad_(False).eval()
     placed = place_backbone(network, place, facts.channels_last)
     return Model(placed, facts, place, file).eval()
+
+
+def _with_template(facts: ModelFacts, source: str) -> ModelFacts:
+    """The facts of the same network with the template's landmarks."""
+    part = facts.architecture
+    if LANDMARKS not in part.options:
+        raise ValueError(
+            f"{source}: is a {part.name}, which takes no landmarks; leave out --landmarks"
+        )
+    return replace(facts, architecture=replace(part, options={**part.options, LANDMARKS: TEMPLATE}))
 
 
 def _file_in(folder: Path) -> Path:

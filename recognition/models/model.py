@@ -12,6 +12,7 @@ from data.decode import DecodeError, decode_any, resize_into
 from data.files import read_file
 from data.limits import MOST_IMAGE_BYTES
 from data.parts import find_part
+from recognition.backbones import needs_landmarks
 from recognition.config import Config, Part
 from recognition.device import autocast, lay_out
 from recognition.freeze import evaluating
@@ -24,6 +25,7 @@ WEIGHTS = "weights"
 """Option of a backbone: what a new run starts from. A trained model does not need it."""
 
 Images = torch.Tensor | Sequence[str | Path | np.ndarray]
+Points = torch.Tensor | np.ndarray
 
 
 class Model(nn.Module):
@@ -64,17 +66,23 @@ class Model(nn.Module):
         return self.facts.normalization
 
     @property
+    def needs_landmarks(self) -> bool:
+        """Whether `embed` has to be given the landmarks of its images."""
+        return needs_landmarks(self.network)
+
+    @property
     def device(self) -> torch.device:
         """Where the network computes, and where embeddings are returned."""
         first = next(self.network.parameters(), None)
         return self._device if first is None else first.device
 
-    def embed(self, images: Images) -> torch.Tensor:
+    def embed(self, images: Images, landmarks: Points | None = None) -> torch.Tensor:
         """Pictures of aligned faces to embeddings float32 (B,D), not normalized, on `device`.
 
         images: RGB (B,3,size,size) on any device, uint8 from 0 to 255 or float from 0 to 1. Or a
         list of files, and of arrays (H,W,3) RGB, uint8 or float in the same ranges. Square pictures
-        in a list are resized to `size`.
+        in a list are resized to `size`. landmarks: for a model that needs them, (B,5,2), as shares
+        of the side of each picture (data/landmarks.py).
 
         A list of any length needs no more memory than a batch. Raises ValueError for another shape,
         type or range, for a picture in a list that is not square, and for a file that can't be
@@ -91,16 +99,20 @@ class Model(nn.Module):
         else:
             starts = range(0, len(images), rows)
             batches = (self._stacked(images[at : at + rows]) for at in starts)
-        embedded = [self(batch) for batch in batches]
+        points = self._points(landmarks, len(images))
+        embedded = [
+            self(batch, *(one[number * rows : (number + 1) * rows] for one in points))
+            for number, batch in enumerate(batches)
+        ]
         if not embedded:
             raise ValueError("embed: found no image, expected at least one")
         return torch.cat(embedded)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """One batch of `embed`, as a tensor."""
-        return self.embed_pixels(self._pixels(images))
+    def forward(self, images: torch.Tensor, *landmarks: torch.Tensor) -> torch.Tensor:
+        """One batch of `embed`, as tensors."""
+        return self.embed_pixels(self._pixels(images), *landmarks)
 
-    def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+    def embed_pixels(self, pixels: torch.Tensor, *landmarks: torch.Tensor) -> torch.Tensor:
         """One batch (B,3,size,size) in values from 0 to 255, of which nothing is checked."""
         precision = autocast(self.device, self.facts.precision)
         with evaluating(self.network), torch.inference_mode(), precision:
@@ -109,7 +121,27 @@ class Model(nn.Module):
             pixels = pixels.to(self.device, non_blocking=queued).to(torch.float32)
             mean, std = self.normalization.mean, self.normalization.std
             inputs = lay_out(pixels / std - mean / std, self.facts.channels_last)
-            return cast(torch.Tensor, self.network(inputs)).float()
+            beside = (points.to(self.device, non_blocking=queued) for points in landmarks)
+            return cast(torch.Tensor, self.network(inputs, *beside)).float()
+
+    def _points(self, landmarks: Points | None, images: int) -> list[torch.Tensor]:
+        """The landmarks in a list, after a check; no landmarks make an empty list."""
+        if landmarks is None:
+            if not self.needs_landmarks:
+                return []
+            raise ValueError(
+                "embed: found no landmarks, which this model needs; give landmarks=, shares of the "
+                "side (B,5,2), or load it with landmarks='template'"
+            )
+        if not self.needs_landmarks:
+            raise ValueError("embed: found landmarks, which this model does not take")
+        points = torch.as_tensor(landmarks, dtype=torch.float32)
+        if points.shape != (images, 5, 2) or not points.isfinite().all():
+            raise ValueError(
+                f"embed: found landmarks of shape {tuple(points.shape)}, expected finite ones "
+                f"({images},5,2)"
+            )
+        return [points]
 
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:
         """Images in values from 0 to 255, after a check of their shape, type and range."""

@@ -55,6 +55,8 @@ def find_backbone(tree: Mapping[str, Any], file_bytes: int, source: str) -> Foun
     # A network of timm inside a backbone has some of the names that mark our own.
     inner = [f"{prefix}{TIMM_INSIDE}" for _, name, prefix in places if name == "timm"]
     places = [one for one in places if one[2] not in inner]
+    extended = [(_contained(name), prefix) for _, name, prefix in places]
+    places = [one for one in places if one[1:] not in extended]
     if not places:
         held = [name for state in _states(tree) for name in state]
         raise ValueError(
@@ -100,6 +102,12 @@ def _prefixes(state: State, name: str) -> list[str]:
         return []
     found = [key.removesuffix(mark) for key in state if key.endswith(mark)]
     return [prefix for prefix in found if not prefix or prefix.endswith(".")]
+
+
+def _contained(name: str) -> str | None:
+    """The backbone whose mark the networks of `name` have, too."""
+    contained: str | None = getattr(find_part(BACKBONES, name), "CONTAINS", None)
+    return contained
 
 
 def _recognized(name: str, own: State) -> Recognized:

@@ -10,9 +10,12 @@ import pytest
 
 from data.align import TEMPLATE
 from data.detect import load_detector
+from data.faces import open_faces
+from data.landmarks import TEMPLATE_SHARES, needed_landmarks
 from data.types import Pixels
 from tests.photographs import photograph
 from tools.align import REPORT, crop_names, main
+from tools.landmarks import main as find_landmarks
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,16 @@ def test_folder_of_photos(
     (face,) = load_detector()(np.array(crop[:, :, ::-1], np.uint8))
     assert np.linalg.norm(face.landmarks - TEMPLATE, axis=1).mean() < 5
 
+    points = needed_landmarks(open_faces(out, check=False))
+    assert np.linalg.norm(112 * (points - TEMPLATE_SHARES), axis=2).mean() < 5
+
     assert main([str(photos), str(out), "--largest"]) == 0
+    both = open_faces(out)
+    np.testing.assert_array_equal(needed_landmarks(both)[:3], points)
+    (out / "landmarks.npy").unlink()
+    assert find_landmarks([str(out)]) == 0
+    found = needed_landmarks(both)
+    assert np.linalg.norm(112 * (found[:3] - points), axis=2).mean() < 3
     assert "1 aligned, 3 kept, 1 no_face, 1 other, 1 unreadable" in capsys.readouterr().out
 
 

@@ -36,6 +36,7 @@ SIZE = 32
 SMALL: dict[str, dict[str, Any]] = {
     "iresnet": {"depth": 18, "width": 8, "embedding": 64},
     "ir": {"depth": 18, "width": 16, "embedding": 64, "se": True},
+    "kprpe": {"landmarks": "template", "width": 32, "depth": 1, "heads": 2, "embedding": 64},
     "mobilefacenet": {"width": 16, "embedding": 64},
     "timm": {
         "model": "convnext_atto",

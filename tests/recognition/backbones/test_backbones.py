@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.parts import part_names
 from recognition.config import ConfigError
 from recognition.parse import load_config
-from tests.backbones import installed_backbones
+from tests.backbones import backbone_text, installed_backbones
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE.parents[2] / "configs" / "quickstart.yaml"
@@ -31,6 +31,15 @@ NAMES = installed_backbones()
 SMALL: dict[str, dict[str, Any]] = {
     "iresnet": {"depth": 18, "width": 8, "size": 32, "embedding": 16},
     "ir": {"depth": 18, "se": True, "width": 16, "size": 32, "embedding": 16, "dropout": 0.0},
+    "kprpe": {
+        "landmarks": "template",
+        "width": 32,
+        "depth": 3,
+        "heads": 2,
+        "size": 32,
+        "embedding": 16,
+        "drop_path": 0.0,
+    },
     "mobilefacenet": {"width": 8, "size": 32, "embedding": 16},
     "mobilefacenet_small": {"width": 8, "size": 32, "embedding": 16},
     "timm": {
@@ -249,7 +258,7 @@ def test_reversed_channels() -> None:
 def test_bad_options_are_named(name: str, override: str) -> None:
     key, _, value = override.partition("=")
     with pytest.raises(ConfigError, match=rf"{re.escape(key)}: .*{value}"):
-        load_config(QUICKSTART, [f"backbone={{name: {name}}}", override])
+        load_config(QUICKSTART, [f"backbone={backbone_text(name)}", override])
 
 
 @pytest.mark.parametrize(("name", "options"), [("vit", {"width": 100}), ("vit", {"size": 8})])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data.parts import part_names
-from tests.backbones import installed_backbones
+from tests.backbones import backbone_text, installed_backbones
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -53,7 +53,7 @@ def cases() -> dict[str, list[str]]:
         found[f"{name}, taught"] = [f"classifier={CLASSIFIERS[name]}", *taught]
     found["augmentation"] = [f"data.augment={AUGMENT}"]
     for name in installed_backbones():
-        found[f"backbone {name}"] = [f"backbone={{name: {name}}}", "run.channels_last=true"]
+        found[f"backbone {name}"] = [f"backbone={backbone_text(name)}", "run.channels_last=true"]
     return found
 
 
