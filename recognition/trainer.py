@@ -183,8 +183,7 @@ def optimizer_step(
     lr = parts.optimizer.param_groups[0]["lr"]
     parts.classifier.before_step(lr * parts.center_factor)
     for micro, batch in enumerate(batches):
-        images = _network_input(config, parts, batch, progress.step, micro)
-        network = _network(config, parts, batch, progress.step, micro)
+        images, network = _network_input(config, parts, batch, progress.step, micro)
         # Only the last micro-batch's backward pass averages the sum of all gradients over ranks.
         last = micro == len(batches) - 1
         with nullcontext() if last else parts.no_sync():
@@ -211,22 +210,18 @@ def optimizer_step(
 
 def _network_input(
     config: Config, parts: Parts, batch: Batch, step: int, micro: int
-) -> torch.Tensor:
-    """The images of a batch, augmented and normalized. It seeds the micro-batch's randomness."""
+) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
+    """The images of a batch, augmented and normalized, and the network that gets them.
+
+    It seeds the micro-batch's randomness. The network also gets the landmarks of a batch that has
+    some, moved like its images.
+    """
     seed = seed_of(config.run.seed, step, micro, parts.ranks.rank)
     torch.manual_seed(seed)  # for dropout and the like
     images = lay_out(batch.images, config.run.channels_last)
     options = config.data.augment.for_size(images.shape[-1], config.data.size)
-    return lay_out(augment(images, options, seed), config.run.channels_last)
-
-
-def _network(
-    config: Config, parts: Parts, batch: Batch, step: int, micro: int
-) -> Callable[..., torch.Tensor]:
-    """The network, which gets the landmarks of a batch that has some, moved like its images."""
-    seed = seed_of(config.run.seed, step, micro, parts.ranks.rank)
-    options = config.data.augment.for_size(batch.images.shape[-1], config.data.size)
-    return with_landmarks(parts.forward, batch, options, seed)
+    augmented = lay_out(augment(images, options, seed), config.run.channels_last)
+    return augmented, with_landmarks(parts.forward, batch, options, seed)
 
 
 def _prepare_gradients(

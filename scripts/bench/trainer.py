@@ -43,9 +43,9 @@ def bare_block(config: Config, parts: Parts, steps: list[list[Batch]]) -> float:
     for number, batches in enumerate(steps):
         parts.classifier.before_step(parts.optimizer.param_groups[0]["lr"])
         for micro, batch in enumerate(batches):
-            images = trainer._network_input(config, parts, batch, number, micro)
+            images, network = trainer._network_input(config, parts, batch, number, micro)
             with autocast(parts.device, config.run.precision):
-                loss = parts.classifier(parts.forward, images, batch.labels, batch.sample)
+                loss = parts.classifier(network, images, batch.labels, batch.sample)
             (loss / len(batches)).backward()
         if config.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(parts.backbone.parameters(), config.optim.clip_norm)

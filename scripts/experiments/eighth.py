@@ -31,6 +31,7 @@ from scripts.experiments.quarter_time import (
     read_records,
     right_of,
     schedule,
+    show_runs,
     work,
 )
 from tools._cli import command
@@ -187,12 +188,7 @@ def run_experiment(
             raise ValueError(f"--only {name}: no such row; {hint(name, known)}")
     chosen = [run for run in all_runs() if not only or run.row in only]
     if list:
-        for run in chosen:
-            done = "done" if (results / f"{run.name}.json").exists() else ""
-            overrides = " ".join(f"'{override}'" for override in run.overrides)
-            print(
-                f"{run.name:<28}{run.epochs:>3} epochs  {done:<6}optim.lr={run.rate:g} {overrides}"
-            )
+        show_runs(chosen, results)
         return
     torch.set_num_threads(1)
     while not table_only and work(chosen, faces, runs, results):

@@ -326,9 +326,8 @@ def show_runs(chosen: Sequence[Run], results: Path) -> None:
     """Print each run: its length, whether it is done, and its overrides."""
     for run in chosen:
         done = "done" if (results / f"{run.name}.json").exists() else ""
-        length = f"{run.epochs:>4} epochs{steps(run.epochs):>8} steps"
         overrides = " ".join(f"'{override}'" for override in run.overrides)
-        print(f"{run.name:<32}{length}  {done:<6}optim.lr={run.rate:g} {overrides}")
+        print(f"{run.name:<32}{run.epochs:>4} epochs  {done:<6}optim.lr={run.rate:g} {overrides}")
 
 
 def run_experiment(

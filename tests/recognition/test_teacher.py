@@ -313,7 +313,7 @@ def test_the_teacher_may_embed_the_augmented_batch(model: Path, tmp_path: Path) 
     teacher = load(model, device="cpu")
     batch = next(iter(parts.loader))
     assert parts.teacher is not None
-    images = trainer._network_input(config, parts, batch, 0, 0)
+    images, _ = trainer._network_input(config, parts, batch, 0, 0)
     found = parts.teacher.vectors(images, batch.indices)
     expected = teacher.embed((images + 1).clamp(0, 2) / 2)
     assert torch.allclose(found, expected, atol=1e-4)
