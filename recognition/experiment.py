@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.decode_threads import decode_threads
 from data.fingerprint import Fingerprint, fingerprint_of
+from data.landmarks import digest
 from data.parts import find_part
 from data.size_schedule import SizeSchedule
 from data.types import FaceSet
@@ -353,6 +354,7 @@ def build_parts(
         device=device,
         ranks=ranks,
         fingerprint=fingerprint,
+        landmarks=None if loader.landmarks is None else digest(loader.landmarks),
         average=WeightAverage(backbone, half_life) if half_life else None,
         teacher=teacher,
     )

@@ -37,6 +37,7 @@ class Parts:
     chance_loss: the loss of a network that tells nobody apart (recognition/doctor.py); infinite
     with a teacher, whose losses have no such bound.
     fingerprint: that of the training set, which checkpoints hold; None leaves it out.
+    landmarks: digest of those of the training set, for a network that needs them.
     average: that of the backbone's weights, where the run keeps one.
     teacher: the losses of a trained model's embeddings, if the run has a teacher.
     """
@@ -55,6 +56,7 @@ class Parts:
     device: torch.device
     ranks: Ranks
     fingerprint: Fingerprint | None = None
+    landmarks: str | None = None
     average: WeightAverage | None = None
     teacher: Teacher | None = None
 
@@ -97,6 +99,8 @@ class Parts:
             original = getattr(self.loader.faces, "original_labels", None)
             if original is not None:
                 shared["faces"]["original_labels"] = torch.from_numpy(original)
+        if self.landmarks is not None:
+            shared["landmarks"] = self.landmarks
         if self.average is not None:
             shared["average"] = self.average.state_dict()
         local = {
@@ -116,6 +120,8 @@ class Parts:
         digest = None if self.teacher is None else self.teacher.digest
         if shared.get("teacher") != digest:
             raise ValueError("its teacher is another one")
+        if shared.get("landmarks") != self.landmarks:
+            raise ValueError("the landmarks of its training set were other ones")
         same_world = shared["world"] == self.ranks.world
         local = locals_[0] if same_world else own_share(locals_, self.classifier)
         self.backbone.load_state_dict(shared["backbone"])

@@ -18,6 +18,7 @@ import pytest
 
 from data.decode import DecodeError, decode
 from data.faces import detect_format, find_missing_path, open_faces, resolve_path
+from data.landmarks import landmarks_file, landmarks_of, write_landmarks
 from data.parts import find_part, part_names
 from data.types import FaceSet
 
@@ -169,6 +170,20 @@ def test_every_format_gives_the_same_images_by_identity(kind: str, sets: dict[st
         assert str(sets[kind]) in faces.describe(0)
         assert detect_format(sets[kind]) == kind.split()[0]
     assert by_label(copy.deepcopy(faces)) == EXPECTED  # as in another process
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_has_landmarks_beside_it(kind: str, sets: dict[str, Path]) -> None:
+    faces = open_faces(sets[kind])
+    assert landmarks_of(faces) is None
+    file = landmarks_file(faces)
+    assert file is not None
+    points = np.linspace(0.1, 0.9, 50, dtype=np.float32).reshape(5, 5, 2)
+    write_landmarks(file, faces, points)
+    again = open_faces(sets[kind])
+    np.testing.assert_array_equal(landmarks_of(again), points)
+    assert by_label(again) == EXPECTED
+    file.unlink()
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip stored", "tar folders"])

@@ -24,6 +24,8 @@ from data.landmarks import (
     write_landmarks,
 )
 from data.loader import Loader
+from data.pairs.lists import from_bin
+from data.pairs.verification_bin import write_bin
 from data.types import FaceSet
 from tools.convert import convert
 
@@ -145,6 +147,16 @@ def test_a_conversion_carries_them(kind: str, folder: Path, tmp_path: Path) -> N
     assert {points[row].tobytes() for row in (0, 1, 3, 5)} == {
         one.tobytes() for one in found.values()
     }
+
+
+def test_a_bin_of_pairs_has_them_beside_it(folder: Path, tmp_path: Path) -> None:
+    faces = open_faces(folder)
+    write_bin(tmp_path / "some.bin", [faces.read(row) for row in (0, 1, 3, 5)], np.array([1, 0]))
+    images = from_bin(tmp_path / "some.bin").images
+    file, points = landmarks_file(images), some(4)
+    assert file == tmp_path / "some.bin.landmarks.npy"
+    write_landmarks(file, images, points)
+    np.testing.assert_array_equal(needed_landmarks(from_bin(tmp_path / "some.bin").images), points)
 
 
 def test_rows_are_found_again_after_a_change(folder: Path) -> None:

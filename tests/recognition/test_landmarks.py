@@ -1,5 +1,6 @@
 """A backbone that needs landmarks: trained, evaluated, loaded, and refused where it has none."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,21 @@ def test_evaluation_embeds_with_the_landmarks_of_each_image_and_of_its_mirror(fo
     both = torch.from_numpy(embed_faces(model, faces, 32))
     torch.testing.assert_close(both, plain + turned, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(plain, model.embed(files, points + 0.1), atol=1e-3)
+
+
+def test_a_resumed_run_has_the_same_landmarks(folder: Path) -> None:
+    place = folder / "resumed"
+    shutil.copytree(folder / "faces", place / "faces")
+    run = config(place, run={"output": str(place / "run"), "device": "cpu", "log_steps": 1})
+    experiment.run(run, "test")
+    experiment.run(run, "test", resume=True)
+    faces = open_faces(place / "faces")
+    file, points = landmarks_file(faces), needed_landmarks(faces).copy()
+    assert file is not None
+    points[7, 2, 1] += 0.01
+    write_landmarks(file, faces, points)
+    with pytest.raises(ConfigError, match="landmarks of its training set were other ones"):
+        experiment.run(run, "test", resume=True)
 
 
 def test_missing_landmarks_are_told_in_one_line(folder: Path) -> None:
