@@ -30,6 +30,7 @@ VARIANTS = {
     "full": ["classifier={name: full}"],
     "full, accumulated": ["classifier={name: full}", "optim.accumulation=2"],
     "full, fused": ["classifier={name: full, fused: true}"],
+    "full, averaged": ["classifier={name: full}", "optim.ema=0.5"],
     "full, muon": ["classifier={name: full}", "optim.name=muon"],
     "partial": ["classifier={name: partial, sample_rate: 0.4}"],
     "partial, accumulated": [
@@ -112,6 +113,8 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
             Batch(images, labels, sample if micro == 0 else None, indices=numbers.numpy())
             for micro, (images, labels, numbers) in enumerate(own)
         ]
+        place = (step + 1) * IMAGES * config.optim.accumulation
+        parts.loader.epoch, parts.loader.consumed = divmod(place, parts.loader.steps.epoch)
         before = progress.loss_sum
         trainer.optimizer_step(config, parts, batches, progress)
         losses.append(progress.loss_sum - before)
@@ -123,9 +126,11 @@ def train(variant: str, ranks: Ranks) -> dict[str, torch.Tensor]:
     linear = taught.get("projection", {})
     gallery = ("pool.", "queue.", "agents.")
     shared = {name: value for name, value in state.items() if name.startswith(gallery)}
+    averages = parts.average.state_dict() if parts.average else {}
     return {
         "losses": torch.stack([torch.as_tensor(loss) for loss in losses]),
         **{f"backbone.{name}": value for name, value in parts.backbone.state_dict().items()},
+        **{f"average.{name}": value for name, value in averages.items()},
         **{f"rows.{name}": value for name, value in rows.items()},
         **shared,
         **{f"projection.{name}": value for name, value in linear.items()},
