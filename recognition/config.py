@@ -100,8 +100,8 @@ class OptimConfig:
     epochs: Count
     """Passes over the training set."""
     name: Literal["sgd", "adamw", "muon"] = "sgd"
-    """Optimizer of the backbone and of the class centers. muon: Muon for the convolutions, except
-    the first one and depthwise ones, and SGD for all else."""
+    """Optimizer of the backbone and of the class centers. muon: Muon for convolutions and linear
+    layers, except the first one and depthwise ones, and SGD for all else."""
     muon_lr: Positive = 0.02
     """Base learning rate of Muon's steps. The schedule multiplies it like `lr`, which is that of
     all else."""
@@ -130,7 +130,8 @@ class OptimConfig:
     step_images."""
     clip_norm: Positive | None = 5.0
     """Largest norm of the backbone's gradient. A gradient with a larger norm is scaled down to it.
-    null: no limit."""
+    null: no limit. Take null with Muon: its decay makes weights short, and a gradient grows as the
+    weights become shorter."""
     lr_factors: Mapping[str, Positive] | None = None
     """Factors on the learning rate of some parameters, as in `{centers: 10, "*.bias": 2}`.
     `centers` are the class centers. The other keys are names of the backbone's parameters, in which

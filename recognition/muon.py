@@ -1,8 +1,8 @@
-"""Muon (Keller Jordan, 2024): steps of convolutions in which all directions are equally long.
+"""Muon (Keller Jordan, 2024): steps of matrices in which all directions are equally long.
 
-The momentum of a convolution's gradient is a matrix with a row per output channel, G = U S Vᵀ. The
-step is U Vᵀ, up to the accuracy of a few Newton–Schulz iterations. torch.optim.Muon takes matrices
-only, so it would leave out nearly all weights of a convolutional network.
+The momentum of a layer's gradient is a matrix with a row per output channel, G = U S Vᵀ. The step
+is U Vᵀ, up to the accuracy of a few Newton–Schulz iterations. torch.optim.Muon refuses the weights
+of convolutions, which are nearly all weights of a convolutional network.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-GROUP = "convolutions"
+GROUP = "matrices"
 """What the names of the optimizer's groups that Muon steps begin with."""
 # As in the author's CIFAR-10 script. More of them cost time and bring the lengths nearer to 1.
 ITERATIONS = 3
@@ -46,16 +46,21 @@ def step_need(backbone: nn.Module, *, on_gpu: bool) -> StepNeed:
 
 
 def muon_weights(backbone: nn.Module) -> frozenset[str]:
-    """Names of the weights that Muon steps: convolutions, except the first one and depthwise ones.
+    """Names of the weights that Muon steps: those of convolutions and linear layers.
 
-    Raises ValueError where there are none.
+    The first one, which sees the image, and depthwise convolutions are left out. Raises ValueError
+    where no other is there.
     """
-    kernels = [name for name, weight in backbone.named_parameters() if weight.ndim == 4][1:]
-    found = frozenset(name for name in kernels if backbone.get_parameter(name).shape[1] > 1)
+    layers = [
+        (f"{name}.weight", layer)
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
+    found = frozenset(name for name, layer in layers[1:] if layer.weight.shape[1] > 1)
     if not found:
         raise ValueError(
-            "optim.name: found muon, but the backbone has no convolution behind the first one that "
-            "mixes channels; use sgd or adamw"
+            "optim.name: found muon, but the backbone has no convolution or linear layer behind "
+            "the first one that mixes channels; use sgd or adamw"
         )
     return found
 

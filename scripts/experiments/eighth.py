@@ -59,12 +59,14 @@ class Candidate:
 
 def candidates() -> dict[str, Candidate]:
     """Every row by name, the reference first and the combinations last."""
-    muon = (LINEAR_LARGE, LARGE, "optim.name=muon")
+    clipped = (LINEAR_LARGE, LARGE, "optim.name=muon")
+    muon = (*clipped, "optim.clip_norm=null")
     centers = "optim.lr_factors={centers: 5}"
     return {
         REFERENCE: Candidate((0.05, 0.1, 0.025), (LINEAR,)),
         "batch_64": Candidate((0.1, 0.2), (LINEAR_LARGE, LARGE)),
         WINNER: Candidate((0.1,), muon, seeds=5),
+        "muon_clipped": Candidate((0.1,), clipped),
         "muon_without_decay": Candidate((0.1,), (*muon, "optim.muon_weight_decay=5e-4")),
         "muon_decay_0.25": Candidate((0.1,), (*muon, "optim.muon_weight_decay=0.25"), seeds=1),
         "muon_decay_1": Candidate((0.1,), (*muon, "optim.muon_weight_decay=1"), seeds=1),

@@ -44,7 +44,7 @@ def test_the_iteration_changes_singular_values_only(shape: tuple[int, int]) -> N
 def test_steps_are_those_of_the_definition() -> None:
     muon = ("optim.muon_lr=0.3", "optim.muon_weight_decay=0.1")
     optim = _optim("optim.lr=0.1", "optim.weight_decay=0.01", *muon)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 80, 3), nn.Conv2d(80, 6, 1))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 80, 3), nn.Linear(80, 6))
     optimizer = build_optimizer(optim, net, Frozen(), nn.Linear(2, 2), fused=False)
     expected = {name: weight.detach().double() for name, weight in net.named_parameters()}
     velocity = {name: torch.zeros_like(weight) for name, weight in expected.items()}
@@ -83,13 +83,17 @@ def test_a_fused_step_that_is_skipped_changes_nothing() -> None:
 def test_which_weights_muon_steps() -> None:
     net = iresnet.build(32, depth=18, width=4, embedding=8)
     found = muon_weights(net)
-    assert len(found) == 20  # 16 in the blocks, and 4 in their shortcuts
+    assert len(found) == 21  # 16 in the blocks, 4 in their shortcuts, and the embedding layer
     assert "conv1.weight" not in found
-    assert all(net.get_parameter(name).ndim == 4 for name in found)
+    assert all(net.get_parameter(name).ndim > 1 for name in found)
     mobile = mobilefacenet.build(32, width=8, embedding=8)
     assert all(mobile.get_parameter(name).shape[1] > 1 for name in muon_weights(mobile))
-    with pytest.raises(ValueError, match="no convolution behind the first one"):
-        muon_weights(vit.build(32, width=32, depth=1, embedding=8))
+    layers = {f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    transformer = muon_weights(vit.build(32, width=32, depth=1, embedding=8))
+    assert {f"{name}.weight" for name in layers} < transformer
+    assert "patch_embed.proj.weight" not in transformer
+    with pytest.raises(ValueError, match="no convolution or linear layer behind the first one"):
+        muon_weights(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)))
 
 
 def test_factors_and_frozen_weights(tmp_path: Path) -> None:
@@ -105,7 +109,7 @@ def test_factors_and_frozen_weights(tmp_path: Path) -> None:
 
 
 def test_the_planned_products_are_those_of_a_step() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 80, 3), nn.Conv2d(80, 6, 1))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 80, 3), nn.Linear(80, 6))
     optimizer = build_optimizer(_optim(), net, Frozen(), nn.Linear(2, 2), fused=False)
     for weight in net.parameters():
         weight.grad = torch.ones_like(weight)
