@@ -31,7 +31,7 @@ VARIANTS = {
     "full, accumulated": ["classifier={name: full}", "optim.accumulation=2"],
     "full, fused": ["classifier={name: full, fused: true}"],
     "full, averaged": ["classifier={name: full}", "optim.ema=0.5"],
-    "full, muon": ["classifier={name: full}", "optim.name=muon"],
+    "full, muon": ["classifier={name: full}", "optim.name=muon", "optim.accumulation=2"],
     "partial": ["classifier={name: partial, sample_rate: 0.4}"],
     "partial, accumulated": [
         "classifier={name: partial, sample_rate: 0.4}",
