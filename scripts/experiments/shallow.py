@@ -8,7 +8,9 @@ cut to a number of photos per person, which the seed draws:
     view1   the people of LFW's peopleDevTrain who have two photos or more, tested on pairsDevTest
     train   the 291 people of train.rec, tested on the 6,000 pairs of LFW
 
-A row is a classifier. All runs show as many images, but for incomplete batches. The stages are:
+A row is a classifier. Some of its settings start from a full classifier that was trained for half
+of the images on the same people; the row itself then shows the other half. So all runs show as many
+images, but for incomplete batches. The stages are:
 
     tune    every setting of every row, trained with two photos on View 1's people without 300 of
             them, and tested on 2,000 pairs of these 300. The best setting of a row is chosen.
@@ -23,7 +25,7 @@ intervals from resamples of the test pairs and of the seeds (eval/metrics/paired
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -70,16 +72,37 @@ def siamese(agents: int, ema_decay: float) -> str:
     return f"classifier={{name: semi_siamese, agents: {agents}, ema_decay: {ema_decay:g}}}"
 
 
+AFTER_FULL = "init.weights=START"
+"""Marks a setting that starts from a full classifier."""
+START = ("classifier={name: full}", head(12, 0.1), "optim.lr=0.03")
+"""That full classifier: the best setting that starts from random weights."""
 HEADS = (head(12, 0.1), head(24, 0.2), head(32, 0.35))
 POOL = "classifier={name: class_pool, size: 0.25, image_weight: 1}"
 SETTINGS: dict[str, list[tuple[str, ...]]] = {
     "full": [
-        ("classifier={name: full}", own, rate)
-        for own, rate in product(HEADS, ("optim.lr=0.1", "optim.lr=0.03"))
+        *(
+            ("classifier={name: full}", own, rate)
+            for own, rate in product(HEADS, ("optim.lr=0.1", "optim.lr=0.03"))
+        ),
+        *(
+            (AFTER_FULL, "init.centers=means", "classifier={name: full}", HEADS[0], rate)
+            for rate in ("optim.lr=0.03", "optim.lr=0.01")
+        ),
     ],
-    "class pool": [(POOL, own) for own in (head(8, 0.1), *HEADS)],
-    "SST": [(siamese(1, decay), own) for own, decay in product(HEADS, (0.99, 0.999))],
-    "MASST": [(siamese(agents, 0.99), own) for own, agents in product(HEADS, (2, 3))],
+    "class pool": [
+        *((POOL, own) for own in (head(8, 0.1), *HEADS)),
+        (AFTER_FULL, POOL, head(8, 0.1), "optim.lr=0.01"),
+    ],
+    "SST": [
+        *((siamese(1, decay), own) for own, decay in product(HEADS, (0.99, 0.999))),
+        *((AFTER_FULL, siamese(1, 0.99), own, "optim.lr=0.01") for own in HEADS),
+        (AFTER_FULL, siamese(1, 0.99), HEADS[1], "optim.lr=0.03"),
+    ],
+    "MASST": [
+        *((siamese(agents, 0.99), own) for own, agents in product(HEADS, (2, 3))),
+        *((AFTER_FULL, siamese(2, 0.99), own, "optim.lr=0.01") for own in HEADS),
+        (AFTER_FULL, siamese(2, 0.99), HEADS[1], "optim.lr=0.03"),
+    ],
 }
 """Row -> the settings that the tune stage tries."""
 
@@ -140,24 +163,35 @@ def of_people(faces: Path, people: np.ndarray, depth: int, seed: int = 0) -> np.
     return np.stack([rows, np.searchsorted(people, labels[rows])], 1)
 
 
-def epochs(run: Run, images: int) -> int:
-    """Epochs that show about IMAGES of a set's images. A class pool's are three times as long."""
-    thirds = round(IMAGES / (images // BATCH * BATCH) / 3)
+def epochs(run: Run, images: int, shown: int = IMAGES) -> int:
+    """Epochs that show about so many of a set's images. A class pool's are three times as long."""
+    thirds = round(shown / (images // BATCH * BATCH) / 3)
     return thirds if run.row == "class pool" else 3 * thirds
 
 
-def train(run: Run, faces: Path, runs: Path) -> None:
-    """Run train.py, or continue it."""
+def train(run: Run, faces: Path, runs: Path) -> list[Path]:
+    """Run train.py, or continue it. Returns the run's folder, behind that of its start."""
     path, rows = training_rows(run, faces)
     runs.mkdir(parents=True, exist_ok=True)
-    listed = runs / f"{run.name}.npy"
+    listed = runs / f"{run.stage}_{run.faces}_depth{run.depth}_{run.seed}.npy"
     np.save(listed, rows)
-    options = [
+    of_all = [
         *("evaluate.sets=[]", f"data.train={faces / path}", f"data.subset={listed.resolve()}"),
         *(f"run.seed={run.seed}", f"optim.batch_size={BATCH}"),
-        *(f"optim.epochs={epochs(run, len(rows))}", *SETTINGS[run.row][run.setting]),
     ]
-    run_training(CONFIG, options, runs / run.name)
+    options, folder = SETTINGS[run.row][run.setting], runs / run.name
+    if AFTER_FULL not in options:
+        run_training(CONFIG, [*of_all, f"optim.epochs={epochs(run, len(rows))}", *options], folder)
+        return [folder]
+    # All rows of a stage, set, depth and seed have the same start.
+    first = replace(run, row="start", setting=0)
+    start = runs / first.name
+    number = epochs(first, len(rows), IMAGES // 2)
+    run_training(CONFIG, [*of_all, f"optim.epochs={number}", *START], start)
+    own = [f"init.weights={start}" if one == AFTER_FULL else one for one in options]
+    number = epochs(run, len(rows), IMAGES // 2)
+    run_training(CONFIG, [*of_all, f"optim.epochs={number}", *own], folder)
+    return [start, folder]
 
 
 def test_pairs(run: Run, faces: Path, runs: Path) -> Pairs:
@@ -197,16 +231,25 @@ def finish(run: Run, faces: Path, runs: Path, results: Path) -> None:
     path = results / f"{run.name}.json"
     if path.exists():
         return
-    train(run, faces, runs)
+    last = [last_line(folder) for folder in train(run, faces, runs)]
     figures = test(run, faces, runs)
-    lines = (runs / run.name / "metrics.jsonl").read_text().splitlines()
-    last = [line for line in map(json.loads, lines) if "loss" in line][-1]
-    spent = {"images": last["images"], "seconds": round(last["seconds"], 1), "loss": last["loss"]}
+    spent = {
+        "images": sum(line["images"] for line in last),
+        "seconds": round(sum(line["seconds"] for line in last), 1),
+        "loss": last[-1]["loss"],
+    }
     record = {**vars(run), "options": SETTINGS[run.row][run.setting], **spent, **figures}
     results.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "w") as file:
         json.dump(record, file)
     print(f"{run.name}: {figures['accuracy']:.2f} %", flush=True)
+
+
+def last_line(folder: Path) -> Record:
+    """The last line of a run's log that has a loss."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    found: Record = [line for line in map(json.loads, lines) if "loss" in line][-1]
+    return found
 
 
 def read_records(results: Path) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,39 @@ def test_the_seed_draws_the_photos() -> None:
 def test_every_setting_is_a_valid_config_that_shows_as_many_images(row: str) -> None:
     for number, options in enumerate(SETTINGS[row]):
         run = Run("tune", "view1", row, number, 2, 0)
-        epochs = shallow.epochs(run, 582)
+        own = shallow.IMAGES // 2 if shallow.AFTER_FULL in options else shallow.IMAGES
+        epochs = shallow.epochs(run, 582, own)
         given = [f"optim.batch_size={shallow.BATCH}", f"optim.epochs={epochs}", *options]
         config = load_config(shallow.CONFIG, given)
         # An epoch of a class pool shows three images for each one of the set.
         shown = epochs * (582 // shallow.BATCH * shallow.BATCH) * (3 if row == "class pool" else 1)
-        assert shown == pytest.approx(shallow.IMAGES, rel=0.02)
+        assert shown == pytest.approx(own, rel=0.02)
         assert config.optim.epochs == epochs
+
+
+def test_a_setting_after_the_full_classifier_shows_half_of_the_images_after_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shallow, "training_rows", lambda run, faces: ("train.rec", np.arange(582)))
+    started: dict[str, list[str]] = {}
+    monkeypatch.setattr(
+        shallow,
+        "run_training",
+        lambda config, options, folder: started.setdefault(folder.name, options),
+    )
+    setting = next(n for n, options in enumerate(SETTINGS["SST"]) if shallow.AFTER_FULL in options)
+    run = Run("test", "train", "SST", setting, 2, 1)
+    start, folder = shallow.train(run, tmp_path, tmp_path / "runs")
+    assert [*started] == [start.name, folder.name] == ["test_train_start_0_depth2_1", run.name]
+    assert f"init.weights={start}" in started[folder.name]
+    assert all("optim.epochs=42" in options for options in started.values())
+    assert {*shallow.START} <= {*started[start.name]}
+    other = shallow.train(replace(run, row="MASST"), tmp_path, tmp_path / "runs")
+    assert other[0] == start
+    scratch = replace(run, row="full", setting=0)
+    assert [path.name for path in shallow.train(scratch, tmp_path, tmp_path / "runs")] == [
+        scratch.name
+    ]
 
 
 def _record(run: Run, accuracy: float) -> Record:
