@@ -65,21 +65,21 @@ def candidates() -> dict[str, Candidate]:
     return {
         REFERENCE: Candidate((0.05, 0.1, 0.025), (LINEAR,)),
         "batch_64": Candidate((0.1, 0.2), (LINEAR_LARGE, LARGE)),
-        WINNER: Candidate((0.2, 0.1), muon, seeds=5),
-        "muon_clipped": Candidate((0.2,), clipped),
-        "muon_without_decay": Candidate((0.2,), (*muon, "optim.muon_weight_decay=5e-4")),
-        "muon_decay_0.25": Candidate((0.2,), (*muon, "optim.muon_weight_decay=0.25")),
-        "muon_decay_1": Candidate((0.2,), (*muon, "optim.muon_weight_decay=1"), seeds=1),
-        "muon_0.01": Candidate((0.2,), (*muon, "optim.muon_lr=0.01"), seeds=1),
-        "muon_0.04": Candidate((0.2,), (*muon, "optim.muon_lr=0.04"), seeds=1),
+        WINNER: Candidate((0.1, 0.2), muon, seeds=5),
+        "muon_clipped": Candidate((0.1,), clipped),
+        "muon_without_decay": Candidate((0.1,), (*muon, "optim.muon_weight_decay=5e-4")),
+        "muon_decay_0.25": Candidate((0.1,), (*muon, "optim.muon_weight_decay=0.25")),
+        "muon_decay_1": Candidate((0.1,), (*muon, "optim.muon_weight_decay=1"), seeds=1),
+        "muon_0.01": Candidate((0.1,), (*muon, "optim.muon_lr=0.01"), seeds=1),
+        "muon_0.04": Candidate((0.1,), (*muon, "optim.muon_lr=0.04"), seeds=1),
         "sizes": Candidate((0.05,), (LINEAR, SIZES), SIZES_EPOCHS),
         "centers": Candidate((0.05,), (LINEAR, "optim.lr_factors={centers: 10}")),
         "bias": Candidate(
             (0.05,), (LINEAR, 'optim.lr_factors={"*.bias": 16}', "optim.no_decay_1d=true")
         ),
         "nesterov": Candidate((0.05,), (LINEAR, "optim.nesterov=true")),
-        "muon_sizes": Candidate((0.2,), (*muon, SIZES), SIZES_EPOCHS),
-        "muon_centers": Candidate((0.2,), (*muon, centers)),
+        "muon_sizes": Candidate((0.1,), (*muon, SIZES), SIZES_EPOCHS),
+        "muon_centers": Candidate((0.1,), (*muon, centers)),
         # Not at an eighth: for the curve of accuracy against compute.
         **{name: Candidate((0.2,), muon, epochs) for name, epochs in OTHER_LENGTHS.items()},
     }
