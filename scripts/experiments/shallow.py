@@ -92,16 +92,20 @@ SETTINGS: dict[str, list[tuple[str, ...]]] = {
     "class pool": [
         *((POOL, own) for own in (head(8, 0.1), *HEADS)),
         (AFTER_FULL, POOL, head(8, 0.1), "optim.lr=0.01"),
+        (AFTER_FULL, POOL, HEADS[1], "optim.lr=0.01"),
     ],
     "SST": [
         *((siamese(1, decay), own) for own, decay in product(HEADS, (0.99, 0.999))),
         *((AFTER_FULL, siamese(1, 0.99), own, "optim.lr=0.01") for own in HEADS),
         (AFTER_FULL, siamese(1, 0.99), HEADS[1], "optim.lr=0.03"),
+        (AFTER_FULL, siamese(1, 0.95), HEADS[1], "optim.lr=0.01"),
     ],
     "MASST": [
         *((siamese(agents, 0.99), own) for own, agents in product(HEADS, (2, 3))),
         *((AFTER_FULL, siamese(2, 0.99), own, "optim.lr=0.01") for own in HEADS),
         (AFTER_FULL, siamese(2, 0.99), HEADS[1], "optim.lr=0.03"),
+        # Each agent follows in every second step only, so the same decay lags twice as far.
+        (AFTER_FULL, siamese(2, 0.98), HEADS[1], "optim.lr=0.01"),
     ],
 }
 """Row -> the settings that the tune stage tries."""
