@@ -19,6 +19,8 @@ from data.loader import Loader
 from data.order import NOT_AT_RANDOM, ByIdentity, EpochOrder, Indices
 from data.types import FaceSet, Int64
 
+USED_TWICE = "which is used as both images of a pair"
+"""What becomes of the only image of a person, for the log."""
 log = logging.getLogger(__name__)
 
 

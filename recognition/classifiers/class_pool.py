@@ -14,7 +14,7 @@ from torch import nn
 from data.f2c_loader import dual_loader
 from data.loader import Loader
 from data.options import Positive, Share, ShareBelowOne
-from data.pair_loader import tell_single_images
+from data.pair_loader import USED_TWICE, tell_single_images
 from data.types import FaceSet
 from recognition.backbones import embedding_of
 from recognition.classifiers import (
@@ -185,7 +185,7 @@ def make_loader(faces: FaceSet, config: Config, *, batch_size: int, **loader: An
             f"third as many different identities per step, and the set has only {present}"
         )
     if loader.get("rank", 0) == 0:
-        tell_single_images(faces, "which is used as both images of a pair")
+        tell_single_images(faces, USED_TWICE)
     return dual_loader(
         faces,
         identities=batch_size // 3,

@@ -20,7 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from data.loader import Loader
 from data.options import Count, Positive, ShareBelowOne
-from data.pair_loader import pair_loader, single_image_identities, tell_single_images
+from data.pair_loader import (
+    USED_TWICE,
+    pair_loader,
+    single_image_identities,
+    tell_single_images,
+)
 from data.types import FaceSet
 from recognition.backbones import embedding_of
 from recognition.classifiers import (
@@ -55,10 +60,7 @@ from recognition.distributed import Ranks
 from recognition.finite import Kept
 from recognition.heads._margin import MarginHead
 
-WHAT = {
-    "twice": "which is used as both images of a pair",
-    "left_out": "and are left out",
-}
+WHAT = {"twice": USED_TWICE, "left_out": "and are left out"}
 
 
 class SemiSiameseClassifier(nn.Module):

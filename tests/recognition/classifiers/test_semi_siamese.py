@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from data.parts import find_part, part_names
+from recognition.classifiers.semi_siamese import make_loader
 from recognition.distributed import Ranks
 from recognition.heads._margin import MarginHead
+from recognition.parse import load_config
 from tests.recognition.classifiers.semi_siamese_worker import (
     CLASSES,
     DECAY,
@@ -87,6 +91,23 @@ class Reference:
         for mine, theirs in zip(agent.parameters(), net.parameters(), strict=True):
             mine.copy_(DECAY * mine + (1 - DECAY) * theirs)
         self.agents.append(agent)
+
+
+class Labeled:
+    """A set of equal images with these labels."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = np.array(labels, np.int64)
+        self.num_classes = len({*labels})
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        return bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1])
+
+    def describe(self, index: int) -> str:
+        return f"image {index}"
 
 
 def published(variant: str) -> tuple[Result, Reference]:
@@ -257,6 +278,56 @@ def test_a_skipped_step_passes_the_turn_on_and_changes_nothing_else(micro: int) 
     assert all(torch.equal(queue[name], x) for name, x in classifier.queue.state_dict().items())
     assert torch.equal(flat(classifier.agents[0]), agents[1])
     assert torch.equal(flat(classifier.agents[1]), agents[0])
+
+
+def test_accumulated_steps_equal_the_published_procedure() -> None:
+    """The queue changes behind each micro-batch, and the agents behind the step."""
+    ours, theirs = Net(), Net()
+    classifier = make(ours, Ranks(), "cosface", agents=2)
+    reference = Reference(theirs, [*classifier.queue.features.clone()], TARGETS["cosface"], 2)
+    for images, labels in batches(25):
+        loss = a_step(ours, classifier, images, labels, micro=3)
+        parts = zip(images.chunk(3, 1), labels.chunk(3), strict=True)
+        losses = [reference.loss(theirs, part, who.tolist(), swap=True) for part, who in parts]
+        torch.stack(losses).mean().backward()
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                assert parameter.grad is not None
+                parameter.sub_(RATE * parameter.grad)
+                parameter.grad = None
+        reference.follow(theirs)
+        assert loss == pytest.approx(losses[-1].item(), abs=1e-9)
+    agents = [(flat(a), flat(b)) for a, b in zip(classifier.agents, reference.agents, strict=True)]
+    for found, expected in [(flat(ours), flat(theirs)), *agents]:
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("choice", "people", "told"),
+    [
+        ("twice", {0, 1, 2, 3}, "2 of 4 identities have one image, which is used as both images"),
+        ("left_out", {0, 2}, "2 of 4 identities have one image, and are left out"),
+    ],
+)
+def test_people_with_one_image_are_told_and_used_by_option(
+    choice: str, people: set[int], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    faces = Labeled([0, 0, 1, 2, 2, 2, 2, 3])
+    option = f"classifier={{name: semi_siamese, single_images: {choice}}}"
+    config = load_config(ROOT / "configs/quickstart.yaml", [option])
+    loader = make_loader(faces, config, batch_size=4, size=8, seed=0, threads=0)
+    assert told in caplog.text
+    came: set[int] = set()
+    for _ in range(3):
+        for batch in loader:
+            first, second = batch.labels.chunk(2)
+            assert torch.equal(first, second)
+            came |= {*first.tolist()}
+    assert came == people
+    if choice == "left_out":
+        with pytest.raises(ValueError, match="the set has only 2 with two images; lower optim"):
+            make_loader(faces, config, batch_size=6, size=8, seed=0, threads=0)
 
 
 def test_with_a_skipped_step_less_sst_computes_the_same() -> None:
