@@ -74,14 +74,15 @@ def siamese(agents: int, ema_decay: float) -> str:
 
 AFTER_FULL = "init.weights=START"
 """Marks a setting that starts from a full classifier."""
-START = ("classifier={name: full}", head(12, 0.1), "optim.lr=0.03")
+RANDOM = "init.weights=null"
+START = (RANDOM, "classifier={name: full}", head(12, 0.1), "optim.lr=0.03")
 """That full classifier: the best setting that starts from random weights."""
 HEADS = (head(12, 0.1), head(24, 0.2), head(32, 0.35))
 POOL = "classifier={name: class_pool, size: 0.25, image_weight: 1}"
 SETTINGS: dict[str, list[tuple[str, ...]]] = {
     "full": [
         *(
-            ("classifier={name: full}", own, rate)
+            (RANDOM, "classifier={name: full}", own, rate)
             for own, rate in product(HEADS, ("optim.lr=0.1", "optim.lr=0.03"))
         ),
         *(
@@ -90,18 +91,24 @@ SETTINGS: dict[str, list[tuple[str, ...]]] = {
         ),
     ],
     "class pool": [
-        *((POOL, own) for own in (head(8, 0.1), *HEADS)),
+        *((RANDOM, POOL, own, "optim.lr=0.1") for own in (head(8, 0.1), *HEADS)),
         (AFTER_FULL, POOL, head(8, 0.1), "optim.lr=0.01"),
         (AFTER_FULL, POOL, HEADS[1], "optim.lr=0.01"),
     ],
     "SST": [
-        *((siamese(1, decay), own) for own, decay in product(HEADS, (0.99, 0.999))),
+        *(
+            (RANDOM, siamese(1, decay), own, "optim.lr=0.1")
+            for own, decay in product(HEADS, (0.99, 0.999))
+        ),
         *((AFTER_FULL, siamese(1, 0.99), own, "optim.lr=0.01") for own in HEADS),
         (AFTER_FULL, siamese(1, 0.99), HEADS[1], "optim.lr=0.03"),
         (AFTER_FULL, siamese(1, 0.95), HEADS[1], "optim.lr=0.01"),
     ],
     "MASST": [
-        *((siamese(agents, 0.99), own) for own, agents in product(HEADS, (2, 3))),
+        *(
+            (RANDOM, siamese(agents, 0.99), own, "optim.lr=0.1")
+            for own, agents in product(HEADS, (2, 3))
+        ),
         *((AFTER_FULL, siamese(2, 0.99), own, "optim.lr=0.01") for own in HEADS),
         (AFTER_FULL, siamese(2, 0.99), HEADS[1], "optim.lr=0.03"),
         # Each agent follows in every second step only, so the same decay lags twice as far.
