@@ -342,10 +342,12 @@ def _output(net: nn.Module, model: str, side: int) -> tuple[int, int, bool]:
 def _checkpoint(net: nn.Module, model: str) -> None:
     """Make each block of the network compute itself again in the backward pass.
 
-    timm names the blocks for learning rates by depth, and the same names serve here.
+    timm names the blocks for learning rates by depth, and the same names serve here. Some networks
+    have no such names, or a function in their place. ValueError for these.
     """
-    matcher: Any = net.group_matcher
-    found = matcher(coarse=False)["blocks"]
+    matcher: Any = getattr(net, "group_matcher", dict)
+    groups = matcher(coarse=False)
+    found = groups.get("blocks", []) if isinstance(groups, Mapping) else []
     rules = [(found, None)] if isinstance(found, str) else found
     patterns = [re.compile(rule) for rule, place in rules if place is None]
     blocks = [

@@ -110,6 +110,19 @@ def test_settings_that_fit(config: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert shared["fitting"] == []
 
 
+def test_a_setting_that_the_backbone_refuses_is_no_proposal(config: Path) -> None:
+    pytest.importorskip("timm")
+    backbone = {"name": "timm", "model": "pit_ti_224", "options": {"depth": [1, 1, 1]}}
+    given = [f"backbone={backbone}", "optim.batch_size=258"]
+    loaded = load_config(config, given)
+    tried = [tried for tried, _ in plan.alternatives(str(config), given, loaded)]
+    assert ["backbone.checkpoint=true"] in tried
+    need = plan.plan(str(config), given, 100, None, 1)["bytes"]["peak"]
+    fitting = plan.plan(str(config), given, 100, need - 1, 1)["fitting"]
+    assert ["optim.batch_size=129", "optim.accumulation=2"] in [fit["overrides"] for fit in fitting]
+    assert ["backbone.checkpoint=true"] not in [fit["overrides"] for fit in fitting]
+
+
 def test_identities_are_read_from_the_data(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(config.parent)
     assert plan.plan(str(config), [], None, None, 1)["classes"] == 40

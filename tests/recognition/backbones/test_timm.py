@@ -115,6 +115,15 @@ def test_blocks_that_are_computed_again_change_no_number(model: str) -> None:
         torch.testing.assert_close(value, light.state_dict()[name], msg=name)
 
 
+@pytest.mark.parametrize("model", ["pit_ti_224", "inception_v3"])  # no group_matcher; a function
+def test_a_network_whose_blocks_have_no_names_is_refused(model: str) -> None:
+    with (
+        pytest.raises(ValueError, match=f"^backbone.checkpoint: {model} has no blocks that timm"),
+        torch.device("meta"),
+    ):
+        build(96, model=model, embedding=8, checkpoint=True)
+
+
 def _weights(folder: Path, **changed: Any) -> tuple[Path, dict[str, torch.Tensor]]:
     """A file with all weights of timm's ViT for 64 pixels, its classifier included."""
     options = {**FAMILIES[VIT], "img_size": 64, **changed}
