@@ -141,8 +141,8 @@ def build(
     pool: what the embedding layer gets. flatten: all places of the last map, or all tokens, as in
         ArcFace. timm: the vector into which timm pools them.
     dropout: probability of dropping a number before the embedding layer.
-    resize: side in pixels to which the network enlarges images inside, as for weights that were
-        trained on larger ones. null: it leaves them as they are.
+    resize: side in pixels to which the network enlarges or shrinks images inside, as for weights
+        that were trained on larger ones. null: it leaves them as they are.
     mean: three means that are subtracted from pixels from 0 to 1. null: those of the pretrained
         weights of `model`.
     std: three numbers by which the difference is divided. null: those of the pretrained weights.
@@ -152,9 +152,12 @@ def build(
         more time.
     """
     side = resize or size
-    with torch.device("meta"):  # finds the shape of the output, and mistakes, at no cost
-        outline = _network(model, options, side, pool).eval()
-        channels, places, first = _output(outline, model, side)
+    _check_model(model)
+    _check_options(options or {})
+    try:
+        channels, places, first = _output(model, options, side, pool)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_advice(model, options, side, pool)}") from None
     net = _network(model, options, side, pool)
     if checkpoint:
         _checkpoint(net, model)
@@ -263,10 +266,8 @@ def _read_state(source: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def _network(
-    model: str, options: Mapping[str, Any] | None, side: int, pool: str, **given: Any
-) -> nn.Module:
-    """timm's network for images of `side` pixels, without its classifier. ValueError for others."""
+def _check_model(model: str) -> None:
+    """ValueError if timm is not there, or has no such model or no such weights of it."""
     try:
         import timm
     except ImportError as error:
@@ -277,13 +278,23 @@ def _network(
     name = model.partition(".")[0]
     if not timm.is_model(name):
         raise ValueError(f"backbone.model: timm has no {model!r}; {hint(name, timm.list_models())}")
-    options = dict(options or {})
-    _check_options(options)
+    try:
+        timm.get_pretrained_cfg(model, allow_unregistered=False)
+    except RuntimeError as error:
+        raise ValueError(f"backbone.model: timm has no {model!r}: {_first(error)}") from None
+
+
+def _network(
+    model: str, options: Mapping[str, Any] | None, side: int, pool: str, **given: Any
+) -> nn.Module:
+    """timm's network for images of `side` pixels, without its classifier. ValueError for others."""
+    import timm
+
     try:
         cfg = timm.get_pretrained_cfg(model, allow_unregistered=False)
         if cfg.fixed_input_size:
             given["img_size"] = side
-        net: Any = timm.create_model(model, num_classes=0, **options, **given)
+        net: Any = timm.create_model(model, num_classes=0, **(options or {}), **given)
         if pool == "flatten":
             net.reset_classifier(0, "")
     except Exception as error:  # timm raises many kinds for options that do not fit each other
@@ -315,28 +326,66 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _output(net: nn.Module, model: str, side: int) -> tuple[int, int, bool]:
-    """Channels and places of what the network gives, and whether the channels come first."""
-    try:
-        with torch.no_grad():
+def _output(
+    model: str, options: Mapping[str, Any] | None, side: int, pool: str
+) -> tuple[int, int, bool]:
+    """Channels and places of what the network gives, and whether the channels come first.
+
+    It runs on tensors without storage, at no cost. ValueError if it can't take the images.
+    """
+    with torch.device("meta"), torch.no_grad():
+        net = _network(model, options, side, pool).eval()
+        try:
             out = net(torch.zeros(2, 3, side, side))
-    except Exception as error:  # as above
-        raise ValueError(
-            f"backbone.model: {model} takes no images of {side} pixels: {_first(error)}; try a "
-            f"multiple of 32, such as backbone.resize={-(-side // 32) * 32}"
-        ) from None
+        except Exception as error:  # as above
+            raise ValueError(
+                f"backbone.model: {model} takes no images of {side} pixels: {_first(error)}"
+            ) from None
     if not isinstance(out, torch.Tensor) or out.ndim not in (2, 3, 4):
         found = f"{tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ValueError(
-            f"backbone.model: {model} gives {found}, and no map, tokens or vector; try "
-            "backbone.pool=timm, or another model"
-        )
+        raise ValueError(f"backbone.model: {model} gives {found}, and no map, tokens or vector")
     if out.ndim == 2:
         return out.shape[1], 1, True
     widths = {getattr(net, "num_features", 0), getattr(net, "head_hidden_size", 0)}
     first = out.ndim == 4 and out.shape[1] in widths
     channels = out.shape[1] if first else out.shape[-1]
     return channels, out[0].numel() // channels, first
+
+
+def _image_convolutions(net: nn.Module) -> list[nn.Conv2d]:
+    return [one for one in net.modules() if isinstance(one, nn.Conv2d) and one.in_channels == 3]
+
+
+def _advice(model: str, options: Mapping[str, Any] | None, side: int, pool: str) -> str:
+    """Which other `pool` or `resize` works, found by trying a few on tensors without storage."""
+    import timm
+
+    own = timm.get_pretrained_cfg(model).input_size[-1]
+    try:
+        with torch.device("meta"):
+            net = _network(model, options, own, "timm")
+    except ValueError:
+        return f"it can't be built for its own {own} pixels either; change backbone.options"
+    sides = {own, -(-side // 32) * 32}
+    for patch in {conv.kernel_size[0] for conv in _image_convolutions(net)}:
+        sides |= {side // patch * patch, -(-side // patch) * patch}
+    others = sorted(sides - {0, side}, key=lambda other: (abs(other - side), -other))
+    alone = {"backbone.pool=timm": ("timm", side)}
+    alone |= {f"backbone.resize={other}": (pool, other) for other in others}
+    both = {f"backbone.pool=timm with backbone.resize={other}": ("timm", other) for other in others}
+    for tried in (alone, both):
+        works = [key for key, to in tried.items() if _works(model, options, *to)]
+        if works:
+            return f"what works: {', or '.join(works[:NAMED])}"
+    return f"none of {', '.join(alone)} helps; choose another model"
+
+
+def _works(model: str, options: Mapping[str, Any] | None, pool: str, side: int) -> bool:
+    try:
+        _output(model, options, side, pool)
+    except ValueError:
+        return False
+    return True
 
 
 def _checkpoint(net: nn.Module, model: str) -> None:

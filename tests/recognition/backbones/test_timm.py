@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_a_file_that_does_not_hold_the_model_is_refused(tmp_path: Path) -> None:
     [
         ({"model": "convnext_nan"}, "'convnext_nan'; did you mean convnext_nano"),
         ({"model": "hf-hub:timm/resnet18"}, "timm has no 'hf-hub:timm/resnet18'"),
-        ({"model": "resnet18.nobody"}, "can't build resnet18.nobody"),
+        ({"model": "resnet18.nobody"}, "timm has no 'resnet18.nobody'"),
         ({"options": {"pretrained": True}}, r"options.pretrained: can't be set"),
         ({"options": {"checkpoint_path": "a.pth"}}, r"options.checkpoint_path: can't be set"),
         ({"options": {"dims": [10**9]}}, r"options.dims: found '\[1000000000\]'"),
@@ -187,6 +188,25 @@ def test_what_timm_can_not_build_is_told_in_one_line(options: dict[str, Any], to
     with pytest.raises(ValueError, match=told) as caught:
         build(SIZE, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "works"),
+    [
+        (112, {"model": "inception_next_atto"}, "pool=timm"),
+        (112, {"model": "twins_pcpvt_small"}, "resize=128 resize=224"),
+        (112, {"model": "efficientformer_l1"}, "resize=224"),
+        (32, {"model": VIT, "options": {"embed_dim": 25}}, ""),  # heads that do not divide it
+    ],
+)
+def test_an_error_names_only_what_works(size: int, given: dict[str, Any], works: str) -> None:
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match=r"; (what works|it can't be built)") as caught:
+            build(size, embedding=8, **given)
+        named = re.findall(r"backbone\.((?:pool|resize)=\w+)", str(caught.value))
+        assert named == works.split()
+        for key, value in (one.split("=") for one in named):
+            build(size, embedding=8, **given, **{key: int(value) if key == "resize" else value})
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
