@@ -335,6 +335,8 @@ def _output(
     """
     with torch.device("meta"), torch.no_grad():
         net = _network(model, options, side, pool).eval()
+        for conv in _image_convolutions(net):
+            conv.register_forward_hook(_refuse_lost_pixels)
         try:
             out = net(torch.zeros(2, 3, side, side))
         except Exception as error:  # as above
@@ -354,6 +356,17 @@ def _output(
 
 def _image_convolutions(net: nn.Module) -> list[nn.Conv2d]:
     return [one for one in net.modules() if isinstance(one, nn.Conv2d) and one.in_channels == 3]
+
+
+def _refuse_lost_pixels(conv: nn.Conv2d, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+    """ValueError if patches leave out the border of the images. Those that overlap may."""
+    patch, pixels = conv.kernel_size[0], inputs[0].shape[-1]
+    lost = pixels - out.shape[-1] * patch
+    if patch == conv.stride[0] and lost > 0:
+        raise ValueError(
+            f"patches of {patch} pixels do not divide {pixels}, and {lost} of these would be lost "
+            "(give another patch_size, or resize)"
+        )
 
 
 def _advice(model: str, options: Mapping[str, Any] | None, side: int, pool: str) -> str:

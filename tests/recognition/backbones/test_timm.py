@@ -37,6 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mobilenetv4_conv_small_035": {},
 }
 VIT = "vit_tiny_patch16_224"
+PADDED = {"dynamic_img_size": True, "dynamic_img_pad": True}
 CONFIG = """
 data: {train: "synthetic:identities=4,images=6", size: 32, threads: 1}
 head: {name: arcface, scale: 16}
@@ -196,6 +197,7 @@ def test_what_timm_can_not_build_is_told_in_one_line(options: dict[str, Any], to
         (112, {"model": "inception_next_atto"}, "pool=timm"),
         (112, {"model": "twins_pcpvt_small"}, "resize=128 resize=224"),
         (112, {"model": "efficientformer_l1"}, "resize=224"),
+        (32, {"model": VIT, "options": {"patch_size": 64}}, "resize=64"),
         (32, {"model": VIT, "options": {"embed_dim": 25}}, ""),  # heads that do not divide it
     ],
 )
@@ -207,6 +209,32 @@ def test_an_error_names_only_what_works(size: int, given: dict[str, Any], works:
         assert named == works.split()
         for key, value in (one.split("=") for one in named):
             build(size, embedding=8, **given, **{key: int(value) if key == "resize" else value})
+
+
+def test_patches_that_lose_pixels_are_refused() -> None:
+    for size, model, patch, works in (
+        (112, VIT, 32, [128, 96, 224]),
+        (128, "vit_small_patch14_dinov2", 14, [126, 140, 518]),
+    ):
+        given: dict[str, Any] = {"depth": 1, "patch_size": patch}
+        told = f"of {size} pixels: patches of {patch} .* another patch_size"
+        with torch.device("meta"), pytest.raises(ValueError, match=told) as caught:
+            build(size, model=model, options=given, embedding=8)
+        assert [int(side) for side in re.findall(r"resize=(\d+)", str(caught.value))] == works
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"model": VIT, "options": {"depth": 1, "patch_size": patch}} for patch in (8, 14, 16)),
+        {"model": "vit_small_r26_s32_224", "options": {"depth": 1}},  # a convolutional stem
+        {"model": "mvitv2_tiny"},  # patches that overlap
+        {"model": VIT, "options": {"patch_size": 32, **PADDED}},
+    ],
+)
+def test_patches_that_lose_nothing_are_taken(given: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        assert build(112, **given, embedding=8).embedding == 8
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
