@@ -10,7 +10,8 @@ that training, evaluation and exported files all use them.
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,12 +179,14 @@ def load_pretrained(backbone: nn.Module, source: str, options: Mapping[str, Any]
 
     source: a file, or `timm` for what timm downloads. options: those of `build`. Every tensor of
     the network must be in a file; timm renames them and fits patches and positions to the size,
-    where it knows how. Raises ValueError, or OSError for a file that can't be read.
+    where it knows how. Raises ValueError.
     """
     assert isinstance(backbone, TimmBackbone)
     model, side = options["model"], options["resize"] or size
+    others = ""
     if source != OWN:
-        state = _read_state(source)
+        state, own = _read_state(source), backbone.net.state_dict()
+        unknown = [name for name in state if name not in own]
         nothing = {
             name: torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor
             for name, tensor in state.items()
@@ -197,12 +200,16 @@ def load_pretrained(backbone: nn.Module, source: str, options: Mapping[str, Any]
         ]
         if lacking:
             more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+            if unknown:
+                others = f", and {len(unknown)} of its names are others, first {unknown[0]}"
             raise ValueError(
-                f"backbone.weights: {source} lacks {', '.join(lacking[:NAMED])}{more} of {model}; "
-                "give the weights of this model, or the backbone.model and backbone.options of the "
-                "file"
+                f"backbone.weights: {source} lacks {', '.join(lacking[:NAMED])}{more} of {model}"
+                f"{others}; give the weights of this model, or the backbone.model and "
+                "backbone.options of the file"
             )
         loaded = _with_state(state, source, options, side)
+        if unknown and state.keys() >= own.keys():  # otherwise timm may have renamed them
+            others = f"; not loaded: {len(unknown)} others of the file, first {unknown[0]}"
     else:
         loaded = _downloaded(options, side)
     backbone.net.load_state_dict(loaded)
@@ -213,7 +220,7 @@ def load_pretrained(backbone: nn.Module, source: str, options: Mapping[str, Any]
     )
     return (
         f"backbone.weights: {source}: {len(loaded)} tensors of {model} loaded ({numbers:,} "
-        f"numbers); it takes pixels from 0 to 1 minus ({mean}), divided by ({std})"
+        f"numbers){others}; it takes pixels from 0 to 1 minus ({mean}), divided by ({std})"
     )
 
 
@@ -222,14 +229,15 @@ def _with_state(
 ) -> dict[str, torch.Tensor]:
     """The state dict of timm's network after timm has loaded `state`; `source` is its file."""
     try:
-        net = _network(
-            options["model"],
-            options["options"],
-            side,
-            options["pool"],
-            pretrained=True,
-            pretrained_cfg_overlay={"state_dict": state, "custom_load": False},
-        )
+        with _silent("timm"):  # it writes every name that it does not know into one line
+            net = _network(
+                options["model"],
+                options["options"],
+                side,
+                options["pool"],
+                pretrained=True,
+                pretrained_cfg_overlay={"state_dict": state, "custom_load": False},
+            )
     except ValueError as error:
         raise ValueError(f"backbone.weights: {source} does not fit: {error}") from None
     return dict(net.state_dict())
@@ -237,24 +245,39 @@ def _with_state(
 
 def _downloaded(options: Mapping[str, Any], side: int) -> dict[str, torch.Tensor]:
     """The state dict of timm's network with the weights that timm downloads, or has downloaded."""
-    hub = logging.getLogger("huggingface_hub")  # it tells of every try
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)
     try:
-        net = _network(options["model"], options["options"], side, options["pool"], pretrained=True)
+        with _silent("huggingface_hub"):  # it tells of every try
+            net = _network(
+                options["model"], options["options"], side, options["pool"], pretrained=True
+            )
     except ValueError as error:
         raise ValueError(
             f"backbone.weights: found {OWN!r}, but it can't load them ({error}); download the file "
             "on another machine, and give its path"
         ) from None
-    finally:
-        hub.setLevel(level)
     return dict(net.state_dict())
+
+
+@contextmanager
+def _silent(library: str) -> Iterator[None]:
+    """Messages of a library below critical ones are not shown inside."""
+    log = logging.getLogger(library)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _read_state(source: str) -> dict[str, torch.Tensor]:
     """The tensors of a file by name, without what wraps them; nothing in it is executed."""
-    tree = read_tensor_file(Path(source))
+    try:
+        tree = read_tensor_file(Path(source))
+    except OSError as error:
+        raise ValueError(f"backbone.weights: {source}: {error.strerror or error}") from None
+    except ValueError as error:  # it names the file
+        raise ValueError(f"backbone.weights: {error}") from None
     inner = next((tree[place] for place in PLACES if isinstance(tree.get(place), Mapping)), tree)
     state = {
         name.removeprefix("module."): tensor

@@ -145,6 +145,7 @@ def test_weights_come_from_a_file_and_fit_the_size(tmp_path: Path) -> None:
         options = {"model": VIT, "options": FAMILIES[VIT], "resize": None, "pool": "flatten"}
         told = load_pretrained(net, str(source), options, SIZE)
         assert "minus (0.500, 0.500, 0.500), divided by (0.500, 0.500, 0.500)" in told
+        assert "; not loaded: 2 others of the file, first head." in told
         found = net.net.state_dict()
         assert "head.weight" not in found
         for name in found.keys() - {"pos_embed"}:
@@ -165,6 +166,32 @@ def test_a_file_that_does_not_hold_the_model_is_refused(tmp_path: Path) -> None:
     ) as caught:
         load_pretrained(small(VIT), str(file), options, SIZE)
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_a_wrapper_are_told_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, state = _weights(tmp_path)
+    save_file({f"backbone.{name}": tensor for name, tensor in state.items()}, file)
+    first = min(f"backbone.{name}" for name in state)
+    options = {"model": VIT, "options": FAMILIES[VIT], "resize": None, "pool": "flatten"}
+    told = (
+        rf"^backbone.weights: .* lacks .*, and {len(state)} of its names are others, first {first};"
+    )
+    level = logging.getLogger("timm").level
+    with pytest.raises(ValueError, match=told):
+        load_pretrained(small(VIT), str(file), options, SIZE)
+    assert caplog.messages == []
+    assert logging.getLogger("timm").level == level
+
+
+def test_an_unreadable_file_is_told_with_its_key(tmp_path: Path) -> None:
+    options = {"model": VIT, "options": FAMILIES[VIT], "resize": None, "pool": "flatten"}
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"no tensors")
+    for file, told in ((tmp_path / "no.pth", "No such file"), (damaged, "not a readable weights")):
+        with pytest.raises(ValueError, match=rf"^backbone.weights: {file}: {told}"):
+            load_pretrained(small(VIT), str(file), options, SIZE)
 
 
 @pytest.mark.parametrize(
