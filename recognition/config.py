@@ -101,7 +101,7 @@ class OptimConfig:
     """Passes over the training set."""
     name: Literal["sgd", "adamw", "muon"] = "sgd"
     """Optimizer of the backbone and of the class centers. muon: Muon for convolutions and linear
-    layers, except the first one and depthwise ones, and SGD for all else."""
+    layers, except the first one and depthwise ones, and SGD for all else, also for LoRA."""
     muon_lr: Positive = 0.02
     """Base learning rate of Muon's steps. The schedule multiplies it like `lr`, which is that of
     all else."""

@@ -197,9 +197,15 @@ def _embeddings_collapse(windows: Sequence[Window], facts: Facts) -> str | None:
 
 
 def _always_clipped(windows: Sequence[Window], facts: Facts) -> str | None:
-    """The gradient was clipped in every step."""
-    seen = windows[-LINES:]
-    if facts.clip_norm is None or not all(w.clipped == 1.0 for w in seen):
+    """The gradient was clipped in every step of a quarter of the run.
+
+    Shorter stretches are usual at the begin of a run and where its loss is nearly flat.
+    """
+    since = windows[-1].step - facts.total_steps / 4
+    seen = [w for w in windows if w.step > since]
+    if facts.clip_norm is None or since < 0 or len(seen) < LINES:
+        return None
+    if not all(w.clipped == 1.0 for w in seen):
         return None
     norms = [w.gradient_norm for w in seen if w.gradient_norm is not None]
     usual = f" (its norm is about {median(norms):.3g})" if norms else ""

@@ -88,13 +88,22 @@ def load_weights(backbone: nn.Module, weights: Weights, config: Config) -> str:
             f"init.weights: {weights.source} does not fit: {_some(wrong)} (of {len(every)}); give "
             f"its {_other_keys(config, weights.facts)}, or name in init.skip what is to start anew"
         )
+    loaded = [name for name in own if name not in skipped]
+    for name in loaded:
+        # Normalizations of timm's networks are tensors of the model and options of its backbone.
+        if config.backbone.options.get(name) is not None and not torch.equal(
+            own[name], given[name]
+        ):
+            raise ValueError(
+                f"init.weights: {weights.source} has the {name} {given[name].flatten().tolist()}; "
+                f"leave out backbone.{name}, or set init.skip=[{name}] to keep your own"
+            )
     bgr = weights.facts.color == "bgr"
     if bgr != config.backbone.options.get("bgr", False):
         raise ValueError(
             f"init.weights: {weights.source} was trained on {weights.facts.color.upper()}; set "
             f"backbone.bgr={str(bgr).lower()}"
         )
-    loaded = [name for name in own if name not in skipped]
     with torch.no_grad():
         for name in loaded:
             own[name].copy_(given[name])
@@ -102,7 +111,7 @@ def load_weights(backbone: nn.Module, weights: Weights, config: Config) -> str:
     count = "all" if len(loaded) == len(own) else f"{len(loaded)} of"
     line = f"{count} {len(own)} tensors loaded ({numbers:,} numbers)"
     if anew := [name for name in own if name in skipped]:
-        line += f"; random, as init.skip says: {_some(anew)}"
+        line += f"; not loaded, as init.skip says: {_some(anew)}"
     if unused := [name for name in given if name not in own]:
         line += f"; not used: {_some(unused)}"
     if weights.facts.size != config.data.size:

@@ -204,9 +204,15 @@ def _load(source: str, color: Color | None, device: torch.device) -> Model:
             f"teacher.model: {str(error).replace('--color ', 'teacher.color=')}"
         ) from None
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"teacher.model: {error}") from None
+        raise FileNotFoundError(
+            f"teacher.model: {error}. If its vectors exist, they are enough: teacher.model=null "
+            "teacher.vectors=FILE.npy"
+        ) from None
     if model.needs_landmarks:
-        raise ValueError(f"teacher.model: {source} needs landmarks, which a teacher does not get")
+        raise ValueError(
+            f"teacher.model: {source} needs landmarks, which a teacher does not get; give what "
+            f"python -m tools.export {source} --landmarks template --to safetensors writes"
+        )
     return model
 
 
@@ -244,9 +250,12 @@ def _check_record(
         return
     other = "or give another name"
     if record.set != fingerprint.digest:
+        counts = f"{record.images:,} images, here {fingerprint.images:,}"
+        if record.images == fingerprint.images:
+            counts = "as many images, but not the same ones, or other labels"
         raise ValueError(
-            f"teacher.vectors: {file} is of another training set ({record.images:,} images, here "
-            f"{fingerprint.images:,}); give its data.train, {other}"
+            f"teacher.vectors: {file} is of another training set ({counts}); give its data.train, "
+            f"{other}"
         )
     if expected is not None and record != expected:
         raise ValueError(

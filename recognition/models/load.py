@@ -154,8 +154,12 @@ def _own(
     tree = read_tensor_file(file)
     tensors = {name: value for name, value in tree.items() if isinstance(value, torch.Tensor)}
     try:
+        network = blank(facts.architecture, facts.size)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    try:
         check_worth(tensors, file.stat().st_size)
-        return facts, fit_state(blank(facts.architecture, facts.size), merged(tensors))
+        return facts, fit_state(network, merged(tensors))
     except ValueError as error:
         raise ValueError(
             f"{file}: not the weights of {facts.architecture.name} in {Path(source).name}: {error}"

@@ -111,8 +111,9 @@ SETTINGS: dict[str, list[tuple[str, ...]]] = {
         ),
         *((AFTER_FULL, siamese(2, 0.99), own, "optim.lr=0.01") for own in HEADS),
         (AFTER_FULL, siamese(2, 0.99), HEADS[1], "optim.lr=0.03"),
-        # Each agent follows in every second step only, so the same decay lags twice as far.
+        # Each agent follows in every second step only: these lag as far as 0.99 and 0.95 of one.
         (AFTER_FULL, siamese(2, 0.98), HEADS[1], "optim.lr=0.01"),
+        (AFTER_FULL, siamese(2, 0.9), HEADS[1], "optim.lr=0.01"),
     ],
 }
 """Row -> the settings that the tune stage tries."""

@@ -180,6 +180,8 @@ def test_a_figure_that_goes_wrong_is_found_within_some_lines(trouble: str) -> No
         # One bad line is none.
         {"data_wait": lambda i: 0.9 if i == 40 else 0.0},
         {"clipped": lambda i: 0.0 if i % 7 == 3 else 1.0},
+        # Always clipped, but for a fifth of the run only.
+        {"clipped": lambda i: 1.0 if 30 <= i < 50 else 0.9},
         # Above chance, but falling; and not falling, but far below it.
         {"loss": lambda i: 40 * 0.99**i},
         {"loss": lambda i: 3.0},
@@ -189,7 +191,7 @@ def test_a_figure_that_goes_wrong_is_found_within_some_lines(trouble: str) -> No
         {name: lambda i: None for name in ("clipped", "loss_scale", "embedding_norm")},
         {"loss": lambda i: math.nan},
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_looks_alike_is_harmless(harmless: dict[str, Callable[[int], Any]]) -> None:
     windows = _history(harmless)

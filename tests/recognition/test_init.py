@@ -161,7 +161,7 @@ def test_what_is_skipped_starts_at_random_and_is_reported(source: Path, tmp_path
         anew = name.startswith(("fc.", "features."))
         assert torch.equal(tensor, before[name] if anew else saved[name])
     assert f": {len(before) - 7} of {len(before)} tensors loaded" in line
-    assert "; random, as init.skip says: fc.weight, fc.bias, features.weight and 4 more" in line
+    assert "; not loaded, as init.skip says: fc.weight, fc.bias, features.weight and 4 more" in line
     assert line.endswith("; made for 32 pixels, and data.size is 48")
 
 

@@ -32,6 +32,7 @@ from recognition.teacher import Teacher, TeacherCenters, fading
 from recognition.teacher_vectors import open_teacher, part_of
 from recognition.trainer import Progress
 from recognition.training_set import open_training_set
+from tools.export import main as export
 
 CPU = torch.device("cpu")
 SMALL = """
@@ -307,6 +308,22 @@ def test_a_taught_run_resumes_to_the_bit_and_its_model_needs_no_teacher(
     assert set(torch.load(whole / "model.pt")) == set(ends[0][0]["backbone"])
 
 
+def test_an_onnx_file_teaches_as_its_model_does(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "teacher.onnx"
+    assert export([str(model), "--to", "onnx", "--out", str(file)]) == 0
+    capsys.readouterr()
+    vectors = []
+    for name, teacher in (("one", model), ("two", file)):
+        (tmp_path / name).mkdir()
+        _run(tmp_path / name, f"teacher.model={teacher}", "run.max_steps=1")
+        (stored,) = (tmp_path / name).rglob("*.npy")
+        vectors.append(np.load(stored).astype(np.float32))
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=2e-3)  # stored as float16
+
+
 def test_the_teacher_may_embed_the_augmented_batch(model: Path, tmp_path: Path) -> None:
     config = _config(tmp_path, f"teacher.model={model}", "teacher.augmented=true", "data.size=48")
     parts = _parts(config)
@@ -420,7 +437,7 @@ def test_vectors_of_another_set_or_model_are_refused_in_one_line(
         return str(caught.value)
 
     other_set = "data.train=synthetic:identities=6,images=8,first=50"
-    assert f"{path} is of another training set (48 images, here 48)" in refused(other_set)
+    assert f"{path} is of another training set (as many images, but not the" in refused(other_set)
     assert "is of another model than teacher.model" in refused(f"teacher.model={taught}")
     moved = path.rename(part_of(path))
     assert f"{moved} is of another model" in refused(f"teacher.model={taught}")

@@ -17,7 +17,7 @@ from torch import nn
 import recognition
 from recognition import checkpoint, experiment
 from recognition.backbones.timm import TimmBackbone, build, load_pretrained
-from recognition.config import Part
+from recognition.config import ConfigError, Part
 from recognition.parse import load_config
 from tests.recognition.test_init import _newest, _state
 from tools._backbone import trace
@@ -323,6 +323,16 @@ def test_a_run_from_a_file_is_resumed_loaded_and_carried_away(
     checkpoint.save_tensors(bare, model.network.state_dict())
     with pytest.raises(ValueError, match=r"bare.pt: .*do not tell which model of timm it is"):
         recognition.load(bare)
+
+    other = ("backbone.weights=null", "backbone.mean=[0.1,0.5,0.6]", f"init.weights={whole}")
+    with pytest.raises(
+        ConfigError, match=r"has the mean \[0.4.*; leave out backbone\.mean, or set"
+    ):
+        run("other", *other)
+    assert not (tmp_path / "other").exists()
+    kept = recognition.load(run("kept", *other, "init.skip=[mean]", "run.max_steps=1"))
+    found = kept.network.state_dict()["mean"].flatten().tolist()
+    assert found == pytest.approx([0.1, 0.5, 0.6])
 
 
 def _equal_states(left: list[Any], right: list[Any]) -> bool:
