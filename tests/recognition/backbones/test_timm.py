@@ -235,7 +235,8 @@ def test_an_error_names_only_what_works(size: int, given: dict[str, Any], works:
         named = re.findall(r"backbone\.((?:pool|resize)=\w+)", str(caught.value))
         assert named == works.split()
         for key, value in (one.split("=") for one in named):
-            build(size, embedding=8, **given, **{key: int(value) if key == "resize" else value})
+            changed: dict[str, Any] = {key: int(value) if key == "resize" else value}
+            build(size, embedding=8, **given, **changed)
 
 
 def test_patches_that_lose_pixels_are_refused() -> None:
