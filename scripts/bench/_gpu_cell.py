@@ -46,11 +46,20 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "R50": {"name": "iresnet", "depth": 50},
     "R100": {"name": "iresnet", "depth": 100},
     "ViT-B": {"name": "vit", "variant": "base"},
+    "KP-RPE-B": {"name": "kprpe", "variant": "base", "landmarks": "template"},
 }
 TINY_BACKBONES: dict[str, dict[str, Any]] = {
     "R50": {"name": "iresnet", "depth": 18, "width": 4, "embedding": 16},
     "R100": {"name": "iresnet", "depth": 18, "width": 8, "embedding": 16},
     "ViT-B": {"name": "vit", "width": 32, "depth": 1, "embedding": 16, "patch": 8},
+    "KP-RPE-B": {
+        "name": "kprpe",
+        "landmarks": "template",
+        "width": 32,
+        "heads": 4,
+        "depth": 1,
+        "embedding": 16,
+    },
 }
 CLASSIFIERS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
@@ -69,11 +78,13 @@ class Cell:
     precision: str
     compiled: bool = False
     classifier: str = "full"
+    optimizer: str = "sgd"
 
     @property
     def name(self) -> str:
         how = "compiled" if self.compiled else "eager"
-        return f"{self.backbone} {self.classes:,} {self.precision} {how} {self.classifier}"
+        last = "" if self.optimizer == "sgd" else f" {self.optimizer}"
+        return f"{self.backbone} {self.classes:,} {self.precision} {how} {self.classifier}{last}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ def config_of(cell: Cell, scale: Scale) -> Config:
         "backbone": scale.backbones[cell.backbone],
         "head": {"name": "arcface"},
         "classifier": CLASSIFIERS[cell.classifier],
-        "optim": {"lr": 0.02, "batch_size": batch, "epochs": 1},
+        "optim": {"name": cell.optimizer, "lr": 0.02, "batch_size": batch, "epochs": 1},
         "scheduler": {"name": "constant"},
         "run": {
             "output": "not written",

@@ -1,6 +1,6 @@
 """Measures training on a GPU beside the textbook loop and the planner, and checks what needs one.
 
-    python -m scripts.bench.gpu              about twelve cells and all checks, in ten minutes
+    python -m scripts.bench.gpu              about fourteen cells and all checks, in ten minutes
     python -m scripts.bench.gpu --all        every combination, for hours
     bash scripts/gpu.sh                      the same on a machine that has nothing installed yet
 
@@ -58,19 +58,23 @@ DEFAULT = (
     Cell("R50", 2_059_906, "fp16"),
     Cell("ViT-B", 93_431, "bf16"),
     Cell("ViT-B", 617_970, "bf16", compiled=True),
+    Cell("R100", 93_431, "fp16", optimizer="muon"),
+    Cell("KP-RPE-B", 93_431, "bf16"),
 )
 IN_TINY_FORM = (
     Cell("R50", 93_431, "fp16"),
     Cell("ViT-B", 93_431, "bf16", classifier="fused"),
     Cell("R50", 617_970, "bf16", classifier="partial"),
     Cell("R100", 617_970, "fp32", classifier="class_pool"),
+    Cell("R50", 93_431, "bf16", optimizer="muon"),
+    Cell("KP-RPE-B", 93_431, "bf16"),
 )
 TARGET_SPEED, TARGET_MEMORY = 1.15, 0.10
 State = dict[str, Any]
 
 
 def all_cells() -> Iterator[Cell]:
-    """Every combination; the fused update does not go with fp16."""
+    """Every combination, but no fused update in fp16, and Muon with the full classifier alone."""
     for backbone, classes, precision, compiled, classifier in itertools.product(
         BACKBONES,
         IDENTITIES,
@@ -80,6 +84,8 @@ def all_cells() -> Iterator[Cell]:
     ):
         if (classifier, precision) != ("fused", "fp16"):
             yield Cell(backbone, classes, precision, compiled, classifier)
+        if classifier == "full":
+            yield Cell(backbone, classes, precision, compiled, classifier, "muon")
 
 
 def machine() -> State:
