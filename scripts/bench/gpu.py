@@ -47,19 +47,19 @@ from tools._cli import Failed, command
 IDENTITIES = (93_431, 617_970, 2_059_906)
 DEFAULT = (
     Cell("R100", 93_431, "fp16"),
-    Cell("R100", 93_431, "fp16", compiled=True),
     Cell("R100", 617_970, "fp16"),
-    Cell("R100", 617_970, "bf16", compiled=True, classifier="fused"),
     Cell("R100", 2_059_906, "fp16", classifier="partial"),
     Cell("R100", 617_970, "fp16", classifier="class_pool"),
     Cell("R50", 93_431, "fp16"),
-    Cell("R50", 93_431, "bf16", compiled=True),
-    Cell("R50", 2_059_906, "bf16", classifier="fused"),
-    Cell("R50", 2_059_906, "fp16"),
     Cell("ViT-B", 93_431, "bf16"),
-    Cell("ViT-B", 617_970, "bf16", compiled=True),
     Cell("R100", 93_431, "fp16", optimizer="muon"),
+    Cell("R100", 93_431, "fp16", compiled=True),
+    Cell("R50", 2_059_906, "bf16", classifier="fused"),
     Cell("KP-RPE-B", 93_431, "bf16"),
+    Cell("R50", 2_059_906, "fp16"),
+    Cell("R50", 93_431, "bf16", compiled=True),
+    Cell("ViT-B", 617_970, "bf16", compiled=True),
+    Cell("R100", 617_970, "bf16", compiled=True, classifier="fused"),
 )
 IN_TINY_FORM = (
     Cell("R50", 93_431, "fp16"),
