@@ -1,7 +1,7 @@
 """Common GPUs: what their vendor's data sheets promise.
 
 Peaks are dense (without sparsity), with sums in float32 as torch computes them. GeForce cards reach
-only half of their advertised fp16 rate that way. Nothing here was measured.
+only half of their advertised fp16 rate that way. Only `reached` was measured.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ class Card:
     device: its name in torch. fp32, tf32, bf16, fp16: peaks in 10¹² operations per second, where a
     multiply-add counts as two; None where the card lacks such units. memory: GB. bandwidth: of its
     memory, GB/s. link: to another GPU of the machine, GB/s in one direction (NVLink, else PCIe).
+    reached: the share of the peak that products in bf16 and fp16 had in eager training steps of R100
+    (docs/benchmarks/gpu.md); None where no such card was measured.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Card:
     memory: float
     bandwidth: float
     link: float
+    reached: float | None = None
 
     def supported(self, kind: Kind) -> Kind:
         """What the card computes for `kind`: fp32 for a tf32 that it lacks.
@@ -45,10 +48,10 @@ class Card:
         return 1e12 * rate
 
 
-# name, device, fp32, tf32, bf16, fp16, memory, bandwidth, link
+# name, device, fp32, tf32, bf16, fp16, memory, bandwidth, link, reached
 CARDS = (
     Card("H200", "NVIDIA H200", 67, 494.5, 989, 989, 141, 4800, 450),
-    Card("H100", "NVIDIA H100 80GB HBM3", 67, 494.5, 989, 989, 80, 3350, 450),
+    Card("H100", "NVIDIA H100 80GB HBM3", 67, 494.5, 989, 989, 80, 3350, 450, 0.16),
     Card("H100 PCIe", "NVIDIA H100 PCIe", 51, 378, 756, 756, 80, 2000, 64),
     Card("A100", "NVIDIA A100-SXM4-80GB", 19.5, 156, 312, 312, 80, 2039, 300),
     Card("A100 40GB", "NVIDIA A100-SXM4-40GB", 19.5, 156, 312, 312, 40, 1555, 300),

@@ -21,7 +21,7 @@ from tools._cuda import COMPILED
 from tools._teacher import teacher_need
 
 UTILIZATION: dict[Kind, float] = {"fp32": 0.9, "tf32": 0.4, "bf16": 0.4, "fp16": 0.4}
-"""Assumed share of the peak that products and convolutions reach. Not measured by this project."""
+"""Assumed share of the peak that products and convolutions reach, where no card was measured."""
 
 # An activation is written and read in the forward pass. The backward pass reads it again, and
 # writes and reads its gradient. Recomputation writes and reads it once more.
@@ -131,16 +131,22 @@ def _without_recomputation(config: Config, images: int) -> Traced:
     return trace(part, images, config.data.size, config.run.precision)
 
 
+def share_of_peak(card: Card, kind: Kind) -> float:
+    """The share of the peak that products of this kind reach: as measured on the card, or assumed."""
+    measured = card.reached if kind in ("bf16", "fp16") else None
+    return measured or UTILIZATION[kind]
+
+
 def seconds(load: Load, card: Card, utilization: float | None = None) -> dict[str, float]:
     """Seconds of an optimizer step by what needs them, and their sum as `step`.
 
-    utilization: share of the peak; None: `UTILIZATION`. ValueError where the card lacks the type.
+    utilization: share of the peak; None: that of `share_of_peak`. ValueError where the card lacks
+    the type.
     """
 
     def arithmetic(operations: float, kind: Kind) -> float:
         kind = card.supported(kind)
-        share = UTILIZATION[kind] if utilization is None else utilization
-        return operations / (card.peak(kind) * share)
+        return operations / (card.peak(kind) * (utilization or share_of_peak(card, kind)))
 
     bandwidth = 1e9 * card.bandwidth
     parts = {

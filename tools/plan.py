@@ -145,7 +145,9 @@ def plan_time(
     result: dict[str, Any] = {
         "card": card.name,
         "ranks": ranks,
-        "utilization": {kind: utilization or _time.UTILIZATION[kind] for kind in sorted(kinds)},
+        "utilization": {
+            kind: utilization or _time.share_of_peak(card, kind) for kind in sorted(kinds)
+        },
         "seconds": seconds,
         "images_per_second": load.images / seconds["step"],
         "hours_per_epoch": None,
@@ -215,7 +217,7 @@ def show_time(result: dict[str, Any]) -> None:
     shares = ", ".join(
         f"{100 * share:.0f} % ({kind})" for kind, share in result["utilization"].items()
     )
-    print(f"{result['card']}, {result['ranks']} rank(s), at {shares} of its peak; not measured")
+    print(f"{result['card']}, {result['ranks']} rank(s), at {shares} of its peak; a forecast")
     for name, seconds in result["seconds"].items():
         print(f"  {name:<26}{seconds * 1e3:10.2f} ms")
     print(f"  {'images/s, all ranks':<26}{result['images_per_second']:10.0f}")

@@ -167,9 +167,8 @@ class ClassPool(nn.Module):
 
     def untouched(self, plan: Plan) -> torch.Tensor:
         """(S,) bool: columns that hold an identity and that the plan leaves alone."""
-        owned = self.stamps >= 0
-        owned[plan.columns] = False
-        return owned
+        # Not by `owned[plan.columns] = False`, which copies the number to a GPU and waits for it.
+        return (self.stamps >= 0).index_fill_(0, plan.columns, False)
 
     def commit(self, plan: Plan, features: torch.Tensor) -> Changes:
         """Carry out the plan, given the samples' features (G,D). Returns what `undo_unless` needs.
@@ -196,7 +195,7 @@ class ClassPool(nn.Module):
         ]
         changes = [(tensor, place, tensor[place]) for tensor, place in places]
 
-        self.columns[cleared] = -1
+        self.columns.index_fill_(0, cleared, -1)
         self.columns[plan.labels] = plan.columns.to(self.columns.dtype)
         self.identities[plan.columns] = plan.labels.to(self.identities.dtype)
         self.stamps[plan.columns] = plan.stamps

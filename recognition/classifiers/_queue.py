@@ -43,9 +43,8 @@ class GalleryQueue(nn.Module):
 
     def all_but(self, places: torch.Tensor) -> torch.Tensor:
         """(S,) bool: False at `places`."""
-        others = torch.ones_like(self.identities, dtype=torch.bool)
-        others[places] = False
-        return others
+        # Not by `others[places] = False`, which copies the number to a GPU and waits for it.
+        return torch.ones_like(self.identities, dtype=torch.bool).index_fill_(0, places, False)
 
     def push(self, labels: torch.Tensor, features: torch.Tensor) -> Changes:
         """Put features (G,D) of identities `labels` (G,) in the place of the oldest ones.

@@ -37,7 +37,7 @@ run: {output: OUTPUT, precision: bf16, log_steps: 1, checkpoint_steps: 4}
 
 
 def cuda_tests() -> Record:
-    """The tests that are marked `cuda`. Without a GPU they skip themselves."""
+    """The tests that are marked `cuda`, and which of them failed. Without a GPU they are skipped."""
     marked = [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -46,7 +46,9 @@ def cuda_tests() -> Record:
     command = [sys.executable, "-m", "pytest", "-m", "cuda", *marked]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-    return {"passed": done.returncode == 0, "found": lines[-1].strip() if lines else "no output"}
+    failed = [line.split()[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    last = lines[-1].strip() if lines else "no output"
+    return {"passed": done.returncode == 0, "found": last, **({"failed": failed} if failed else {})}
 
 
 def lag() -> Record:

@@ -409,7 +409,7 @@ def test_a_loss_that_is_not_a_scalar_is_refused() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and pytest -m cuda")
 def test_cuda_losses_on_a_gpu() -> None:
     losses = bumpy_losses()
     plain, lagging = MAKERS["fastface"](make_optimizer()), MAKERS["fastface"](make_optimizer())

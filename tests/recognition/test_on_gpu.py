@@ -27,7 +27,9 @@ from tests.backbones import backbone_text, installed_backbones
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs a CUDA device and pytest -m cuda"
+    ),
 ]
 FACES = "synthetic:identities=20,images=8,size=32"
 CLASSIFIERS: dict[str, dict[str, Any]] = {

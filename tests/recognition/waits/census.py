@@ -190,10 +190,12 @@ def plain_index(tensor: torch.Tensor, index: Any) -> torch.Tensor:
     return torch.ops.aten.index.Tensor(view, tensors) if tensors else view
 
 
-def put_index(tensor: torch.Tensor, index: Any, values: Any) -> None:
+def put_index(tensor: torch.Tensor, index: Any, values: Any, census: Census) -> None:
     """tensor[index] = values, likewise."""
     view, tensors = _sliced(tensor, index)
     if not isinstance(values, torch.Tensor):
+        if tensors:  # torch makes a tensor of it on the CPU (THPVariable_setitem)
+            census.note("copy of a number")
         values = torch.full((), values, dtype=view.dtype, device=view.device)
     if tensors:
         torch.ops.aten.index_put_.default(view, tensors, values.to(view.dtype))
@@ -242,7 +244,10 @@ def fake_cuda(census: Census) -> Iterator[None]:
         return plain_index(tensor, index) if on_gpu(tensor) else get(tensor, index)
 
     def setitem(tensor: torch.Tensor, index: Any, values: Any) -> None:
-        (put_index if on_gpu(tensor) else put)(tensor, index, values)
+        if on_gpu(tensor):
+            put_index(tensor, index, values, census)
+        else:
+            put(tensor, index, values)
 
     replaced: list[tuple[Any, str, Any]] = [
         (torch.cuda, "is_available", lambda: True),
