@@ -18,8 +18,8 @@ class Card:
     device: its name in torch. fp32, tf32, bf16, fp16: peaks in 10¹² operations per second, where a
     multiply-add counts as two; None where the card lacks such units. memory: GB. bandwidth: of its
     memory, GB/s. link: to another GPU of the machine, GB/s in one direction (NVLink, else PCIe).
-    reached: the share of the peak that products in bf16 and fp16 had in eager training steps of R100
-    (docs/benchmarks/gpu.md); None where no such card was measured.
+    reached: the share of the peak that products in bf16 and fp16 had in eager training steps of
+    R100 (docs/benchmarks/gpu.md); None where no such card was measured.
     """
 
     name: str

@@ -132,7 +132,7 @@ def _without_recomputation(config: Config, images: int) -> Traced:
 
 
 def share_of_peak(card: Card, kind: Kind) -> float:
-    """The share of the peak that products of this kind reach: as measured on the card, or assumed."""
+    """The share of the peak that products of this kind reach, as measured or assumed."""
     measured = card.reached if kind in ("bf16", "fp16") else None
     return measured or UTILIZATION[kind]
 

@@ -37,7 +37,7 @@ run: {output: OUTPUT, precision: bf16, log_steps: 1, checkpoint_steps: 4}
 
 
 def cuda_tests() -> Record:
-    """The tests that are marked `cuda`, and which of them failed. Without a GPU they are skipped."""
+    """The tests that are marked `cuda`, and which failed. Without a GPU they are skipped."""
     marked = [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
