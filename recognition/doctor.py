@@ -262,8 +262,8 @@ def wait_advice(share: float, *, threads: int, cores: int) -> str | None:
     if threads < cores:
         return waited + f"raise data.threads from {threads} towards this machine's {cores} cores"
     return waited + (
-        "all cores decode already; store images at the size that is trained on "
-        "(python -m tools.convert), or, if the cores are idle, move the set to a faster disk or "
+        "all cores decode already. If the images are larger than data.size, store them at that "
+        "size (python -m tools.convert). If the cores are idle, move the set to a faster disk or "
         "use data.order=block"
     )
 

@@ -13,9 +13,9 @@ classifier. `images/s` is the speed of the run's own optimizer steps on batches 
 device, and `textbook images/s` that of the textbook loop (scripts/bench/_textbook.py) on the same
 batches, in turn, round by round; where both do not fit together, one after the other (`in turn`).
 `classifier share` is the part of a step between the backbone's two passes. `images/s with decoding`
-and `data wait` have the loader at work. `waits` counts how often a step makes the CPU wait for the
-GPU, and `raised at` is where torch.cuda.set_sync_debug_mode("error") raised. `utilization` is what
-tools.plan takes.
+and `data wait` have the loader at work, with a thread per core, and `with 2 threads` with two.
+`waits` counts how often a step makes the CPU wait for the GPU, and `raised at` is where
+torch.cuda.set_sync_debug_mode("error") raised. `utilization` is what tools.plan takes.
 
 Without a GPU the same code runs on the CPU in a tiny form, which measures nothing of worth.
 """
