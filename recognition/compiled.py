@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.exc import ShortenTraceback
 
 log = logging.getLogger(__name__)
 
@@ -13,7 +13,8 @@ log = logging.getLogger(__name__)
 def compiled(forward: Callable[..., torch.Tensor], mode: str) -> Callable[..., torch.Tensor]:
     """`forward`, compiled for each shape at its first call in this mode of torch.compile.
 
-    Where that fails, as without a C++ compiler, it says so in one line and is called as it is.
+    Where that fails, as without a C++ compiler or Triton, it says so in one line and is called as
+    it is.
     """
     chosen: Callable[..., torch.Tensor] = torch.compile(forward, mode=mode, dynamic=False)
 
@@ -21,7 +22,8 @@ def compiled(forward: Callable[..., torch.Tensor], mode: str) -> Callable[..., t
         nonlocal chosen
         try:
             return chosen(*args)
-        except BackendCompilerFailed as error:
+        # The base of BackendCompilerFailed, TritonMissing and GPUTooOldForTriton.
+        except ShortenTraceback as error:
             reason = str(error).partition("\n")[0]
             log.warning(
                 "run.compile: the backbone can't be compiled here (%s), so it runs uncompiled, "

@@ -357,6 +357,12 @@ class Config:
                 f"optim.batch_size: found {self.optim.batch_size}, expected a multiple of "
                 f"{BALANCED_IMAGES}, the images per identity where data.order is balanced"
             )
+        tuned = self.run.compile and self.run.compile_mode == "max-autotune-no-cudagraphs"
+        if tuned and self.run.deterministic:
+            raise ValueError(
+                "run.compile_mode: found max-autotune-no-cudagraphs with run.deterministic; it "
+                "chooses kernels by their time, so two runs may have other bits; use default"
+            )
         graphs = self.run.compile and self.run.compile_mode == "reduce-overhead"
         if graphs and self.optim.accumulation > 1:
             raise ValueError(

@@ -70,11 +70,17 @@ def prepare_device(run: RunConfig, device: torch.device) -> None:
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # It would also fill every new tensor; nothing here reads memory that it did not write.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     # All batches have one shape, so the fastest convolution is sought once.
     torch.backends.cudnn.benchmark = not run.deterministic
-    tf32 = run.tf32 or run.precision != "fp32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    allow_tf32(run.tf32 or run.precision != "fp32")
     torch.cuda.set_device(device)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products and convolutions may round their inputs to TF32 on CUDA."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

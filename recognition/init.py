@@ -92,7 +92,7 @@ def load_weights(backbone: nn.Module, weights: Weights, config: Config) -> str:
     for name in loaded:
         # Normalizations of timm's networks are tensors of the model and options of its backbone.
         if config.backbone.options.get(name) is not None and not torch.equal(
-            own[name], given[name]
+            own[name].cpu(), given[name]
         ):
             raise ValueError(
                 f"init.weights: {weights.source} has the {name} {given[name].flatten().tolist()}; "

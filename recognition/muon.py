@@ -111,8 +111,10 @@ def _nesterov(
 ) -> torch.Tensor:
     """g + μ v, after v <- μ v + g in `state`; v stays where `skipped` (0-d) is not 0."""
     before = state.get("momentum_buffer")
-    velocity = gradient.clone() if before is None else before * momentum + gradient
-    if skipped is not None and before is not None:
+    if before is None:
+        before = torch.zeros_like(gradient)
+    velocity = before * momentum + gradient
+    if skipped is not None:
         velocity = torch.where(skipped > 0, before, velocity)
     state["momentum_buffer"] = velocity
     return gradient + momentum * velocity

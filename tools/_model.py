@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import recognition
+from recognition.device import allow_tf32
 from recognition.models.facts import Color
 from recognition.models.model import Model
 
@@ -27,6 +28,9 @@ class ModelOptions:
         """The model; ValueError or OSError in one line where it can't be loaded."""
         if self.model is None:
             raise ValueError("give --model, a run folder, a model folder or a file of weights")
-        return recognition.load(
+        model = recognition.load(
             self.model, color=self.color, device=self.device, landmarks=self.landmarks
         )
+        if model.device.type == "cuda":  # as in the run that evaluated it
+            allow_tf32(model.facts.precision != "fp32")
+        return model

@@ -58,7 +58,8 @@ def load_model(
     """
     path = Path(source)
     kind = kind_of_device(device)
-    place = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    # A process of several works on a GPU of its own, which is the current one.
+    place = torch.device(kind, torch.cuda.current_device() if kind == "cuda" else None)
     file = path if path.is_file() else _file_in(path)
     if file.suffix == ONNX:
         return load_onnx(file, color, place)

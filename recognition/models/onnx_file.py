@@ -93,7 +93,8 @@ def _open(path: Path, device: torch.device) -> tuple[Any, Any]:
             f"{path}: needs the package {error.name}; pip install -e '.[onnx]' installs it"
         ) from None
     cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    chosen = ["CUDAExecutionProvider"] if device.type == "cuda" and cuda else []
+    cuda_options = {"device_id": device.index or 0}
+    chosen = [("CUDAExecutionProvider", cuda_options)] if device.type == "cuda" and cuda else []
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong is raised as well
     try:

@@ -5,6 +5,8 @@ import logging
 import pytest
 import torch
 
+from torch._inductor.exc import TritonMissing
+
 from recognition.compiled import compiled
 
 
@@ -29,3 +31,19 @@ def test_without_a_compiler_the_backbone_runs_as_it_is(
     assert told.count("\n") == 0
     assert "compiler" in told
     assert "run.compile=false" in told
+
+
+def test_without_triton_the_backbone_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As torch.compile raises on a GPU; it is no BackendCompilerFailed."""
+
+    def refuses(images: torch.Tensor) -> torch.Tensor:
+        raise TritonMissing(first_useful_frame=None)
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuses)
+    call = compiled(torch.relu, "default")
+    with caplog.at_level(logging.WARNING):
+        assert call(torch.tensor(-1.0)) == 0 and call(torch.tensor(2.0)) == 2
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "triton" in told.lower()

@@ -80,6 +80,10 @@ def test_quickstart_has_the_sections_people_look_for() -> None:
         ("scheduler.name=cosin", ["scheduler", "cosine"]),
         ("run.precision=fp8", ["run.precision", "fp8"]),
         ("run.device=gpu", ["run.device", "gpu"]),
+        (
+            "run.compile=true run.compile_mode=max-autotune-no-cudagraphs run.deterministic=true",
+            ["run.compile_mode", "run.deterministic", "use default"],
+        ),
         ("optim=7", ["optim", "7"]),
         ("opttim.lr=1", ["opttim", "did you mean optim?"]),
         ("optim.lr.x=1", ["optim.lr"]),

@@ -80,6 +80,18 @@ def test_a_fused_step_that_is_skipped_changes_nothing() -> None:
     assert torch.equal(*kept)
 
 
+def test_a_first_step_that_is_skipped_leaves_no_trace_without_momentum() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    optim = _optim("optim.momentum=0")
+    optimizer = build_optimizer(optim, net, Frozen(), nn.Linear(2, 2), fused=True)
+    for value, skipped in ((float("inf"), 1.0), (1.0, 0.0)):
+        for weight in net.parameters():
+            weight.grad = torch.full_like(weight, value)
+        vars(optimizer)["found_inf"] = torch.tensor(skipped)
+        optimizer.step()
+    assert all(weight.isfinite().all() for weight in net.parameters())
+
+
 def test_which_weights_muon_steps() -> None:
     net = iresnet.build(32, depth=18, width=4, embedding=8)
     found = muon_weights(net)
