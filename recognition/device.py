@@ -71,7 +71,7 @@ def prepare_device(run: RunConfig, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # It would also fill every new tensor; nothing here reads memory that it did not write.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # All batches have one shape, so the fastest convolution is sought once.
     torch.backends.cudnn.benchmark = not run.deterministic
     allow_tf32(run.tf32 or run.precision != "fp32")

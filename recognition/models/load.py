@@ -58,8 +58,9 @@ def load_model(
     """
     path = Path(source)
     kind = kind_of_device(device)
-    # A process of several works on a GPU of its own, which is the current one.
-    place = torch.device(kind, torch.cuda.current_device() if kind == "cuda" else None)
+    place = torch.device(kind)
+    if kind == "cuda":  # each of several processes has a GPU of its own, the current one
+        place = torch.device(kind, torch.cuda.current_device())
     file = path if path.is_file() else _file_in(path)
     if file.suffix == ONNX:
         return load_onnx(file, color, place)
