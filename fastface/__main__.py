@@ -32,6 +32,7 @@ FOR_HORIZON: Settings = {
     "factor": (float, "what a decay multiplies the learning rate by"),
     "max_decays": (int, "largest number of decays"),
     "warmup_steps": (int, "steps of linear warm-up"),
+    "cooldown": (float, "share of the run at its end in which the learning rate falls to zero"),
 }
 FASTFACE: Settings = {
     **FOR_HORIZON,

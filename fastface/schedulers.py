@@ -18,7 +18,10 @@ class LossScheduler(LRScheduler):
 
     At optimizer step t (0-based) the learning rate of a parameter group is
 
-        base learning rate × `scale` × min(1, (t + 1) / warmup_steps).
+        base learning rate × `scale` × min(1, (t + 1) / warmup_steps),
+
+    and over the last `cooldown_steps` of `total_steps`, if there are any, that times
+    (total_steps - t) / cooldown_steps.
 
     These attributes are plain numbers for logs and plots:
         signal: D_t or H_t of the last loss; None while undefined.
@@ -42,6 +45,8 @@ class LossScheduler(LRScheduler):
         threshold: float,
         patience_steps: float,
         warmup_steps: int,
+        total_steps: int | None = None,
+        cooldown_steps: float = 0.0,
     ) -> None:
         _require(math.isfinite(threshold), "threshold", threshold, "a finite number")
         _require(patience_steps >= 0, "patience_steps", patience_steps, "0 or more steps")
@@ -49,6 +54,8 @@ class LossScheduler(LRScheduler):
         self.threshold = threshold
         self.patience_steps = patience_steps
         self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.cooldown_steps = cooldown_steps
         self.scale = 1.0
         self.decays = 0
         self.stationary_steps = 0
@@ -89,7 +96,8 @@ class LossScheduler(LRScheduler):
             self._send(loss)
         else:
             self._read(loss.item())
-        if self.last_epoch < self.warmup_steps:
+        if self.last_epoch < self.warmup_steps or self._cooldown() < 1.0:
+            self._adopt_groups()
             self._set_lrs(self.get_lr())
 
     def flush(self) -> None:
@@ -121,7 +129,7 @@ class LossScheduler(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each parameter group for the next optimizer step."""
         warm = min(1.0, (self.last_epoch + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return [base * (self.scale * warm) for base in self.base_lrs]
+        return [base * (self.scale * warm * self._cooldown()) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """All that later learning rates depend on, as numbers and lists.
@@ -155,6 +163,12 @@ class LossScheduler(LRScheduler):
         vars(self).update(state)
         self.base_lrs = list(self.base_lrs)
         self._set_lrs(self._last_lr)
+
+    def _cooldown(self) -> float:
+        """The factor of the cooldown for the next optimizer step: 1 before it, 0 after the run."""
+        if self.total_steps is None or not self.cooldown_steps:
+            return 1.0
+        return min(1.0, max(self.total_steps - self.last_epoch, 0) / self.cooldown_steps)
 
     def _initial_step(self) -> None:
         """Sets the first learning rates; torch's constructor calls it.
@@ -203,12 +217,15 @@ class LossScheduler(LRScheduler):
         raise NotImplementedError
 
     def _change(self, factor: float) -> None:
-        # A group that was added later came with base learning rate × scale.
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
-            self.base_lrs.append(group.setdefault("initial_lr", group["lr"] / self.scale))
+        self._adopt_groups()
         self.scale *= factor
         self.decays += factor < 1.0
         self._set_lrs(self.get_lr())
+
+    def _adopt_groups(self) -> None:
+        # A group that was added later came with base learning rate × scale.
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(group.setdefault("initial_lr", group["lr"] / self.scale))
 
     def _set_lrs(self, lrs: list[float | Tensor]) -> None:
         groups = self.optimizer.param_groups
@@ -244,6 +261,8 @@ class FastFaceLR(LossScheduler):
         factor: what a decay multiplies the learning rate by (the paper's 1/δ).
         max_decays: largest number of decays.
         warmup_steps: steps of linear warm-up; losses are read, but no step counts as stationary.
+        cooldown: fraction of the run at its end, over which a straight line to zero multiplies the
+            learning rate. The paper has none.
     """
 
     def __init__(
@@ -257,13 +276,14 @@ class FastFaceLR(LossScheduler):
         factor: float = 0.5,
         max_decays: int = 8,
         warmup_steps: int = 0,
+        cooldown: float = 0.0,
     ) -> None:
         _require(total_steps >= 1, "total_steps", total_steps, "at least one step")
         fraction = 0.0 <= patience_fraction <= 1.0
         _require(fraction, "patience_fraction", patience_fraction, "a fraction, 0 to 1")
         _require(0.0 < factor < 1.0, "factor", factor, "a number between 0 and 1, such as 0.5")
         _require(max_decays >= 0, "max_decays", max_decays, "0 or more")
-        self.total_steps = total_steps
+        _require(0.0 <= cooldown <= 1.0, "cooldown", cooldown, "a fraction, 0 to 1")
         self.factor = factor
         self.max_decays = max_decays
         super().__init__(
@@ -272,6 +292,8 @@ class FastFaceLR(LossScheduler):
             threshold=threshold,
             patience_steps=patience_fraction * total_steps,
             warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            cooldown_steps=cooldown * total_steps,
         )
 
     @classmethod
@@ -284,6 +306,7 @@ class FastFaceLR(LossScheduler):
         factor: float = 0.5,
         max_decays: int = 8,
         warmup_steps: int = 0,
+        cooldown: float = 0.0,
     ) -> "FastFaceLR":
         """FastFace for a run of any length from 1000 steps; an extension that the paper lacks.
 
@@ -301,6 +324,7 @@ class FastFaceLR(LossScheduler):
             factor=factor,
             max_decays=max_decays,
             warmup_steps=warmup_steps,
+            cooldown=cooldown,
         )
         scheduler._detector = detector
         return scheduler

@@ -24,6 +24,7 @@ def build(
     factor: DecayFactor = 0.5,
     max_decays: CountOrZero = 8,
     warmup_steps: CountOrZero = 0,
+    cooldown: Share = 0.0,
 ) -> FastFaceLR:
     """Defaults are the published values, made for runs of 200,000 steps and losses of scale 64.
 
@@ -38,6 +39,8 @@ def build(
     factor: the learning rate is multiplied by it when it is lowered.
     max_decays: how often the learning rate may be lowered.
     warmup_steps: optimizer steps of linear warm-up, in which no step counts as stationary.
+    cooldown: share of the run's steps at its end, over which a straight line to zero multiplies the
+        learning rate. The paper has none.
     """
     check_warmup(warmup_steps, total_steps)
     if for_horizon:
@@ -48,6 +51,7 @@ def build(
             factor=factor,
             max_decays=max_decays,
             warmup_steps=warmup_steps,
+            cooldown=cooldown,
         )
     return FastFaceLR(
         optimizer,
@@ -59,4 +63,5 @@ def build(
         factor=factor,
         max_decays=max_decays,
         warmup_steps=warmup_steps,
+        cooldown=cooldown,
     )

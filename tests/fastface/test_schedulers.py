@@ -28,7 +28,9 @@ MAKERS: dict[str, Callable[[Optimizer], LossScheduler]] = {
     "fastface": lambda optimizer: FastFaceLR(
         optimizer, 400, alpha=0.1, beta=0.1, threshold=0.01, warmup_steps=7
     ),
-    "horizon": lambda optimizer: FastFaceLR.for_horizon(optimizer, 1000, warmup_steps=7),
+    "horizon": lambda optimizer: FastFaceLR.for_horizon(
+        optimizer, 1000, warmup_steps=7, cooldown=0.7
+    ),
     "moving-haar": lambda optimizer: MovingHaarLR(
         optimizer, 6, threshold=0.05, patience_steps=9, warmup_steps=7
     ),
@@ -191,6 +193,33 @@ def test_a_tensor_learning_rate_is_set_in_place() -> None:
     assert scheduler.get_last_lr()[0] is not rates
 
 
+@pytest.mark.parametrize("make", [FastFaceLR, FastFaceLR.for_horizon])
+@pytest.mark.parametrize("cooldown", [0.25, 0.3333, 1.0])
+def test_the_cooldown_is_a_straight_line_to_zero_over_the_rate_without_it(
+    make: Callable[..., FastFaceLR], cooldown: float
+) -> None:
+    losses = [5.0 - 0.01 * min(step, 400) for step in range(1020)]  # the run has 1000 steps
+    settings = {"threshold": 2e-3, "warmup_steps": 50}
+    plain = rates_over(make(make_optimizer(0.1, 0.3), 1000, **settings), losses)
+    scheduler = make(make_optimizer(0.1, 0.3), 1000, cooldown=cooldown, **settings)
+    first = scheduler.get_last_lr()
+    rates = [first, *rates_over(scheduler, losses)]
+    for step, before in enumerate([[0.1 / 50, 0.3 / 50], *plain]):
+        left = min(1.0, max(1000 - step, 0) / (1000 * cooldown))
+        assert rates[step] == pytest.approx([rate * left for rate in before], rel=1e-12)
+    assert scheduler.decays > 2
+    assert 0.0 < rates[999][0] < 1e-3  # the last step of the run
+    assert rates[1000] == [0.0, 0.0]
+
+
+def test_a_group_added_in_the_cooldown_cools_too() -> None:
+    scheduler = FastFaceLR(make_optimizer(0.1), 100, threshold=-1.0, cooldown=0.5)
+    rates_over(scheduler, [1.0] * 60)
+    scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.3})
+    rates_over(scheduler, [1.0] * 15)
+    assert scheduler.get_last_lr() == pytest.approx([0.05, 0.15])
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_warm_up_rises_linearly_and_counts_nothing(name: str) -> None:
     optimizer = make_optimizer(0.7)
@@ -304,6 +333,7 @@ def test_the_state_of_another_kind_is_refused() -> None:
         ({"total_steps": 9, "threshold": math.nan}, "threshold"),
         ({"total_steps": 9, "patience_fraction": 1.5}, "patience_fraction"),
         ({"total_steps": 9, "factor": 2.0}, "factor"),
+        ({"total_steps": 9, "cooldown": 1.5}, "cooldown"),
         ({"total_steps": 9, "max_decays": -1}, "max_decays"),
         ({"total_steps": 9, "warmup_steps": -1}, "warmup_steps"),
         ({"window": 9, "patience_steps": -1}, "patience_steps"),
