@@ -26,29 +26,34 @@ def restarts(text: str) -> int | None:
 # The flags of each scheduler, named as its arguments. Where a flag is missing, the scheduler's own
 # default holds.
 Settings = dict[str, tuple[Callable[[str], Any], str]]
-FOR_HORIZON: Settings = {
+FASTFACE: Settings = {
     "total_steps": (int, "T, the steps of the run (default: the steps in the file)"),
     "threshold": (float, "λ: a step whose signal lies below it is stationary"),
+    "patience_fraction": (float, "share of the run's steps that must be stationary in a row"),
     "factor": (float, "what a decay multiplies the learning rate by"),
     "max_decays": (int, "largest number of decays"),
     "warmup_steps": (int, "steps of linear warm-up"),
     "cooldown": (float, "share of the run at its end in which the learning rate falls to zero"),
 }
-FASTFACE: Settings = {
-    **FOR_HORIZON,
+PUBLISHED: Settings = {
+    **FASTFACE,
     "alpha": (float, "weight of the newest loss in its average"),
     "beta": (float, "weight of the newest fall in its average"),
-    "patience_fraction": (float, "share of the run's steps that must be stationary in a row"),
+}
+FOR_HORIZON: Settings = {
+    **FASTFACE,
+    "steps_per_epoch": (int, "with --horizon: steps of an epoch (default: no epochs)"),
 }
 MOVING_HAAR: Settings = {
     "window": (int, "m, the steps in a window (published run: 4000); must be given"),
-    "threshold": FOR_HORIZON["threshold"],
+    "threshold": FASTFACE["threshold"],
     "patience_steps": (int, "steps in a row that must be stationary (default: two windows)"),
-    "factor": FOR_HORIZON["factor"],
+    "factor": FASTFACE["factor"],
     "restart_after": (restarts, "decays in a row before the learning rate is raised, or 'never'"),
     "restart_factor": (float, "what a restart multiplies the learning rate by"),
-    "warmup_steps": FOR_HORIZON["warmup_steps"],
+    "warmup_steps": FASTFACE["warmup_steps"],
 }
+ALL = {**PUBLISHED, **FOR_HORIZON, **MOVING_HAAR}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,9 +81,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--lr", type=float, default=0.02, help="base learning rate (default: the published 0.02)")
     add("--json", action="store_true", help='print only {"changes": [{"step", "factor", "lr"}]}')
     add("--plot", metavar="OUT.png", help="draw loss, signal and learning rate (needs matplotlib)")
-    for name, (kind, text) in {**FASTFACE, **MOVING_HAAR}.items():
+    for name, (kind, text) in ALL.items():
         shared = name in FASTFACE and name in MOVING_HAAR
-        owner = "" if shared else "fastface: " if name in FASTFACE else "moving-haar: "
+        owner = "" if shared else "moving-haar: " if name in MOVING_HAAR else "fastface: "
         add(flag(name), type=kind, default=argparse.SUPPRESS, metavar="N", help=owner + text)
     return parser.parse_args(arguments)
 
@@ -92,8 +97,8 @@ def make_scheduler(options: argparse.Namespace, optimizer: Optimizer, steps: int
     moving_haar = options.scheduler == "moving-haar"
     if moving_haar and options.horizon:
         raise ValueError("--horizon belongs to --scheduler fastface")
-    own = MOVING_HAAR if moving_haar else FOR_HORIZON if options.horizon else FASTFACE
-    given = {**FASTFACE, **MOVING_HAAR}.keys() & vars(options).keys()
+    own = MOVING_HAAR if moving_haar else FOR_HORIZON if options.horizon else PUBLISHED
+    given = ALL.keys() & vars(options).keys()
     strange = sorted(given - own.keys())
     if strange:
         asked = f"--scheduler {options.scheduler}" + (" --horizon" if options.horizon else "")

@@ -19,6 +19,7 @@ FIXED_POINT = 2.0**80
 # The run with which FastFace's constants were published: MS1MV3, 5 epochs at batch size 128.
 PUBLISHED_STEPS = 202_325
 SHORTEST_HORIZON = 1000
+LEAST_EPOCHS = 10  # of a run whose averages are as long as an epoch
 HALF_SQRT_PI = 0.8862269254527580
 
 
@@ -96,14 +97,24 @@ class HorizonDetector:
     been stationary for that long when D falls below λ. The signal is None until t α_t = 4, when the
     noise of the first losses has faded. Time and memory are constant.
 
+    The loss also falls at the border of two epochs and rests until the next one. In a run of ten
+    epochs and more, α_t is therefore at most 1 / E, so that the averages are at least as long as
+    an epoch.
+
     Args:
         total_steps: T, at least 1000.
         threshold: λ, loss per step; None for the scaled one. A loss that falls by less than λ T
             over the whole run (10.1 with the scaled λ) counts as stationary, so a loss with another
             range needs another threshold.
+        steps_per_epoch: E; None if the run has no epochs.
     """
 
-    def __init__(self, total_steps: int, threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        threshold: float | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
         if total_steps < SHORTEST_HORIZON:
             raise ValueError(
                 f"total_steps is {total_steps}: expected at least {SHORTEST_HORIZON}, because in a "
@@ -113,8 +124,10 @@ class HorizonDetector:
         if threshold is not None and not 0.0 < threshold < math.inf:
             raise ValueError(f"threshold is {threshold}: expected a loss per step above 0, or None")
         self.threshold = 5e-5 * PUBLISHED_STEPS / total_steps if threshold is None else threshold
-        self.fastest = 1e-3 * PUBLISHED_STEPS / total_steps
-        self.slowest = 50 / total_steps
+        self.published = self.fastest = 1e-3 * PUBLISHED_STEPS / total_steps
+        if steps_per_epoch is not None and LEAST_EPOCHS * steps_per_epoch <= total_steps:
+            self.fastest = min(self.published, 1 / steps_per_epoch)
+        self.slowest = min(50 / total_steps, self.fastest)
         self.seen = 0
         self.last = 0.0
         self.noise = 0.0  # n_t
@@ -124,7 +137,15 @@ class HorizonDetector:
 
     @property
     def delay_steps(self) -> int:
-        return round(2 / self.stages.alpha - 2 / self.fastest)
+        return self._delay(self.stages.alpha)
+
+    @property
+    def least_delay(self) -> int:
+        """`delay_steps` with the shortest averages: 0, or that of averages over an epoch."""
+        return self._delay(self.fastest)
+
+    def _delay(self, alpha: float) -> int:
+        return round(2 / alpha - 2 / self.published)
 
     def update(self, loss: float) -> float | None:
         """D_t for the finite loss L_t; None until the averages have settled."""

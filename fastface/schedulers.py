@@ -302,25 +302,39 @@ class FastFaceLR(LossScheduler):
         optimizer: Optimizer,
         total_steps: int,
         *,
+        steps_per_epoch: int | None = None,
         threshold: float | None = None,
+        patience_fraction: float | None = None,
         factor: float = 0.5,
         max_decays: int = 8,
         warmup_steps: int = 0,
-        cooldown: float = 0.0,
+        cooldown: float = 0.2,
     ) -> "FastFaceLR":
         """FastFace for a run of any length from 1000 steps; an extension that the paper lacks.
 
         Without a threshold λ = 10.11625 / T, so that the same curve drawn over T steps decays at
-        the same fractions of the run. τ is 0.05. The averages are as long as the noise of the loss
-        demands (equations in `fastface.haar.HorizonDetector`). The noise is assumed to be
-        independent from step to step: decays are missed where neighboring losses are correlated by
-        0.5 or more. ValueError if total_steps is below 1000.
+        the same fractions of the run. The averages are as long as the noise of the loss demands
+        (equations in `fastface.haar.HorizonDetector`). The noise is assumed to be independent from
+        step to step: decays are missed where neighboring losses are correlated by 0.5 or more.
+
+        In a run of ten epochs and more, the averages are at least as long as an epoch, because the
+        loss falls at the borders of epochs and rests between them. Such averages still hold steps
+        from before a decay when τ T steps have passed. Without a patience τ is therefore 0.05 and
+        their delay.
+
+        Args besides those of the class:
+            steps_per_epoch: optimizer steps of an epoch; None if the run has no epochs.
+
+        ValueError if total_steps is below 1000.
         """
-        detector = HorizonDetector(total_steps, threshold)
+        detector = HorizonDetector(total_steps, threshold, steps_per_epoch)
+        if patience_fraction is None:
+            patience_fraction = min(0.05 + detector.least_delay / total_steps, 1.0)
         scheduler = cls(
             optimizer,
             total_steps,
             threshold=detector.threshold,
+            patience_fraction=patience_fraction,
             factor=factor,
             max_decays=max_decays,
             warmup_steps=warmup_steps,

@@ -15,43 +15,47 @@ DecayFactor = Annotated[float, Range(above=0, below=1)]
 def build(
     optimizer: Optimizer,
     total_steps: int,
+    steps_per_epoch: int,
     *,
     for_horizon: bool = False,
     alpha: AverageRate = 1e-3,
     beta: AverageRate = 1e-3,
     threshold: float | None = None,
-    patience_fraction: Share = 0.05,
+    patience_fraction: Share | None = None,
     factor: DecayFactor = 0.5,
     max_decays: CountOrZero = 8,
     warmup_steps: CountOrZero = 0,
-    cooldown: Share = 0.0,
+    cooldown: Share | None = None,
 ) -> FastFaceLR:
     """Defaults are the published values, made for runs of 200,000 steps and losses of scale 64.
 
-    for_horizon: choose the averages by the noise of the loss, for runs of 1,000 to 200,000 steps
-        (`FastFaceLR.for_horizon`). alpha, beta and patience_fraction are then not used.
+    for_horizon: choose the averages by the noise of the loss and the length of an epoch, for runs
+        of 1,000 to 200,000 steps (`FastFaceLR.for_horizon`). alpha and beta are then not used.
     alpha: weight of the newest loss in the running average of the loss.
     beta: weight of the newest fall in the running average of the falls of the loss.
     threshold: λ, in loss per step. A step is stationary if the averaged loss falls more slowly.
         null: the published 5e-5, or with for_horizon 10.11625 divided by the steps of the run.
     patience_fraction: share of the run's steps that must be stationary in a row before the learning
-        rate is lowered.
+        rate is lowered. null: the published 0.05; with for_horizon also the delay of averages that
+        are as long as an epoch, which they are in runs of ten epochs and more.
     factor: the learning rate is multiplied by it when it is lowered.
     max_decays: how often the learning rate may be lowered.
     warmup_steps: optimizer steps of linear warm-up, in which no step counts as stationary.
     cooldown: share of the run's steps at its end, over which a straight line to zero multiplies the
-        learning rate. The paper has none.
+        learning rate. null: none, as in the paper, or 0.2 with for_horizon.
     """
     check_warmup(warmup_steps, total_steps)
     if for_horizon:
         return FastFaceLR.for_horizon(
             optimizer,
             total_steps,
+            steps_per_epoch=steps_per_epoch,
             threshold=threshold,
+            patience_fraction=patience_fraction,
             factor=factor,
             max_decays=max_decays,
             warmup_steps=warmup_steps,
-            cooldown=cooldown,
+            cooldown=0.2 if cooldown is None else cooldown,
         )
     return FastFaceLR(
         optimizer,
@@ -59,9 +63,9 @@ def build(
         alpha=alpha,
         beta=beta,
         threshold=5e-5 if threshold is None else threshold,
-        patience_fraction=patience_fraction,
+        patience_fraction=0.05 if patience_fraction is None else patience_fraction,
         factor=factor,
         max_decays=max_decays,
         warmup_steps=warmup_steps,
-        cooldown=cooldown,
+        cooldown=cooldown or 0.0,
     )

@@ -26,7 +26,6 @@ from data.parts import hint
 from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow, show_table
 from scripts.experiments.quarter_time import (
-    COOLDOWN,
     FALL,
     IMAGES,
     Record,
@@ -47,12 +46,9 @@ LARGE = "optim.batch_size=64"
 LINEAR = schedule("polynomial", power=1)
 LINEAR_LARGE = LINEAR.replace("warmup_steps: 100", "warmup_steps: 25")
 # λ as in the quarter-time experiment: a quarter of the expected fall of the loss, by steps.
-FASTFACE_LARGE = schedule(
-    "fastface",
-    for_horizon="true",
-    threshold=f"{FALL / 4 / (IMAGES // 64 * QUARTER):.3e}",
-    cooldown=COOLDOWN,
-).replace("warmup_steps: 100", "warmup_steps: 25")
+SLOPE = FALL / 4 / (IMAGES // 64 * QUARTER)
+FASTFACE = schedule("fastface", for_horizon="true", threshold=f"{SLOPE:.3e}")
+FASTFACE_LARGE = FASTFACE.replace("warmup_steps: 100", "warmup_steps: 25")
 # A quarter of the multiply-adds of 40 pixels would be too few; these cost 0.61 of them.
 SIZES, SIZES_EPOCHS = "data.size_schedule={24: 0.5, 32: 0.2}", 9
 

@@ -37,7 +37,6 @@ LABELS = {
     "baseline": "multi-step, four times the images",
     "doubled": "multi-step, eight times the images",
     "fastface": "FastFace, `for_horizon`",
-    "fastface_cooldown": "FastFace, `for_horizon` with a cooldown",
     "fastface_published": "FastFace, published constants",
     "moving_haar": "Moving Haar",
     "multi_step": "multi-step",

@@ -56,7 +56,6 @@ SEEDS = {"doubled": 3}  # of the test stage; other rows have five
 RATES = (0.05, 0.1, 0.025)  # peak learning rates, in the order in which they are tried
 FALL = 10.0  # about how much the loss falls over a run, for the thresholds λ
 WARMUP = 100  # steps
-COOLDOWN = 0.2  # share of the run, as the trapezoid's
 PUBLISHED_WINDOW = 4000 / 202_325  # Moving Haar's, as a share of the published run
 KEPT = ("accuracy", "accuracy_std", "exact_accuracy", "tar@0.01", "auc")
 POINTS = 100  # kept of a loss curve
@@ -106,11 +105,9 @@ def schedules() -> dict[str, str]:
     """
     slope = FALL / 4 / steps(EPOCHS)
     window = round(PUBLISHED_WINDOW * steps(EPOCHS))
-    fastface = {"for_horizon": "true", "threshold": f"{slope:.3e}"}
     haar = schedule("moving_haar", window=window, threshold=f"{slope * window / 4:.6f}")
     return {
-        "fastface": schedule("fastface", **fastface),
-        "fastface_cooldown": schedule("fastface", **fastface, cooldown=COOLDOWN),
+        "fastface": schedule("fastface", for_horizon="true", threshold=f"{slope:.3e}"),
         "linear": schedule("polynomial", power=1),
         "cosine": schedule("cosine"),
         "baseline": multi_step(LENGTHS["baseline"]),

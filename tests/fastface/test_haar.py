@@ -163,17 +163,23 @@ def test_a_window_too_small_is_refused() -> None:
         MovingHaarDetector(1)
 
 
-def horizon_definition(losses: Sequence[float], total_steps: int) -> list[float | None]:
+def horizon_definition(
+    losses: Sequence[float], total_steps: int, epoch: float = 0.0
+) -> list[float | None]:
     """The equations of HorizonDetector in long double, one array after another."""
+    fastest = LONG(202.325) / total_steps
+    if epoch and epoch <= total_steps / 10:
+        fastest = np.minimum(fastest, 1 / LONG(epoch))
+    slowest = np.minimum(LONG(50) / total_steps, fastest)
     values = np.asarray(losses, dtype=LONG)
     threshold = LONG(10.11625) / total_steps
-    moves, noise, alphas = np.abs(np.diff(values)), LONG(0), [LONG(202.325) / total_steps]
+    moves, noise, alphas = np.abs(np.diff(values)), LONG(0), [fastest]
     for count, move in enumerate(moves, 1):
-        newest = np.maximum(LONG(50) / total_steps, LONG(1) / count)
+        newest = np.maximum(slowest, LONG(1) / count)
         noise = (1 - newest) * noise + newest * move
         sigma = noise * np.sqrt(LONG(np.pi)) / 2
         wanted = (2 * threshold / (5 * sigma)) ** (LONG(2) / 3) if sigma else np.inf
-        alphas.append(np.clip(wanted, LONG(50) / total_steps, LONG(202.325) / total_steps))
+        alphas.append(np.clip(wanted, slowest, fastest))
     signals: list[float | None] = [None]
     average, smoothed = values[0], LONG(0)
     for step in range(1, len(values)):
@@ -187,16 +193,18 @@ def horizon_definition(losses: Sequence[float], total_steps: int) -> list[float 
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.2, 2.0])
-def test_horizon_detector_equals_its_equations(noise: float) -> None:
+@pytest.mark.parametrize("epoch", [None, 20, 100, 300, 301])
+def test_horizon_detector_equals_its_equations(noise: float, epoch: int | None) -> None:
     generator = np.random.default_rng(1)
     values = (
         3 + 20 * np.exp(-np.arange(3000) / 400) + noise * generator.normal(0, 1, 3000)
     ).tolist()
-    detector = HorizonDetector(3000)
-    found, expected = [detector.update(loss) for loss in values], horizon_definition(values, 3000)
+    detector = HorizonDetector(3000, steps_per_epoch=epoch)
+    found = [detector.update(loss) for loss in values]
+    expected = horizon_definition(values, 3000, epoch or 0)
     settled = [step for step, signal in enumerate(expected) if signal is not None]
     assert [step for step, signal in enumerate(found) if signal is not None] == settled
-    assert len(settled) > 2500
+    assert len(settled) > 1700
     assert_close(
         np.array([found[step] for step in settled]),
         np.array([expected[step] for step in settled]),

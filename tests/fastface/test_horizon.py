@@ -1,5 +1,8 @@
 """for_horizon on the shortened curve of the real run; scripts/soak/horizon.py uses 20 seeds."""
 
+import random
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +41,60 @@ def test_found_pairs_each_decay_once() -> None:
 def test_a_horizon_too_short_is_refused() -> None:
     with pytest.raises(ValueError, match="total_steps is 500: expected at least 1000"):
         FastFaceLR.for_horizon(SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 500)
+
+
+def _staircase(falls: int) -> list[float]:
+    """Twelve epochs of 400 steps. At the end of the first ones the loss falls by 1, with noise.
+
+    Within each of them it rises by 0.7.
+    """
+    generator = random.Random(1)
+    losses = []
+    for step in range(12 * 400):
+        epoch, place = divmod(step, 400)
+        level = 20.0 - min(epoch, falls) + (0.7 * place / 400 if epoch < falls else 0.0)
+        losses.append(level + generator.gauss(0.0, 0.5))
+    return losses
+
+
+def _decays(losses: list[float], **settings: int) -> list[int]:
+    """The steps of the decays."""
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    threshold = 2.5 / len(losses)
+    scheduler = FastFaceLR.for_horizon(optimizer, len(losses), threshold=threshold, **settings)
+    found = [0]
+    for loss in losses:
+        scheduler.step(loss)
+        found.append(scheduler.decays)
+    return [step for step, (before, after) in enumerate(pairwise(found)) if after > before]
+
+
+def test_the_rest_between_two_borders_of_epochs_is_not_stationary() -> None:
+    assert len(_decays(_staircase(12))) > 2
+    assert not _decays(_staircase(12), steps_per_epoch=400)
+
+
+def test_a_loss_at_rest_for_epochs_is_stationary() -> None:
+    first, *others = _decays(_staircase(4), steps_per_epoch=400)
+    assert 4 * 400 < first < 9 * 400
+    # The averages, of an epoch each, respond 2 epochs later than the falls.
+    assert all(after - before > 2 * 400 for before, after in pairwise([first, *others]))
+
+
+def test_averages_are_as_long_as_an_epoch_in_runs_of_ten_and_more() -> None:
+    def made(steps_per_epoch: int | None, fraction: float | None = None) -> FastFaceLR:
+        return FastFaceLR.for_horizon(
+            SGD([nn.Parameter(torch.zeros(1))], lr=0.1),
+            10_000,
+            steps_per_epoch=steps_per_epoch,
+            patience_fraction=fraction,
+        )
+
+    for steps in (None, 1001, 20):  # no epochs, too few of them, and short ones
+        assert made(steps).patience_steps == pytest.approx(500)
+    late = 2 * 1000 - 2 * 10_000 / 202.325
+    assert made(1000).patience_steps == pytest.approx(500 + late, abs=1)
+    assert made(1000, 0.07).patience_steps == pytest.approx(700)
 
 
 def test_a_given_threshold_replaces_the_scaled_one() -> None:

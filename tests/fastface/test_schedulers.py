@@ -200,7 +200,7 @@ def test_the_cooldown_is_a_straight_line_to_zero_over_the_rate_without_it(
 ) -> None:
     losses = [5.0 - 0.01 * min(step, 400) for step in range(1020)]  # the run has 1000 steps
     settings = {"threshold": 2e-3, "warmup_steps": 50}
-    plain = rates_over(make(make_optimizer(0.1, 0.3), 1000, **settings), losses)
+    plain = rates_over(make(make_optimizer(0.1, 0.3), 1000, cooldown=0.0, **settings), losses)
     scheduler = make(make_optimizer(0.1, 0.3), 1000, cooldown=cooldown, **settings)
     first = scheduler.get_last_lr()
     rates = [first, *rates_over(scheduler, losses)]
