@@ -202,14 +202,14 @@ def test_the_cooldown_is_a_straight_line_to_zero_over_the_rate_without_it(
     settings = {"threshold": 2e-3, "warmup_steps": 50}
     plain = rates_over(make(make_optimizer(0.1, 0.3), 1000, cooldown=0.0, **settings), losses)
     scheduler = make(make_optimizer(0.1, 0.3), 1000, cooldown=cooldown, **settings)
-    first = scheduler.get_last_lr()
-    rates = [first, *rates_over(scheduler, losses)]
-    for step, before in enumerate([[0.1 / 50, 0.3 / 50], *plain]):
-        left = min(1.0, max(1000 - step, 0) / (1000 * cooldown))
-        assert rates[step] == pytest.approx([rate * left for rate in before], rel=1e-12)
+    assert scheduler.get_last_lr() == pytest.approx([0.1 / 50, 0.3 / 50])
+    rates = rates_over(scheduler, losses)
+    for done, (found, before) in enumerate(zip(rates, plain, strict=True), 1):
+        left = min(1.0, max(1000 - done, 0) / (1000 * cooldown))
+        assert found == pytest.approx([rate * left for rate in before], rel=1e-12)
     assert scheduler.decays > 2
-    assert 0.0 < rates[999][0] < 1e-3  # the last step of the run
-    assert rates[1000] == [0.0, 0.0]
+    assert 0.0 < rates[998][0] < 1e-3  # of the last step of the run
+    assert rates[999] == [0.0, 0.0]
 
 
 def test_a_group_added_in_the_cooldown_cools_too() -> None:
