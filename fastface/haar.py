@@ -149,7 +149,7 @@ class HorizonDetector:
 
     def update(self, loss: float) -> float | None:
         """D_t for the finite loss L_t; None until the averages have settled."""
-        # n_t is a plain mean at first, and a moving average over T / 50 steps later.
+        # n_t is a plain mean at first, and a moving average over T / 50 steps or an epoch later.
         seen = self.seen
         if seen:
             moved = abs(loss - self.last) / self.difference
@@ -170,6 +170,7 @@ class HorizonDetector:
     def state(self) -> State:
         state = {**vars(self), "stages": self.stages.state()}
         del state["difference"]  # it belongs to the steps to come
+        del state["published"]
         return state
 
     def load(self, state: State) -> None:
