@@ -45,7 +45,7 @@ class LossScheduler(LRScheduler):
         threshold: float,
         patience_steps: float,
         warmup_steps: int,
-        total_steps: int | None = None,
+        total_steps: int = 0,
         cooldown_steps: float = 0.0,
     ) -> None:
         _require(math.isfinite(threshold), "threshold", threshold, "a finite number")
@@ -96,7 +96,8 @@ class LossScheduler(LRScheduler):
             self._send(loss)
         else:
             self._read(loss.item())
-        if self.last_epoch < self.warmup_steps or self._cooldown() < 1.0:
+        cooling = self.cooldown_steps and self.last_epoch > self.total_steps - self.cooldown_steps
+        if cooling or self.last_epoch < self.warmup_steps:
             self._adopt_groups()
             self._set_lrs(self.get_lr())
 
@@ -129,7 +130,9 @@ class LossScheduler(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each parameter group for the next optimizer step."""
         warm = min(1.0, (self.last_epoch + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return [base * (self.scale * warm * self._cooldown()) for base in self.base_lrs]
+        left = max(self.total_steps - self.last_epoch, 0)
+        cool = min(1.0, left / self.cooldown_steps) if self.cooldown_steps else 1.0
+        return [base * (self.scale * warm * cool) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """All that later learning rates depend on, as numbers and lists.
@@ -163,12 +166,6 @@ class LossScheduler(LRScheduler):
         vars(self).update(state)
         self.base_lrs = list(self.base_lrs)
         self._set_lrs(self._last_lr)
-
-    def _cooldown(self) -> float:
-        """The factor of the cooldown for the next optimizer step: 1 before it, 0 after the run."""
-        if self.total_steps is None or not self.cooldown_steps:
-            return 1.0
-        return min(1.0, max(self.total_steps - self.last_epoch, 0) / self.cooldown_steps)
 
     def _initial_step(self) -> None:
         """Sets the first learning rates; torch's constructor calls it.
