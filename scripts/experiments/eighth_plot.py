@@ -104,7 +104,7 @@ def draw(points: Sequence[Point]) -> Figure:
     axis.set_xlabel("images × multiply-adds, as a share of the baseline's")
     axis.set_ylabel("points on LFW above the baseline")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower right")
     return figure
 
 
