@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow
-from scripts.experiments.fine_tuning import right_of
+from scripts.experiments._judge import right_of
 
 METHODS = (
     "noise",

@@ -29,7 +29,6 @@ from random weights. Every finished row leaves a JSON file in --results, so the 
 stopped and started again. Differences have 95 % intervals (eval/metrics/paired.py).
 """
 
-import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,17 +43,16 @@ from data.faces import open_faces
 from data.files import atomic_write
 from data.pairs.lists import from_list
 from data.types import FaceSet
-from eval.benchmarks.pairs import score_pairs
 from eval.cleaning.merge import find_merges
 from eval.cleaning.noise import Noise, find_noise
 from eval.cleaning.overlap import find_overlap, mean_centers
 from eval.cleaning.prune import prune_at_random, prune_by_difference, true_probabilities
 from eval.cleaning.split import find_splits
 from eval.embed import embed_faces, normalized
-from eval.metrics import verification as metrics
 from recognition.models.load import load_model
 from scripts._tables import show_table
 from scripts.experiments._cleaning_tables import accuracy_table, found_table
+from scripts.experiments._judge import judge_model
 from scripts.experiments._train import run_training
 from tools._cli import command
 
@@ -210,14 +208,7 @@ class Place:
     def test(self, row: str) -> dict[str, Any]:
         """Accuracy on the 6,000 pairs of LFW, and the pairs that were judged correctly, as text."""
         pairs = from_list(self.faces / "protocol/pairs.txt", self.faces / "lfw_112.zip")
-        model = load_model(self.folder(row), device="cpu")
-        embeddings = embed_faces(model, pairs.images, model.size)
-        found = score_pairs("lfw", embeddings, pairs.first, pairs.second, pairs.same).metrics
-        distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
-        thresholds = metrics.grid_accuracy(distances, pairs.same).thresholds
-        right = (distances < thresholds[metrics.fold_of(len(distances))]) == pairs.same
-        kept = {key: round(found[key], 4) for key in ("accuracy", "tar@0.01", "auc")}
-        return {**kept, "right": base64.b64encode(np.packbits(right).tobytes()).decode()}
+        return judge_model(self.folder(row), "lfw", pairs, ("accuracy", "tar@0.01", "auc"))
 
 
 def noisy(place: Place) -> dict[str, Any]:

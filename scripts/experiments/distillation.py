@@ -19,8 +19,8 @@ from data.files import atomic_write
 from data.pairs.lists import from_list
 from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow, show_table
+from scripts.experiments._judge import judge_model, right_of
 from scripts.experiments._train import run_training
-from scripts.experiments.fine_tuning import judge, right_of
 from tools._cli import command
 
 CONFIG = "configs/faces_cpu.yaml"
@@ -66,7 +66,7 @@ def finish(row: str, seed: int, faces: Path, teacher: Path, runs: Path, results:
     plain = [f"data.root={faces}", "evaluate.sets=[]", f"run.seed={seed}"]
     seconds = run_training(CONFIG, [*PLAIN, *plain, *taught, *options], folder)
     pairs = from_list(faces / "protocol/pairs.txt", faces / "lfw_112.zip")
-    keep(row, seed, options, seconds, judge(folder, "lfw", pairs), results)
+    keep(row, seed, options, seconds, judge_model(folder, "lfw", pairs, (*FIGURES, "eer")), results)
 
 
 def keep(

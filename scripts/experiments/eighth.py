@@ -25,13 +25,13 @@ import torch
 from data.parts import hint
 from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow, show_table
+from scripts.experiments._judge import right_of
 from scripts.experiments.quarter_time import (
     FALL,
     IMAGES,
     Record,
     Run,
     read_records,
-    right_of,
     schedule,
     show_runs,
     work,

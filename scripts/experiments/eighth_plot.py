@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from eval.metrics.paired import Interval, accuracy_difference
 from scripts._tables import show_table
+from scripts.experiments._judge import right_of
 from scripts.experiments.eighth import best_runs
-from scripts.experiments.quarter_time import Record, read_records, right_of
+from scripts.experiments.quarter_time import Record, read_records
 from tools._cli import command
 
 BASELINE = "baseline"

@@ -9,7 +9,6 @@ the command may be stopped and started again. Differences between rows are paire
 intervals come from 2,000 bootstrap resamples of the seeds, and of the test pairs of each seed.
 """
 
-import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +19,16 @@ import torch
 
 from data.files import atomic_write
 from data.pairs.drawn import from_faces
-from data.pairs.lists import Pairs
-from eval.benchmarks.pairs import score_pairs
-from eval.embed import embed_faces
-from eval.metrics import verification as metrics
 from eval.metrics.paired import seedwise_difference
-from recognition.models.load import load_model
 from scripts._tables import TableRow, show_table
+from scripts.experiments._judge import judge_model, right_of
 from scripts.experiments._train import run_training
 from tools._cli import command
 
 CONFIG = "configs/finetune.yaml"
 SEEDS = 3
 UNTOUCHED = "untouched"
+FIGURES = ("accuracy", "tar@0.001", "auc", "eer")
 SCRATCH = ["init.weights=null", "init.centers=random", "optim.lr=0.1", "optim.lr_factors=null"]
 ROWS: dict[str, list[str]] = {
     UNTOUCHED: [],
@@ -62,19 +58,8 @@ def train(row: str, seed: int, model: Path, folder: Path) -> float:
 
 
 def test(model: Path, faces: str) -> dict[str, Any]:
-    """Figures on 2,000 pairs of a set, as `judge` gives them."""
-    return judge(model, faces, from_faces(faces, count=2000))
-
-
-def judge(model: Path, name: str, pairs: Pairs) -> dict[str, Any]:
-    """Figures on pairs, and the pairs that were judged correctly, as text."""
-    network = load_model(model, device="cpu")
-    embeddings = embed_faces(network, pairs.images, network.size)
-    found = score_pairs(name, embeddings, pairs.first, pairs.second, pairs.same).metrics
-    distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
-    right = metrics.right_decisions(distances, pairs.same)
-    kept = {key: round(found[key], 4) for key in ("accuracy", "tar@0.001", "auc", "eer")}
-    return {**kept, "right": base64.b64encode(np.packbits(right).tobytes()).decode()}
+    """Figures on 2,000 pairs of a set, with the decisions."""
+    return judge_model(model, faces, from_faces(faces, count=2000), FIGURES)
 
 
 def finish(row: str, seed: int, model: Path, runs: Path, results: Path) -> None:
@@ -117,12 +102,6 @@ def table(results: Path) -> list[TableRow]:
             )
             lines.append(line)
     return lines
-
-
-def right_of(figures: TableRow) -> np.ndarray:
-    """Which test pairs were judged correctly, bool (2000,)."""
-    packed = np.frombuffer(base64.b64decode(figures["right"]), np.uint8)
-    return np.unpackbits(packed).astype(bool)
 
 
 def run_experiment(

@@ -21,13 +21,13 @@ from matplotlib.figure import Figure
 from data.files import atomic_write
 from eval.metrics.paired import Interval, accuracy_difference
 from scripts._tables import csv_table, markdown_table
+from scripts.experiments._judge import right_of
 from scripts.experiments.quarter_time import (
     RATES,
     SEEDS,
     Record,
     chosen_rate,
     read_records,
-    right_of,
     schedules,
     tuned_rates,
 )

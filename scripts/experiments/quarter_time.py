@@ -18,7 +18,6 @@ its checkpoint. Several of these commands may run at the same time: each chooses
 one holds. `python -m scripts.experiments.quarter_report` makes the tables and figures.
 """
 
-import base64
 import fcntl
 import json
 import statistics
@@ -28,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import recognition
@@ -38,11 +36,10 @@ from data.pairs.lists import index_names, read_pair_list
 from data.parts import hint
 from data.size_schedule import SizeSchedule
 from data.steps import Steps
-from eval.benchmarks.pairs import score_pairs
 from eval.embed import embed_faces
-from eval.metrics import verification as metrics
 from recognition.parse import load_config
 from scripts._curves import run_curve, thinned, training_lines
+from scripts.experiments._judge import judge
 from scripts.experiments._train import run_training
 from scripts.experiments.view1_faces import alternating
 from tools._backbone import trace
@@ -242,14 +239,7 @@ def test(run: Run, faces: Path, runs: Path) -> dict[str, dict[str, Any]]:
     for name, (_, same) in read.items():
         here = slice(start, start + len(same))
         start = here.stop
-        found = score_pairs(name, embeddings, first[here], second[here], same).metrics
-        distances = metrics.pair_distances(embeddings, first[here], second[here])
-        right = metrics.right_decisions(distances, same)
-        figures[name] = {
-            **{key: round(found[key], 4) for key in KEPT},
-            "pairs": len(right),
-            "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
-        }
+        figures[name] = judge(name, embeddings, first[here], second[here], same, KEPT)
     return figures
 
 
@@ -261,12 +251,6 @@ def view1_pairs(faces: Path) -> str:
         counts.append(int(count))
         lines += pairs
     return "\n".join([str(sum(counts)), *lines]) + "\n"
-
-
-def right_of(figures: Record) -> np.ndarray:
-    """Which pairs were judged correctly, bool (P,), from the figures of `test`."""
-    packed = np.frombuffer(base64.b64decode(figures["right"]), np.uint8)
-    return np.unpackbits(packed)[: figures["pairs"]].astype(bool)
 
 
 def loss_curve(folder: Path) -> dict[str, list[float]]:

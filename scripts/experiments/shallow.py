@@ -22,7 +22,6 @@ not run again; an unfinished run continues from its checkpoint. Differences betw
 intervals from resamples of the test pairs and of the seeds (eval/metrics/paired.py).
 """
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,19 +32,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-import recognition
 from data.faces import open_faces
 from data.files import atomic_write
 from data.images import open_images
 from data.pairs.drawn import from_faces
 from data.pairs.lists import Pairs, index_names, read_pair_list
-from eval.benchmarks.pairs import score_pairs
-from eval.embed import embed_faces
-from eval.metrics import verification as metrics
 from eval.metrics.paired import accuracy_difference
 from scripts._tables import TableRow, show_table
+from scripts.experiments._judge import judge_model, right_of
 from scripts.experiments._train import run_training
-from scripts.experiments.quarter_time import right_of
 from scripts.experiments.view1_faces import alternating, people_of
 from tools._cli import command
 
@@ -225,17 +220,7 @@ def test_pairs(run: Run, faces: Path, runs: Path) -> Pairs:
 def test(run: Run, faces: Path, runs: Path) -> dict[str, Any]:
     """Figures of the trained model; `right` says in base 64 which pairs were judged correctly."""
     pairs = test_pairs(run, faces, runs)
-    model = recognition.load(runs / run.name, device="cpu")
-    embeddings = embed_faces(model, pairs.images, model.size)
-    found = score_pairs(run.faces, embeddings, pairs.first, pairs.second, pairs.same).metrics
-    distances = metrics.pair_distances(embeddings, pairs.first, pairs.second)
-    thresholds = metrics.grid_accuracy(distances, pairs.same).thresholds
-    right = (distances < thresholds[metrics.fold_of(len(distances))]) == pairs.same
-    return {
-        **{key: round(found[key], 4) for key in ("accuracy", "auc", "eer")},
-        "pairs": len(right),
-        "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
-    }
+    return judge_model(runs / run.name, run.faces, pairs, ("accuracy", "auc", "eer"))
 
 
 def finish(run: Run, faces: Path, runs: Path, results: Path) -> None:

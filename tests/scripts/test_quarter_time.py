@@ -13,6 +13,7 @@ import pytest
 
 from recognition.parse import load_config
 from scripts.experiments import quarter_report, quarter_time, view1_faces
+from scripts.experiments._judge import packed, right_of
 from scripts.experiments.quarter_time import RATES, Run, chosen_rate, known_runs, tuning_rates
 
 
@@ -99,11 +100,9 @@ def test_more_seeds_follow_the_choice() -> None:
 
 def test_correct_pairs_survive_the_file() -> None:
     right = np.random.default_rng(5).random(1003) < 0.5
-    stored: dict[str, Any] = {
-        "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
-        "pairs": 1003,
-    }
-    assert np.array_equal(quarter_time.right_of(json.loads(json.dumps(stored))), right)
+    stored = json.loads(json.dumps(packed(right)))
+    assert stored["pairs"] == 1003
+    assert np.array_equal(right_of(stored), right)
 
 
 def test_pairs_alternate_and_none_is_lost(tmp_path: Path) -> None:
