@@ -246,9 +246,9 @@ def test_larger_steps_do_not_hide_the_noise_from_for_horizon() -> None:
     found = {}
     for size in (6, 12, 24):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
-        given = {"optimizer": optimizer, "total_steps": 6000, "steps_per_epoch": 600}
+        given = {"optimizer": optimizer, "total_steps": 6000, "steps_per_epoch": 1200}
         reader = build_part(PACKAGE, Part("fastface", {"for_horizon": True}), **given)
-        schedule = Schedule(reader, Steps(size, 6, 3600))
+        schedule = Schedule(reader, Steps(size, 6, 7200))
         draw = np.random.default_rng(1)
         for loss in draw.normal(10.0, 0.3 * math.sqrt(6 / size), 6 * 3000 // size):
             optimizer.step()
@@ -256,6 +256,28 @@ def test_larger_steps_do_not_hide_the_noise_from_for_horizon() -> None:
         found[size] = schedule.state_dict()["scheduler"]["detector"]["stages"]["alpha"]
     assert found[12] == pytest.approx(found[6], rel=0.25)
     assert found[24] == pytest.approx(found[6], rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "late", "last"),
+    [
+        ({"for_horizon": True}, 2 * 100 - 2 * 1200 / 202.325, 1 / 240),
+        ({"for_horizon": True, "cooldown": 0.0}, 2 * 100 - 2 * 1200 / 202.325, 1.0),
+        ({}, 0.0, 1.0),
+        ({"cooldown": 0.5}, 0.0, 1 / 600),
+    ],
+)
+def test_fastface_for_a_horizon_knows_epochs_and_ends_at_zero(
+    options: dict[str, object], late: float, last: float
+) -> None:
+    # 12 epochs of 100 steps, and a loss that falls all the time.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
+    given = {"optimizer": optimizer, "total_steps": 1200, "steps_per_epoch": 100}
+    scheduler = build_part(PACKAGE, Part("fastface", options), **given)
+    assert scheduler.patience_steps == pytest.approx(0.05 * 1200 + late, abs=1)
+    for step in range(1199):
+        scheduler.step(100.0 - 0.05 * step)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(BASE * last)
 
 
 @pytest.mark.parametrize("name", ["cosine", "fastface"])
