@@ -123,6 +123,8 @@ class HorizonDetector:
             )
         if threshold is not None and not 0.0 < threshold < math.inf:
             raise ValueError(f"threshold is {threshold}: expected a loss per step above 0, or None")
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch is {steps_per_epoch}: expected at least 1, or None")
         self.threshold = 5e-5 * PUBLISHED_STEPS / total_steps if threshold is None else threshold
         self.published = self.fastest = 1e-3 * PUBLISHED_STEPS / total_steps
         if steps_per_epoch is not None and LEAST_EPOCHS * steps_per_epoch <= total_steps:

@@ -315,9 +315,8 @@ class FastFaceLR(LossScheduler):
         step to step: decays are missed where neighboring losses are correlated by 0.5 or more.
 
         In a run of ten epochs and more, the averages are at least as long as an epoch, because the
-        loss falls at the borders of epochs and rests between them. Such averages still hold steps
-        from before a decay when τ T steps have passed. Without a patience τ is therefore 0.05 and
-        their delay.
+        loss falls at the borders of epochs and rests between them. Such averages respond late, also
+        to a decay, so without a patience τ is 0.05 plus their delay as a fraction of the run.
 
         Args besides those of the class:
             steps_per_epoch: optimizer steps of an epoch; None if the run has no epochs.

@@ -237,3 +237,5 @@ def test_horizons_too_short_are_refused() -> None:
         HorizonDetector(999)
     with pytest.raises(ValueError, match="threshold is -1"):
         HorizonDetector(5000, threshold=-1.0)
+    with pytest.raises(ValueError, match="steps_per_epoch is 0"):
+        HorizonDetector(5000, steps_per_epoch=0)
