@@ -172,7 +172,7 @@ class HorizonDetector:
     def state(self) -> State:
         state = {**vars(self), "stages": self.stages.state()}
         del state["difference"]  # it belongs to the steps to come
-        del state["published"]
+        del state["published"]  # the run's length says it
         return state
 
     def load(self, state: State) -> None:

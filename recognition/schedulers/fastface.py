@@ -45,27 +45,26 @@ def build(
         learning rate. null: none, as in the paper, or 0.2 with for_horizon.
     """
     check_warmup(warmup_steps, total_steps)
+    # The defaults of what is null are those of the two constructors.
+    chosen = {"threshold": threshold, "patience_fraction": patience_fraction, "cooldown": cooldown}
+    given = {name: value for name, value in chosen.items() if value is not None}
     if for_horizon:
         return FastFaceLR.for_horizon(
             optimizer,
             total_steps,
             steps_per_epoch=steps_per_epoch,
-            threshold=threshold,
-            patience_fraction=patience_fraction,
             factor=factor,
             max_decays=max_decays,
             warmup_steps=warmup_steps,
-            cooldown=0.2 if cooldown is None else cooldown,
+            **given,
         )
     return FastFaceLR(
         optimizer,
         total_steps,
         alpha=alpha,
         beta=beta,
-        threshold=5e-5 if threshold is None else threshold,
-        patience_fraction=0.05 if patience_fraction is None else patience_fraction,
         factor=factor,
         max_decays=max_decays,
         warmup_steps=warmup_steps,
-        cooldown=cooldown or 0.0,
+        **given,
     )
