@@ -85,7 +85,8 @@ class DataConfig:
         if sum(smaller.values()) >= 1 or any(size >= self.size for size in smaller):
             raise ValueError(
                 f"size_schedule: found {dict(smaller)}, expected sizes below data.size={self.size} "
-                "with shares of less than 1 in all, so that the run ends with the full size"
+                "with shares of less than 1 in all, so that the run ends with the full size (for "
+                "one size: data.size_schedule=null)"
             )
 
 

@@ -272,7 +272,7 @@ def build_parts(
     if config.data.size_schedule and not getattr(backbone, "takes_smaller_images", False):
         raise ValueError(
             f"data.size_schedule: the backbone {config.backbone.name} takes images of one size "
-            "only; remove data.size_schedule, or choose iresnet or ir"
+            "only; set data.size_schedule=null, or choose iresnet or ir"
         )
     loader.landmarks = training_landmarks(backbone, faces)
     if weights is not None:

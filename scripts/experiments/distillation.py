@@ -3,9 +3,10 @@
     python -m scripts.experiments.distillation --faces FOLDER
     python -m scripts.experiments.distillation --table-only
 
-FOLDER holds what configs/faces_cpu.yaml names. The teacher is that config with SGD, shortened to
-four epochs. Every finished run leaves a JSON file in docs/results/distillation, so the command may
-be stopped and started again. Differences between rows are paired (eval/metrics/paired.py).
+FOLDER holds what configs/faces_cpu.yaml names. The teacher is that config with SGD at
+96 pixels, shortened to four epochs. Every finished run leaves a JSON file in
+docs/results/distillation, so the command may be stopped and started again. Differences between rows
+are paired (eval/metrics/paired.py).
 """
 
 import json
@@ -28,6 +29,7 @@ SEEDS = 3
 TEACHER, ALONE = "teacher", "alone"
 PLAIN = [
     *("data.threads=1", "evaluate.every_epochs=0"),
+    *("data.size=96", "data.size_schedule=null"),
     *("optim.name=sgd", "optim.nesterov=true", "optim.lr=0.1", "optim.clip_norm=5"),
     "scheduler={name: cosine, warmup_steps: 200}",
 ]

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from recognition.parse import load_config
-from scripts.experiments.distillation import ALONE, CONFIG, OF_STUDENT, OF_TEACHER, ROWS, table
+from scripts.experiments.distillation import (
+    ALONE,
+    CONFIG,
+    OF_STUDENT,
+    OF_TEACHER,
+    PLAIN,
+    ROWS,
+    table,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_is_a_valid_config(row: str) -> None:
     taught = [] if row == ALONE else ["teacher.model=x"]
-    config = load_config(ROOT / CONFIG, [*taught, *OF_STUDENT, *ROWS[row]])
-    teacher = load_config(ROOT / CONFIG, OF_TEACHER)
+    config = load_config(ROOT / CONFIG, [*PLAIN, *taught, *OF_STUDENT, *ROWS[row]])
+    teacher = load_config(ROOT / CONFIG, [*PLAIN, *OF_TEACHER])
     assert config.teacher.given == (row != ALONE)
     assert config.backbone.options["embedding"] == teacher.backbone.options["embedding"]
 

@@ -253,6 +253,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, pixels: torch.Tensor) -
         ROOT / "configs/faces_cpu.yaml",
         [
             f"data.size={SIZE}",
+            "data.size_schedule=null",
             f"data.root={folder.parent}/photos",
             "data.train=/secret/place/people.rec",
             f"backbone={json.dumps({'name': 'vit', **SMALL['vit']})}",
