@@ -33,14 +33,16 @@ def step_need(backbone: nn.Module, *, on_gpu: bool) -> StepNeed:
     """Counts the products and temporary matrices of `muon_hook`. Only shapes are read."""
     sizes = (backbone.get_parameter(name).flatten(1).shape for name in muon_weights(backbone))
     counts = Counter((min(shape), max(shape)) for shape in sizes)
-    # X Xᵀ, its square, and the product of both with X
-    products = {(m, n): 2 * m * m * n + m**3 for m, n in counts}
+    if on_gpu:  # per iteration X Xᵀ, its square, and the product of both with X
+        products = {(m, n): ITERATIONS * (2 * m * m * n + m**3) for m, n in counts}
+    else:  # X Xᵀ and the product with X once; per iteration but the first four products of squares
+        products = {(m, n): 2 * m * m * n + (4 * ITERATIONS - 3) * m**3 for m, n in counts}
     numbers = {(m, n): count * m * n for (m, n), count in counts.items()}
     # All steps exist at once in float32. The weights of one shape are stacked in float32, iterated
     # in three matrices at most, and turned back into float32.
     stacked = 4 + 3 * (2 if on_gpu else 4) + 4
     return StepNeed(
-        ITERATIONS * sum(counts[shape] * products[shape] for shape in counts),
+        sum(counts[shape] * products[shape] for shape in counts),
         4 * sum(numbers.values()) + stacked * max(numbers.values()),
     )
 
@@ -73,11 +75,40 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide.bfloat16() if wide.is_cuda else wide
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (iterated if wide.is_cuda else iterated_by_squares)(x).to(matrices.dtype)
+    return x if wide is matrices else x.mT
+
+
+def iterated(x: torch.Tensor) -> torch.Tensor:
+    """The iterations as the author writes them, on wide matrices (K,m,n) of norm 1 at most."""
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=_B, alpha=_C), x, beta=_A)
-    x = x.to(matrices.dtype)
-    return x if wide is matrices else x.mT
+    return x
+
+
+def iterated_by_squares(x: torch.Tensor) -> torch.Tensor:
+    """The same with two products of length n in all, not two per iteration; half as long on a CPU.
+
+    An iteration is X <- P X with P = a + b S + c S², where S = X Xᵀ. It makes S into P S P, so all
+    P follow from the first S, and X is multiplied once, by the product of all P. That product is
+    off by up to some hundred times the rounding of S, which is too much in bfloat16.
+    """
+    square = x @ x.mT
+    factors = _factors(square)
+    product = factors
+    for _ in range(ITERATIONS - 1):
+        square = factors @ square @ factors
+        factors = _factors(square)
+        product = factors @ product
+    return product @ x
+
+
+def _factors(square: torch.Tensor) -> torch.Tensor:
+    """a + b S + c S² of each S (K,m,m)."""
+    factors = torch.baddbmm(square, square, square, beta=_B, alpha=_C)
+    factors.diagonal(dim1=1, dim2=2).add_(_A)
+    return factors
 
 
 def muon_hook(momentum: float) -> Callable[[torch.optim.Optimizer, Any, Any], None]:

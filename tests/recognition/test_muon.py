@@ -1,5 +1,6 @@
 """`optim.name: muon`: the iteration, the steps, and which weights they are for."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from recognition.backbones import iresnet, mobilefacenet, vit
 from recognition.config import OptimConfig
 from recognition.freeze import Frozen
-from recognition.muon import ITERATIONS, muon_weights, orthogonalized, step_need
+from recognition.muon import (
+    ITERATIONS,
+    iterated,
+    iterated_by_squares,
+    muon_weights,
+    orthogonalized,
+    step_need,
+)
 from recognition.optimizer import build_optimizer
 from recognition.parse import load_config
 
@@ -39,6 +47,22 @@ def test_the_iteration_changes_singular_values_only(shape: tuple[int, int]) -> N
     expected = torch.stack([_by_singular_values(matrix) for matrix in matrices])
     torch.testing.assert_close(orthogonalized(matrices).double(), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(orthogonalized(torch.zeros(1, *shape)), torch.zeros(1, *shape))
+
+
+@pytest.mark.parametrize("iterate", [iterated, iterated_by_squares])
+def test_both_forms_keep_small_singular_values(
+    iterate: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    left, right = (
+        torch.linalg.qr(torch.randn(size, 7, generator=torch.Generator().manual_seed(size)))[0]
+        for size in (7, 20)
+    )
+    wide = (left * torch.logspace(0, -4, 7)) @ right.mT
+    wide = wide / wide.norm()
+    found = left.double().mT @ iterate(wide[None])[0].double()
+    expected = left.double().mT @ _by_singular_values(wide)
+    torch.testing.assert_close(found.norm(dim=1), expected.norm(dim=1), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=3e-6)
 
 
 def test_steps_are_those_of_the_definition() -> None:
@@ -130,3 +154,7 @@ def test_the_planned_products_are_those_of_a_step() -> None:
     need = step_need(net, on_gpu=False)
     assert counted.get_total_flops() == 2 * need.multiply_adds
     assert need.bytes == 4 * (4 * 9 * 80 + 80 * 6) + 20 * 4 * 9 * 80
+    with FlopCounterMode(display=False) as counted:
+        iterated(torch.ones(1, 4 * 9, 80))
+        iterated(torch.ones(1, 6, 80))
+    assert counted.get_total_flops() == 2 * step_need(net, on_gpu=True).multiply_adds
