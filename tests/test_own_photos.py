@@ -29,7 +29,8 @@ SMALLER = {
     "count: 2000": "count: 20",
     "--count 2000": "--count 20",
     "init.weights=weights.pth": "init.weights=weights.pth optim.epochs=6 optim.batch_size=24",
-    "optim.epochs=40": "optim.epochs=21 optim.batch_size=24 backbone.width=16 data.size=32 "
+    "optim.epochs=40": "optim.epochs=21 optim.batch_size=24 backbone.depth=18 "
+    "backbone.width=16 data.size=32 "
     "'data.size_schedule={16: 0.4, 24: 0.2}' run.compile=false run.precision=fp32",
 }
 PEOPLE, IMAGES, SIDE = 14, 10, 160

@@ -34,7 +34,7 @@ PLAIN = [
     "scheduler={name: cosine, warmup_steps: 200}",
 ]
 FIGURES = ("accuracy", "tar@0.001", "auc")
-OF_TEACHER = ["optim.epochs=4", "scheduler.warmup_steps=50"]
+OF_TEACHER = ["backbone.depth=18", "optim.epochs=4", "scheduler.warmup_steps=50"]
 OF_STUDENT = [
     *("backbone={name: mobilefacenet, width: 16, embedding: 256}", "data.size=48"),
     *("optim.epochs=4", "scheduler.warmup_steps=50"),
