@@ -39,7 +39,8 @@ def step_need(backbone: nn.Module, *, on_gpu: bool) -> StepNeed:
         products = {(m, n): 2 * m * m * n + (4 * ITERATIONS - 3) * m**3 for m, n in counts}
     numbers = {(m, n): count * m * n for (m, n), count in counts.items()}
     # All steps exist at once in float32. The weights of one shape are stacked in float32, iterated
-    # in three matrices at most, and turned back into float32.
+    # in as much as three of them, and turned back into float32. On a CPU squares that are left
+    # over take more where n < 3 m, which is not counted: the largest weights are wider.
     stacked = 4 + 3 * (2 if on_gpu else 4) + 4
     return StepNeed(
         sum(counts[shape] * products[shape] for shape in counts),
